@@ -1,0 +1,39 @@
+"""A `tf.distribute` strategy for the devices of this machine."""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+
+def strategy() -> tf.distribute.Strategy:
+    """One replica a GPU or, without GPUs, one a logical CPU device.
+
+    Build models, trainer and optimiser, and call `fit`, inside its scope.
+
+    Returns:
+        A `MirroredStrategy` over all devices; with a single device TensorFlow's default strategy,
+        which lets whole updates compile into one program.
+
+    Raises:
+        ValueError: `TF_CONFIG` names several machines.
+
+    Example:
+        >>> with strategy().scope():
+        ...     count = tf.distribute.get_strategy().num_replicas_in_sync
+        >>> count >= 1
+        True
+    """
+    if os.environ.get("TF_CONFIG"):
+        raise ValueError(
+            "TF_CONFIG is set, but training across machines is not supported: the batch is kept "
+            "whole on one host. Unset TF_CONFIG to use the devices of this machine."
+        )
+    for kind in ("GPU", "CPU"):
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) > 1:
+            return tf.distribute.MirroredStrategy(devices)
+        if devices:
+            break
+    return tf.distribute.get_strategy()

@@ -1,0 +1,19 @@
+"""Demonstrations, preferences and prompts as batched token ids."""
+
+from kerasrlhf.data import dialogue, records
+from kerasrlhf.data.batches import demonstrations, preferences, prompts
+from kerasrlhf.data.rows import Report
+from kerasrlhf.data.tokenized import TokenizedDataset
+from kerasrlhf.tokens import detokenize, tokenize
+
+__all__ = [
+    "Report",
+    "TokenizedDataset",
+    "demonstrations",
+    "detokenize",
+    "dialogue",
+    "preferences",
+    "prompts",
+    "records",
+    "tokenize",
+]

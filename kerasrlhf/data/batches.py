@@ -1,0 +1,231 @@
+"""The three kinds of data that RLHF trains on, as batched token ids of one static length.
+
+All three take the same sources (records in memory, a path, a `tf.data.Dataset`, a TFDS name) and
+the same records; `kerasrlhf.data.records` lists the columns.
+"""
+
+import numpy as np
+
+from kerasrlhf.data import records as records_lib
+from kerasrlhf.data import rows as rows_lib
+from kerasrlhf import tokens
+from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
+
+
+def demonstrations(
+    source,
+    preprocessor,
+    batch_size,
+    *,
+    max_length=None,
+    whole_row=False,
+    end_token_id="auto",
+    shuffle=True,
+    seed=0,
+    drop_remainder=False,
+    split="train",
+    data_dir=None,
+    template="plain",
+):
+    """Responses to imitate, for supervised fine-tuning: `causal_lm.fit(demos)`.
+
+    A row is start token, prompt, response, end token, padding. Only predictions of response
+    tokens, the end token included, have a weight. Keras divides its default loss by all
+    positions; for a loss in nats per response token compile the model with
+    `keras.losses.SparseCategoricalCrossentropy(from_logits=True,
+    reduction="mean_with_sample_weight")`.
+
+    Args:
+        source: Records with `prompt` and `response` (or `completion`), or with `text` or
+            `messages`; or strings, which are responses without a prompt.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        batch_size: `int`, rows per batch.
+        max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`. Longer
+            rows lose the beginning of their prompt, with a warning and a count in `.report`.
+        whole_row: Whether prompt tokens are learnt too.
+        end_token_id: What ends a response: `"auto"` is the tokenizer's end token when the
+            preprocessor adds it; an `int` names another token; `None` is none.
+        shuffle: Whether every pass has an order of its own, a function of `seed` and the pass.
+        seed: `int`.
+        drop_remainder: Whether a last batch of fewer rows is left out.
+        split: The split of a TFDS dataset.
+        data_dir: Where TFDS keeps its prepared datasets.
+        template: How messages become a text, see `kerasrlhf.data.dialogue`.
+
+    Returns:
+        A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
+        `padding_mask`, bool; `y`, int32, is the next token; `sample_weight` is float32; all are
+        `(batch, length)`, with the longest row as length.
+
+    Raises:
+        ValueError: The source, its columns, a text, or an argument cannot be used.
+
+    Example:
+
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
+    >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
+    >>> demos = demonstrations([{"prompt": "aa", "response": "b"}], preprocessor, batch_size=1)
+    >>> x, y, sample_weight = next(demos.as_numpy_iterator())
+    >>> x["token_ids"].tolist(), y.tolist(), sample_weight.tolist()
+    ([[0, 1, 1, 2, 0]], [[1, 1, 2, 0, 0]], [[0.0, 0.0, 1.0, 1.0, 0.0]])
+    """
+    records = records_lib.load(source, split=split, data_dir=data_dir)
+    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
+    prompts, responses = records_lib.demonstration_texts(records, template)
+    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id)
+    x = _padded(rows, rows.candidates[0], preprocessor)
+    y, weight = _targets(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
+    dataset = batches(
+        (x, y, weight),
+        len(records),
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+    )
+    return TokenizedDataset(dataset, rows.report)
+
+
+def preferences(
+    source,
+    preprocessor,
+    batch_size,
+    *,
+    max_length=None,
+    end_token_id="auto",
+    shuffle=True,
+    seed=0,
+    drop_remainder=False,
+    split="train",
+    data_dir=None,
+    template="plain",
+):
+    """Pairs of responses of which the first is preferred, for reward models and DPO.
+
+    Args:
+        source: Records with `chosen`, `rejected` and `prompt`; without `prompt` it is what the
+            two have in common (see `kerasrlhf.data.records.preference_texts`).
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        batch_size: `int`, pairs per batch.
+        max_length: As in `demonstrations`; both responses keep the same prompt.
+        end_token_id: As in `demonstrations`.
+        shuffle: As in `demonstrations`.
+        seed: `int`.
+        drop_remainder: As in `demonstrations`.
+        split: The split of a TFDS dataset.
+        data_dir: Where TFDS keeps its prepared datasets.
+        template: How messages become a text.
+
+    Returns:
+        A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, and `padding_mask`, bool,
+        both `(batch, 2, length)`; candidate 0 is the chosen one; `y`, int32 `(batch,)`, is the
+        index of the preferred candidate, 0.
+
+    Raises:
+        ValueError: As `demonstrations`.
+
+    Example:
+
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
+    >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
+    >>> pairs = preferences(
+    ...     [{"prompt": "a", "chosen": "ba", "rejected": "b"}], preprocessor, batch_size=1)
+    >>> x, y = next(pairs.as_numpy_iterator())
+    >>> x["token_ids"].tolist(), y.tolist()
+    ([[[0, 1, 2, 1, 0], [0, 1, 2, 0, 0]]], [0])
+    """
+    records = records_lib.load(source, split=split, data_dir=data_dir)
+    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
+    prompts, *candidates = records_lib.preference_texts(records, template)
+    rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id)
+    columns = [_padded(rows, candidate, preprocessor) for candidate in rows.candidates]
+    x = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
+    dataset = batches(
+        (x, np.zeros(len(records), "int32")),
+        len(records),
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+    )
+    return TokenizedDataset(dataset, rows.report)
+
+
+def prompts(
+    source,
+    preprocessor,
+    batch_size,
+    *,
+    max_length=None,
+    shuffle=True,
+    seed=0,
+    drop_remainder=True,
+    split="train",
+    data_dir=None,
+    template="plain",
+):
+    """Prompts to answer, for PPO and its relatives.
+
+    Args:
+        source: Records with `prompt`, or strings, which are prompts.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        batch_size: `int`, prompts per batch, which is one iteration.
+        max_length: Tokens per prompt at most; `None` means `preprocessor.sequence_length`. Leave
+            room for the response: a model with learnt positions cannot go beyond them.
+        shuffle: As in `demonstrations`.
+        seed: `int`.
+        drop_remainder: Whether a last batch of fewer rows is left out.
+        split: The split of a TFDS dataset.
+        data_dir: Where TFDS keeps its prepared datasets.
+        template: How messages become a text.
+
+    Returns:
+        A `TokenizedDataset` of dictionaries: `token_ids`, int32 `(batch, length)`;
+        `padding_mask`, bool `(batch, length)`; `prompt`, string `(batch,)`, the text as the model
+        sees it; `record`, string `(batch,)`, the whole record as JSON.
+
+    Raises:
+        ValueError: As `demonstrations`; or fewer rows than `batch_size` while the remainder is
+            dropped; or a record that JSON cannot express.
+
+    Example:
+
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
+    >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
+    >>> dataset = prompts([{"prompt": "ba", "label": 3}], preprocessor, batch_size=1)
+    >>> batch = next(dataset.as_numpy_iterator())
+    >>> batch["token_ids"].tolist(), batch["record"].tolist()
+    ([[0, 2, 1]], [b'{"prompt": "ba", "label": 3}'])
+    """
+    records = records_lib.load(source, split=split, data_dir=data_dir, text_column="prompt")
+    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
+    texts = records_lib.prompt_texts(records, template)
+    rows = rows_lib.encode(texts, [], preprocessor, max_length)
+    x = _padded(rows, [[]] * len(records), preprocessor)
+    x |= {"prompt": rows.prompts, "record": records_lib.to_json(records)}
+    dataset = batches(
+        x, len(records), batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
+    )
+    return TokenizedDataset(dataset, rows.report)
+
+
+def _padded(rows, responses, preprocessor):
+    joined = [p + r for p, r in zip(rows.prompt_ids, responses, strict=True)]
+    token_ids, mask = rows_lib.pad(joined, rows.report.length, tokens.pad_id(preprocessor))
+    return {"token_ids": token_ids, "padding_mask": mask}
+
+
+def _targets(x, first):
+    """Next tokens, and weight 1 where the next token is real and at or after `first`."""
+
+    def shift(array):
+        return np.pad(array[:, 1:], ((0, 0), (0, 1)))
+
+    counts = x["padding_mask"] & (np.arange(x["token_ids"].shape[1]) >= np.array(first)[:, None])
+    return shift(x["token_ids"]), shift(counts).astype("float32")

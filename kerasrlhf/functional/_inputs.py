@@ -1,0 +1,52 @@
+"""What every pure function does to its arguments first: cast them, compare shapes and ranges."""
+
+from keras import ops
+
+
+def float32(x):
+    """Anything array-like as a float32 tensor."""
+    return ops.cast(ops.convert_to_tensor(x), "float32")
+
+
+def boolean(mask):
+    """A mask of booleans or of zeros and ones as a bool tensor."""
+    return ops.cast(ops.convert_to_tensor(mask), "bool")
+
+
+def check_same_shape(**tensors) -> None:
+    """Raise a `ValueError` when statically known shapes differ; unknown sizes match anything."""
+    names = list(tensors)
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    for name, shape in zip(names[1:], shapes[1:], strict=True):
+        if not _compatible(shapes[0], shape):
+            raise ValueError(
+                f"`{names[0]}` has the shape {shapes[0]} and `{name}` the shape {shape}, but both "
+                "must have the same. Cut or pad them to one shape; nothing is broadcast here."
+            )
+
+
+def check_rank(name: str, tensor, axes: tuple[str, ...]) -> None:
+    """Raise a `ValueError` when `tensor` has another number of axes than `axes` names."""
+    if len(tensor.shape) != len(axes):
+        expected = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+        raise ValueError(
+            f"`{name}` has the shape {tuple(tensor.shape)}, expected {expected}. Reshape it."
+        )
+
+
+def check_unit_interval(name: str, value) -> None:
+    """Raise a `ValueError` when a Python number lies outside [0, 1]; tensors pass unseen."""
+    if isinstance(value, int | float) and not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value}, expected a number from 0 to 1, both included.")
+
+
+def check_positive(name: str, value) -> None:
+    """Raise a `ValueError` when a Python number is not above 0; tensors pass unseen."""
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"`{name}` is {value}, expected a number above 0.")
+
+
+def _compatible(shape, other):
+    return len(shape) == len(other) and all(
+        a is None or b is None or a == b for a, b in zip(shape, other, strict=True)
+    )

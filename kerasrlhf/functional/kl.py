@@ -1,0 +1,90 @@
+"""Three estimators, per sampled token, of KL(policy || reference).
+
+All take tokens sampled from the policy and use `d = logprobs - ref_logprobs`. `k1` belongs into the
+reward; `k2` and `k3` are for losses and for logging.
+"""
+
+from keras import ops
+
+from kerasrlhf.functional._inputs import check_same_shape, float32
+
+
+def k1(logprobs, ref_logprobs):
+    """The log ratio: unbiased, of either sign.
+
+    `d`. Its sum over a response is the KL term of the reward, in nats per sequence.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy.
+        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+
+    Returns:
+        Tensor `(batch, length)`, float32, in nats.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> k1([[-1.0]], [[-3.0]]).numpy().tolist()
+        [[2.0]]
+
+    Reference:
+        Schulman 2020, "Approximating KL Divergence" (k1); Ziegler et al. 2019, arXiv 1909.08593,
+        eq. 2.
+    """
+    logprobs, ref_logprobs = float32(logprobs), float32(ref_logprobs)
+    check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs, ref_logprobs):
+    """Half the squared log ratio: biased, never negative, of small variance.
+
+    `d^2 / 2`. With the new and the old policy its masked mean is `approxkl`.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy.
+        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+
+    Returns:
+        Tensor `(batch, length)`, float32, in nats, at least 0.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> k2([[-1.0]], [[-4.0]]).numpy().tolist()
+        [[4.5]]
+
+    Reference:
+        Schulman 2020, "Approximating KL Divergence" (k2).
+    """
+    return 0.5 * ops.square(k1(logprobs, ref_logprobs))
+
+
+def k3(logprobs, ref_logprobs):
+    """The inverse ratio less its tangent: unbiased and never negative.
+
+    `exp(-d) - 1 + d`. Its gradient is not that of the reverse KL, so it stays out of the reward.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy.
+        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+
+    Returns:
+        Tensor `(batch, length)`, float32, in nats, at least 0.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> round(float(k3([[-1.0]], [[-2.0]])[0, 0]), 4)  # 1 / e
+        0.3679
+
+    Reference:
+        Schulman 2020, "Approximating KL Divergence" (k3); Shao et al. 2024, arXiv 2402.03300,
+        eq. 4.
+    """
+    d = k1(logprobs, ref_logprobs)
+    # expm1 keeps the digits that exp(-d) - 1 loses while the policies are close.
+    return ops.expm1(-d) + d

@@ -1,0 +1,103 @@
+"""Log probabilities of chosen tokens, the entropy of the choice, and the one shift by a token."""
+
+from keras import ops
+
+from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
+
+
+def token_logprobs(logits, token_ids, temperature=1.0):
+    """Log probability of each token under the logits that stand at the same position.
+
+    `logits[t, id] / temperature - logsumexp(logits[t] / temperature)`. Nothing is shifted:
+    `logits[:, t]` chose `token_ids[:, t]`; see `align`. No tensor of the vocabulary's size is kept
+    besides the logits.
+
+    Args:
+        logits: Tensor `(..., vocab)`.
+        token_ids: Tensor `(...)`, integers in [0, vocab).
+        temperature: Number above 0 by which the logits are divided, as in sampling.
+
+    Returns:
+        Tensor `(...)`, float32, in nats, at most 0.
+
+    Raises:
+        ValueError: When `temperature` is not above 0 or the static shapes do not match.
+
+    Example:
+        >>> import math
+        >>> chosen = token_logprobs([[math.log(3.0), 0.0]], [0])
+        >>> round(math.exp(float(chosen[0])), 4)
+        0.75
+
+    Reference:
+        Huang et al. 2023, "The N Implementation Details of RLHF with PPO": the temperature divides
+        sampled, new and reference logits alike (N10).
+    """
+    check_positive("temperature", temperature)
+    logits, token_ids = ops.convert_to_tensor(logits), ops.convert_to_tensor(token_ids)
+    indices = ops.cast(token_ids, "int32")[..., None]
+    check_same_shape(logits=logits[..., :1], token_ids=indices)
+    chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature
+    scaled = float32(logits) / temperature
+    # The peak leaves before the rounding: logits near -100 (GPT-2) would cost two digits.
+    peak = ops.stop_gradient(ops.max(scaled, axis=-1, keepdims=True))
+    normaliser = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1))
+    return (chosen - peak)[..., 0] - normaliser
+
+
+def token_entropy(logits, temperature=1.0):
+    """Exact entropy of the distribution at each position.
+
+    `-sum_id p[id] log p[id]` with `p = softmax(logits / temperature)`. A token with a logit of
+    `-inf` (forbidden) adds nothing.
+
+    Args:
+        logits: Tensor `(..., vocab)`.
+        temperature: Number above 0 by which the logits are divided.
+
+    Returns:
+        Tensor `(...)`, float32, in nats, from 0 to log(vocab).
+
+    Raises:
+        ValueError: When `temperature` is not above 0.
+
+    Example:
+        >>> round(float(token_entropy([0.0, 0.0, 0.0, 0.0])), 4)  # log 4
+        1.3863
+
+    Reference:
+        Schulman et al. 2017, arXiv 1707.06347, section 5 (the entropy bonus S).
+    """
+    check_positive("temperature", temperature)
+    logprobs = ops.log_softmax(float32(logits) / temperature, axis=-1)
+    finite = ops.where(ops.isfinite(logprobs), logprobs, 0.0)
+    return -ops.sum(ops.exp(logprobs) * finite, axis=-1)
+
+
+def align(states):
+    """Shift by one token: what was computed in the state *before* token t stands at t afterwards.
+
+    `result[:, t] = states[:, t - 1]` and zeros at `t = 0`. A causal network's output at `t - 1`
+    chooses token `t`; this is the only place where that offset is applied.
+
+    Args:
+        states: Tensor `(batch, length, ...)`: hidden states, logits or values.
+
+    Returns:
+        Tensor of the shape and dtype of `states`.
+
+    Raises:
+        ValueError: When `states` has fewer than two axes.
+
+    Example:
+        >>> align([[1.0, 2.0, 3.0]]).numpy().tolist()
+        [[0.0, 1.0, 2.0]]
+    """
+    states = ops.convert_to_tensor(states)
+    if len(states.shape) < 2:
+        raise ValueError(
+            f"`states` has the shape {tuple(states.shape)}, expected (batch, length, ...). "
+            "Add the missing axis."
+        )
+    padding = [[0, 0], [1, 0]] + [[0, 0]] * (len(states.shape) - 2)
+    return ops.pad(states[:, :-1], padding)

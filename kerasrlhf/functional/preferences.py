@@ -1,0 +1,138 @@
+"""Losses and statistics of compared responses; candidate 0 is the preferred one."""
+
+from keras import ops
+
+from kerasrlhf.functional._inputs import check_rank, check_same_shape, float32
+
+
+def bradley_terry(scores, margin=None):
+    """Negative log likelihood that candidate 0 beats another one.
+
+    `mean over j > 0 of -log sigmoid(scores[0] - scores[j] - margin)`; with two candidates the mean
+    has one term.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+        margin: Number or tensor `(batch,)` by which the preferred score shall lead; None is 0.
+
+    Returns:
+        Tensor `(batch,)`, float32, in nats, at least 0.
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more, or a
+            margin per row has another number of rows.
+
+    Example:
+        >>> round(float(bradley_terry([[1.0, 1.0]])[0]), 4)  # log 2
+        0.6931
+
+    Reference:
+        Stiennon et al. 2020, arXiv 2009.01325, section 3.4; Huang et al. 2024, arXiv 2403.17031
+        (P11); the margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2.
+    """
+    lead = _leads(scores)
+    if margin is not None:
+        lead = lead - _per_row(margin, lead)
+    return ops.mean(ops.softplus(-lead), axis=1)
+
+
+def best_of_k(scores):
+    """Negative log likelihood that candidate 0 is picked among all.
+
+    `-log softmax(scores)[0]`; with two candidates this is `bradley_terry`.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+
+    Returns:
+        Tensor `(batch,)`, float32, in nats, at least 0.
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+
+    Example:
+        >>> round(float(best_of_k([[2.0, 2.0, 2.0, 2.0]])[0]), 4)  # log 4
+        1.3863
+
+    Reference:
+        Ziegler et al. 2019, arXiv 1909.08593, eq. 1.
+    """
+    scores = _candidate_scores(scores)
+    return -ops.log_softmax(scores, axis=1)[:, 0]
+
+
+def accuracy(scores):
+    """Whether candidate 0 has the highest score, with ties shared out.
+
+    `1 / number of candidates at the maximum` when candidate 0 is one of them, else 0: 1 for a
+    strict winner, one half for a tie of two. Equal scores thus count as a guess.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+
+    Returns:
+        Tensor `(batch,)`, float32, in [0, 1].
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+
+    Example:
+        >>> accuracy([[2.0, 1.0], [1.0, 2.0], [1.0, 1.0]]).numpy().tolist()
+        [1.0, 0.0, 0.5]
+
+    Reference:
+        Stiennon et al. 2020, arXiv 2009.01325, section 4.3; Huang et al. 2024, arXiv 2403.17031
+        (P16).
+    """
+    scores = _candidate_scores(scores)
+    highest = float32(scores >= ops.max(scores, axis=1, keepdims=True))
+    return highest[:, 0] / ops.maximum(ops.sum(highest, axis=1), 1.0)
+
+
+def lead(scores):
+    """How far candidate 0 leads the best of the others.
+
+    `scores[0] - max over j > 0 of scores[j]`.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+
+    Returns:
+        Tensor `(batch,)`, float32, in units of score, negative when another one leads.
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+
+    Example:
+        >>> lead([[5.0, 1.0, 3.0]]).numpy().tolist()
+        [2.0]
+
+    Reference:
+        Huang et al. 2024, arXiv 2403.17031 (P18): accuracy against the size of the difference.
+    """
+    return ops.min(_leads(scores), axis=1)
+
+
+def _leads(scores):
+    scores = _candidate_scores(scores)
+    return scores[:, :1] - scores[:, 1:]
+
+
+def _candidate_scores(scores):
+    scores = float32(scores)
+    check_rank("scores", scores, ("batch", "candidates"))
+    if scores.shape[1] is not None and scores.shape[1] < 2:
+        raise ValueError(
+            f"`scores` has the shape {tuple(scores.shape)}, expected (batch, candidates) with at "
+            "least 2 candidates. Stack the preferred score and the others along axis 1."
+        )
+    return scores
+
+
+def _per_row(margin, leads):
+    margin = float32(margin)
+    if len(margin.shape) == 0:
+        return margin
+    check_rank("margin", margin, ("batch",))
+    check_same_shape(margin=margin, rows_of_scores=leads[:, 0])
+    return margin[:, None]

@@ -1,0 +1,5 @@
+"""Keras metrics."""
+
+from kerasrlhf.metrics.preference import PreferenceAccuracy, PreferenceMargin
+
+__all__ = ["PreferenceAccuracy", "PreferenceMargin"]

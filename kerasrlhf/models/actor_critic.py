@@ -1,0 +1,260 @@
+"""A language model that acts and a critic that values its states."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasrlhf import files, replica, tokens
+from kerasrlhf.functional import logprobs
+from kerasrlhf.models import lm_adapter, windows
+from kerasrlhf.models.sampling import sample
+from kerasrlhf.models.scalar_head import ScalarHead
+from kerasrlhf.types import Sampler, Samples, TokenStats
+
+_CONFIG = "actor_critic.json"
+_HEAD = "actor_critic.weights.h5"
+_CRITIC = "critic"
+
+
+@keras.saving.register_keras_serializable("kerasrlhf")
+class ActorCritic(keras.Model):
+    """A keras-hub `CausalLM` with a value head: the policy and the critic of PPO.
+
+    The language model is used as it is, not copied: what training changes is `causal_lm`, which
+    can be saved, exported or asked to `generate` like any other. Both networks run without
+    dropout (detail N13).
+
+    Args:
+        causal_lm: keras-hub `CausalLM` of a text family.
+        critic: None: a value head on the actor's own hidden states, which costs no second network.
+            A backbone or CausalLM: a network of its own with a value head (detail P22); it is
+            trained too, so pass a copy of anything that must stay. It must read the same
+            vocabulary of token ids.
+
+    Call arguments:
+        inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.
+
+    Returns:
+        Dict of `logits` float32 `(batch, length, vocab)` and `values` float32 `(batch, length)`,
+        both of the state after the token they stand at.
+
+    Raises:
+        ValueError: not a text CausalLM; a critic of a smaller vocabulary or of fewer positions.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
+        >>> responses = actor.generate(["Once upon a time"], rlhf.Sampler(length=8))
+        >>> len(responses)
+        1
+
+    Reference:
+        Stiennon et al. 2020, "Learning to summarize from human feedback"; details N1, N11, N13.
+    """
+
+    def __init__(self, causal_lm: keras.Model, critic: keras.Model | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        lm_adapter.check(causal_lm)
+        self.causal_lm = causal_lm
+        self.critic = getattr(critic, "backbone", None) or critic
+        self.value_head = ScalarHead(name="value_head")
+        if self.critic is not None:
+            self._check_critic()
+        self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
+        self._generate_functions = {}
+        self.built = True
+
+    def _check_critic(self):
+        lm_adapter.check_backbone(self.critic)
+        ours = lm_adapter.vocabulary_size(self.causal_lm)
+        theirs = self.critic.vocabulary_size
+        if theirs < ours:
+            raise ValueError(
+                "Actor and critic share token ids. Received an actor with a vocabulary of "
+                f"{ours} and a critic with {theirs}. Use a critic of the same tokenizer."
+            )
+
+    @classmethod
+    def from_causal_lm(
+        cls, causal_lm: keras.Model, critic: keras.Model | None = None
+    ) -> ActorCritic:
+        """An actor-critic around `causal_lm` with a fresh value head."""
+        return cls(causal_lm, critic=critic)
+
+    @classmethod
+    def from_preset(cls, preset: str | pathlib.Path, **kwargs: Any) -> ActorCritic:
+        """Loads a folder of `save_to_preset`, or any language model with a fresh value head.
+
+        Args:
+            preset: keras-hub name or handle, or a local folder.
+            **kwargs: to `CausalLM.from_preset`, for example `dtype="bfloat16"`.
+        """
+        folder = pathlib.Path(preset)
+        causal_lm = lm_adapter.load_causal_lm(preset, **kwargs)
+        if not (folder / _CONFIG).is_file():
+            return cls(causal_lm)
+        separate = files.read_json(folder / _CONFIG)["separate_critic"]
+        critic = lm_adapter.load_backbone(folder / _CRITIC) if separate else None
+        actor = cls(causal_lm, critic=critic)
+        actor.value_head.load_own_weights(folder / _HEAD)
+        return actor
+
+    def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
+        """Writes the language model as a keras-hub preset, and the critic beside it.
+
+        `from_preset` gives back the same actor-critic; `keras_hub.models.CausalLM.from_preset`
+        reads the language model of the same folder. The folder appears in one piece.
+        """
+        with files.replacing(preset_dir) as folder:
+            self.causal_lm.save_to_preset(str(folder))
+            files.write_json(folder / _CONFIG, {"separate_critic": self.critic is not None})
+            self.value_head.save_own_weights(folder / _HEAD)
+            if self.critic is not None:
+                self.critic.save_to_preset(str(folder / _CRITIC))
+
+    def call(self, inputs):
+        token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
+        hidden = lm_adapter.hidden_states(self.causal_lm, token_ids, padding_mask)
+        states = hidden
+        if self.critic is not None:
+            states = lm_adapter.hidden_states(self.critic, token_ids, padding_mask)
+        logits = lm_adapter.head(self.causal_lm)(hidden)
+        return {"logits": logits, "values": self.value_head(states)}
+
+    def token_stats(
+        self,
+        token_ids: Any,
+        padding_mask: Any,
+        starts: Any = None,
+        width: int | None = None,
+        temperature: float = 1.0,
+    ) -> TokenStats:
+        """Log-probabilities, entropy and values of given tokens, as the model is now.
+
+        Args:
+            token_ids: int32 `(batch, length)`, right-padded.
+            padding_mask: bool `(batch, length)`.
+            starts: int32 `(batch,)`, at least 1: first token of each row's window. None: token 1.
+            width: int, tokens of the window. None: all behind token 0. Only windows are projected
+                to the vocabulary.
+            temperature: the sampler's; logits are divided by it (detail N10).
+
+        Returns:
+            `TokenStats`, zero outside the windows. What belongs to token `t` was made in the state
+            before it; entropy carries no gradient.
+        """
+        if starts is None:
+            starts = ops.ones((token_ids.shape[0],), "int32")
+            width = token_ids.shape[1] - 1
+        logits, states, chosen = windows.window_logits(
+            self.causal_lm, token_ids, padding_mask, starts, width
+        )
+        per_window = TokenStats(
+            logprobs.token_logprobs(logits, chosen, temperature),
+            logprobs.token_entropy(ops.stop_gradient(logits), temperature),
+            self._window_values(states, token_ids, padding_mask, starts, width),
+        )
+        length = token_ids.shape[1]
+        return TokenStats(*(windows.lay_back(x, starts, length) for x in per_window))
+
+    def _window_values(self, states, token_ids, padding_mask, starts, width):
+        if self.critic is not None:
+            hidden = lm_adapter.hidden_states(self.critic, token_ids, padding_mask)
+            states = windows.states_before(hidden, starts, width)
+        return self.value_head(states)
+
+    def token_values(self, token_ids: Any, padding_mask: Any, starts: Any, width: int) -> Any:
+        """Values float32 `(batch, length)` of a separate critic; layout as in `token_stats`."""
+        values = self._window_values(None, token_ids, padding_mask, starts, width)
+        return windows.lay_back(values, starts, token_ids.shape[1])
+
+    def sample(self, token_ids: Any, padding_mask: Any, uniforms: Any, sampler: Sampler) -> Samples:
+        """Responses to tokenised prompts, with their log-probabilities and values.
+
+        Args:
+            token_ids: int32 `(batch, prompt)`, right-padded, static shape.
+            padding_mask: bool `(batch, prompt)`.
+            uniforms: float32 `(batch, sampler.length, 2)`, from `replica.uniforms`.
+            sampler: how to draw.
+
+        Returns:
+            `Samples`; values are zeros when the critic is a network of its own.
+        """
+        return sample(
+            self.causal_lm,
+            token_ids,
+            padding_mask,
+            uniforms,
+            sampler,
+            self.stop_token_ids(sampler),
+            self.value_head if self.critic is None else None,
+        )
+
+    def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
+        """The ids that end a response under `sampler`."""
+        if sampler.stop_token_ids == "auto":
+            return lm_adapter.end_token_ids(self.causal_lm)
+        return sampler.stop_token_ids or ()
+
+    def check_length(self, prompt_length: int, sampler: Sampler) -> None:
+        """Raises a `ValueError` when prompt and response do not fit the model's positions."""
+        models = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
+        limits = [getattr(m, "max_sequence_length", None) for m in models]
+        limit = min((x for x in limits if x), default=None)
+        if limit is not None and prompt_length + sampler.length > limit:
+            raise ValueError(
+                f"Prompts of {prompt_length} tokens and responses of {sampler.length} need "
+                f"{prompt_length + sampler.length} positions; the model has {limit}. Shorten the "
+                f"prompts (`max_length={max(limit - sampler.length, 1)}` in `data.prompts`) or the "
+                "responses (`Sampler(length=...)`)."
+            )
+
+    def generate(
+        self, prompts: Any, sampler: Sampler, seed: int = 0, jit_compile: bool = True
+    ) -> Any:
+        """Responses to prompts, by the same compiled loop that training samples with.
+
+        Args:
+            prompts: a string or list of strings; or a dict of `token_ids` and `padding_mask`
+                `(batch, prompt)`, right-padded.
+            sampler: how to draw; filters and temperature 0 are welcome here.
+            seed: int. The same seed and prompts give the same responses.
+            jit_compile: compile with XLA; each new shape and sampler is compiled once.
+
+        Returns:
+            For strings the responses' texts (one string for one string), without prompt and
+            special tokens. For a dict, `Samples`.
+
+        Raises:
+            ValueError: no prompts, a prompt that is not a string, or one that is too long.
+        """
+        if isinstance(prompts, dict):
+            ids = np.asarray(prompts["token_ids"], "int32")
+            return self._generate_ids(
+                ids, np.asarray(prompts["padding_mask"], bool), sampler, seed, jit_compile
+            )
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids, mask = tokens.padded(tokens.encode(texts, self.causal_lm.preprocessor))
+        samples = self._generate_ids(ids, mask, sampler, seed, jit_compile)
+        texts = tokens.detokenize(
+            tokens.masked_rows(samples.token_ids, samples.response_mask),
+            self.causal_lm.preprocessor,
+        )
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile):
+        self.check_length(token_ids.shape[1], sampler)
+        key = (sampler, jit_compile)
+        if key not in self._generate_functions:
+            self._generate_functions[key] = replica.compiled(
+                lambda ids, mask, uniforms: self.sample(ids, mask, uniforms, sampler), jit_compile
+            )
+        uniforms = replica.uniforms(seed, 0, len(token_ids), sampler.length)
+        return self._generate_functions[key](
+            ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
+        )

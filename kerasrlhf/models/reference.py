@@ -1,0 +1,77 @@
+"""The frozen model that a policy is kept close to."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import keras
+
+from kerasrlhf.models import lm_adapter, lora
+from kerasrlhf.models.windows import window_logprobs
+
+
+class Reference:
+    """A frozen language model: log-probabilities only, never part of a checkpoint.
+
+    It is a plain object on purpose: Keras tracks models that are set on a model, and every
+    checkpoint of a trainer would carry the frozen weights.
+
+    Args:
+        causal_lm: the model to read. It is used as it is; make a copy first where it is going to
+            be trained (`Reference.of` does).
+        adapters: whether its LoRA adapters take part.
+    """
+
+    def __init__(self, causal_lm: keras.Model, adapters: bool = True):
+        self.causal_lm = causal_lm
+        self._adapters = adapters
+
+    @classmethod
+    def of(cls, causal_lm: keras.Model, reference: Any = None) -> Reference:
+        """The reference for training `causal_lm`.
+
+        Args:
+            causal_lm: the model that is going to be trained.
+            reference: None for the model as it is now: a frozen copy or, where it carries LoRA
+                adapters, the same weights with the adapters switched off. Otherwise a CausalLM or
+                an object with a `causal_lm`, of the same vocabulary.
+
+        Raises:
+            ValueError: the vocabularies differ, or adapters that have been trained already make
+                the model differ from its base.
+        """
+        if reference is not None:
+            other = getattr(reference, "causal_lm", reference)
+            lm_adapter.check(other)
+            theirs, ours = (lm_adapter.vocabulary_size(m) for m in (other, causal_lm))
+            if theirs != ours:
+                raise ValueError(
+                    "Actor and reference share token ids and need one vocabulary. Received an "
+                    f"actor with {ours} entries and a reference with {theirs}."
+                )
+            return cls(other)
+        if not lora.adapted_layers(causal_lm.backbone):
+            return cls(lm_adapter.copy(causal_lm))
+        if not lora.is_untrained(causal_lm.backbone):
+            raise ValueError(
+                "The actor's LoRA adapters have been trained already, so switching them off does "
+                "not give the actor as it is now. Pass `reference=` a model, or save the actor "
+                "(which merges the adapters), load it and call `enable_lora` anew."
+            )
+        return cls(causal_lm, adapters=False)
+
+    def logprobs(
+        self, token_ids: Any, padding_mask: Any, starts: Any, width: int, temperature: float = 1.0
+    ) -> Any:
+        """Log-probabilities float32 `(batch, length)` of the tokens at `starts .. starts+width`.
+
+        Args and layout are those of `ActorCritic.token_stats`; zero outside the window.
+        """
+        off = contextlib.nullcontext()
+        if not self._adapters:
+            off = lora.adapters_off(self.causal_lm.backbone)
+        with off:
+            return window_logprobs(
+                self.causal_lm, token_ids, padding_mask, starts, width, temperature
+            )

@@ -1,0 +1,52 @@
+"""One number per hidden state: the value head and the score head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("kerasrlhf")
+class ScalarHead(keras.layers.Layer):
+    """Linear map from hidden states to one number each (N1).
+
+    Args:
+        stddev: float. Standard deviation of the initial kernel; 0 starts at zero, as a value head
+            does (N11). `"score"` takes 1 / sqrt(width + 1), as a reward head does (N8).
+
+    Call arguments:
+        hidden: `(..., width)`, any float dtype.
+
+    Returns:
+        Float32 `(...)`.
+
+    Example:
+        >>> import numpy as np
+        >>> head = ScalarHead()
+        >>> head(np.ones((2, 3, 8), "float32")).shape
+        TensorShape([2, 3])
+    """
+
+    def __init__(self, stddev: float | str = 0.0, **kwargs: Any):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.stddev = stddev
+
+    def build(self, input_shape):
+        width = int(input_shape[-1])
+        stddev = (width + 1) ** -0.5 if self.stddev == "score" else self.stddev
+        initializer = keras.initializers.RandomNormal(stddev=stddev) if stddev else "zeros"
+        self.kernel = self.add_weight(shape=(width,), initializer=initializer, name="kernel")
+        self.bias = self.add_weight(shape=(), initializer="zeros", name="bias")
+
+    def call(self, hidden):
+        hidden = ops.cast(hidden, "float32")
+        return ops.matmul(hidden, self.kernel) + self.bias
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[:-1]
+
+    def get_config(self):
+        return {**super().get_config(), "stddev": self.stddev}

@@ -1,0 +1,184 @@
+"""The only file with XLA compilation, `strategy.run` and sums over replicas.
+
+Batches live on the host as whole tensors. Under a `tf.distribute` strategy each replica takes
+its share of the rows, runs an XLA-compiled function on it, and the results come back as whole
+tensors; gradients are summed between compiled parts, because an optimiser cannot stand inside
+one. Without a strategy everything, the optimiser included, is one compiled function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def compiled(function: Callable, jit_compile: bool = True) -> Callable:
+    """`function` as a graph, XLA-compiled when `jit_compile` is true."""
+    return tf.function(function, jit_compile=jit_compile, autograph=False)
+
+
+def is_distributed(strategy: tf.distribute.Strategy) -> bool:
+    """Whether code must run through the strategy (true even with one mirrored replica)."""
+    return not isinstance(strategy, type(_DEFAULT_STRATEGY))
+
+
+_DEFAULT_STRATEGY = tf.distribute.get_strategy()
+
+
+def replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many replicas share a batch."""
+    return strategy.num_replicas_in_sync
+
+
+def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """Whole-batch tensors from per-replica rows; other tensors pass unchanged."""
+
+    def whole(value):
+        local = strategy.experimental_local_results(value)
+        return local[0] if len(local) == 1 else tf.concat(local, axis=0)
+
+    return tf.nest.map_structure(whole, values)
+
+
+def _share(rows: Any, context: Any) -> Any:
+    """The rows of the calling replica; scalars and None pass unchanged."""
+    count = context.num_replicas_in_sync
+    index = context.replica_id_in_sync_group
+
+    def part(x):
+        if x is None or x.shape.rank == 0 or count == 1:
+            return x
+        size = tf.shape(x)[0] // count
+        return x[index * size : (index + 1) * size]
+
+    return tf.nest.map_structure(part, rows)
+
+
+def rowwise(function: Callable, strategy: tf.distribute.Strategy, jit_compile: bool) -> Callable:
+    """A compiled version of a function whose output rows depend on the same input rows only.
+
+    Args:
+        function: maps nested tensors `(rows, ...)` to nested tensors `(rows, ...)`; scalar inputs
+            are given to every replica whole.
+        strategy: rows are divided between its replicas; their number must divide the rows.
+        jit_compile: compile with XLA.
+    """
+    island = compiled(function, jit_compile)
+    if not is_distributed(strategy):
+        return island
+
+    def on_replica(*args):
+        return island(*_share(args, tf.distribute.get_replica_context()))
+
+    @tf.function(autograph=False)
+    def run(*args):
+        return strategy.run(on_replica, args=args)
+
+    return lambda *args: gather(strategy, run(*args))
+
+
+def dense_gradients(
+    loss_and_sums: Callable, variables: list[keras.Variable]
+) -> tuple[list[tf.Tensor], Any]:
+    """Gradients of a scalar with respect to `variables`, and what the function also returns.
+
+    Args:
+        loss_and_sums: no arguments; returns the scalar to differentiate and nested tensors.
+        variables: trainable variables.
+
+    Returns:
+        Dense gradients, one a variable (embeddings included; zeros where the scalar does not
+        depend on it), and the nested tensors.
+    """
+    values = [v.value for v in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        loss, sums = loss_and_sums()
+    gradients = tape.gradient(loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(g) for g in gradients], sums
+
+
+def update(
+    gradients_and_sums: Callable,
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+    strategy: tf.distribute.Strategy,
+    jit_compile: bool,
+) -> Callable:
+    """One optimiser step as a function of a minibatch, the same on one device and on many.
+
+    Args:
+        gradients_and_sums: maps a minibatch (nested tensors `(rows, ...)`, and scalars) to
+            gradients and nested sums, both already divided by counts over the whole minibatch, so
+            that shares of replicas simply add up.
+        optimizer: built on `variables`.
+        variables: what is updated.
+        strategy: the rows of the minibatch are divided between its replicas.
+        jit_compile: compile with XLA.
+
+    Returns:
+        A function of the whole minibatch that updates the variables and returns the summed sums.
+    """
+    if not is_distributed(strategy):
+
+        def step(*minibatch):
+            gradients, sums = gradients_and_sums(*minibatch)
+            optimizer.apply(gradients, variables)
+            return sums
+
+        return compiled(step, jit_compile)
+
+    island = compiled(gradients_and_sums, jit_compile)
+
+    def on_replica(*minibatch):
+        context = tf.distribute.get_replica_context()
+        gradients, sums = island(*_share(minibatch, context))
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        # The optimiser sums over replicas once more and clips before it does: clip the sum here,
+        # then hand every replica its share, on which the second clipping has no effect.
+        clipped = optimizer._clip_gradients(gradients)
+        optimizer.apply([g / context.num_replicas_in_sync for g in clipped], variables)
+        return sums
+
+    @tf.function(autograph=False)
+    def run(*minibatch):
+        sums = strategy.run(on_replica, args=minibatch)
+        return tf.nest.map_structure(
+            lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None), sums
+        )
+
+    return run
+
+
+def uniforms(seed: int, iteration: int, rows: int, length: int) -> tf.Tensor:
+    """The random numbers of one iteration, float32 `(rows, length, 2)` in [0, 1).
+
+    They are a function of seed, iteration and row alone. Every row, and so every replica, has its
+    own (N6), and the same row draws the same tokens on one device as on many.
+
+    Example:
+        >>> a, b = uniforms(0, 3, 4, 5), uniforms(0, 3, 4, 5)
+        >>> bool(tf.reduce_all(a == b)), bool(tf.reduce_all(a == uniforms(0, 4, 4, 5)))
+        (True, False)
+    """
+    return tf.random.stateless_uniform((rows, length, 2), seed=(seed, iteration))
+
+
+def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tensor], Any]:
+    """The sum over `parts` calls of a function of the part's index, one after the other.
+
+    Args:
+        gradients_and_sums: maps an int32 scalar to gradients and nested sums.
+        parts: int. With 1 the function is called once, without a loop.
+    """
+    if parts == 1:
+        return gradients_and_sums(0)
+    total = gradients_and_sums(tf.constant(0))
+
+    def body(index, total):
+        return index + 1, tf.nest.map_structure(tf.add, total, gradients_and_sums(index))
+
+    return tf.while_loop(lambda index, _: index < parts, body, (tf.constant(1), total))[1]

@@ -1,0 +1,1 @@
+"""From prompts to scored responses, and from those to minibatches."""

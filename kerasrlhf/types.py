@@ -1,0 +1,176 @@
+"""The records that travel between the stages of an iteration, and their shapes.
+
+Letters in shapes: `batch` rows, `length` padded tokens (prompt columns plus response length),
+`vocab` entries of the vocabulary, `candidates` responses to one prompt, `width` hidden units.
+
+Layout, the same everywhere: a row holds its prompt, its response directly behind it, then
+padding. Every per-token tensor is `(batch, length)`. `logprobs[:, t]` and `values[:, t]` belong
+to the choice of token `t`, made in the state before it, so position 0 is never a response.
+Masks are true where something counts. Statistics are float32, log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How responses are drawn from the model.
+
+    A trainer takes only samplers that draw from the model's own distribution at the given
+    temperature: with `top_k`, `top_p` or temperature 0 the log-probabilities that are trained on
+    would not be those of the samples (details N4, N10), so these are for `generate` alone.
+
+    Args:
+        length: int, at least 1. New tokens of a row at most; the end token counts as one.
+        temperature: float, at least 0. Logits are divided by it; 0 takes the likeliest token.
+        top_k: int or None. Draw among the `top_k` likeliest tokens.
+        top_p: float in (0, 1] or None. Draw among the likeliest tokens that together have this
+            much probability.
+        stop_token_ids: `"auto"` (the end tokens of the model's tokenizer), None (always the full
+            length) or a sequence of ints.
+        min_length: int. A stop token ends the response only as its `min_length`-th token or
+            later (detail N14).
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> Sampler(length=16, temperature=0.7).trainable
+        True
+        >>> Sampler(length=16, top_k=50).trainable
+        False
+    """
+
+    length: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_token_ids: Any = "auto"
+    min_length: int = 1
+
+    def __post_init__(self):
+        require_int("length", self.length, minimum=1)
+        require_int("min_length", self.min_length, minimum=1)
+        require_number("temperature", self.temperature, minimum=0.0)
+        if self.top_k is not None:
+            require_int("top_k", self.top_k, minimum=1)
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"`top_p` must be in (0, 1] or None. Received: top_p={self.top_p}.")
+        if isinstance(self.stop_token_ids, str):
+            if self.stop_token_ids != "auto":
+                raise ValueError(
+                    '`stop_token_ids` must be "auto", None or a sequence of token ids. '
+                    f"Received: {self.stop_token_ids!r}."
+                )
+        elif self.stop_token_ids is not None:
+            ids = tuple(int(i) for i in self.stop_token_ids)
+            object.__setattr__(self, "stop_token_ids", ids)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether samples come from the distribution that log-probabilities describe."""
+        return (
+            self.temperature > 0
+            and self.top_k is None
+            and (self.top_p is None or self.top_p == 1.0)
+        )
+
+
+class Samples(NamedTuple):
+    """Responses as they were drawn.
+
+    token_ids: int32 `(batch, length)`, prompt and response, then padding.
+    padding_mask: bool `(batch, length)`, true on prompt and response.
+    response_mask: bool `(batch, length)`, true on response tokens, the stop token included.
+    prompt_lengths: int32 `(batch,)`.
+    ended: bool `(batch,)`, true where a stop token closed the response.
+    logprobs: float32 `(batch, length)`, zero outside the response.
+    values: float32 `(batch, length)`, zero outside the response; zeros when the critic is a
+        network of its own (it is read when the responses are scored).
+    """
+
+    token_ids: Any
+    padding_mask: Any
+    response_mask: Any
+    prompt_lengths: Any
+    ended: Any
+    logprobs: Any
+    values: Any
+
+
+class Rollout(NamedTuple):
+    """A scored batch of samples: what `estimate` of a trainer starts from.
+
+    The first fields are those of `Samples`; further:
+    ref_logprobs: float32 `(batch, length)`, of the frozen reference.
+    scores: float32 `(batch,)`, one number per response, after all rules.
+    kl_coef: float32 scalar, nats to score.
+    """
+
+    token_ids: Any
+    padding_mask: Any
+    response_mask: Any
+    prompt_lengths: Any
+    ended: Any
+    logprobs: Any
+    values: Any
+    ref_logprobs: Any
+    scores: Any
+    kl_coef: Any
+
+
+class Experience(NamedTuple):
+    """What one update reads of a row: the rollout's tokens and the estimates made from it.
+
+    All are `(batch, length)` but `prompt_lengths` `(batch,)`; `advantages` and `returns` are
+    float32 and zero outside the response.
+    """
+
+    token_ids: Any
+    padding_mask: Any
+    response_mask: Any
+    prompt_lengths: Any
+    logprobs: Any
+    ref_logprobs: Any
+    values: Any
+    advantages: Any
+    returns: Any
+
+
+class TokenStats(NamedTuple):
+    """The current model's view of given tokens, each float32 `(batch, length)`.
+
+    logprobs: of the tokens that stand there.
+    entropy: of the distribution they were drawn from, in nats.
+    values: the critic's estimate in the state before the token.
+    """
+
+    logprobs: Any
+    entropy: Any
+    values: Any
+
+
+def require_int(name: str, value: Any, minimum: int | None = None) -> int:
+    """Returns `value` as an int, or raises a `ValueError` that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"`{name}` must be an integer. Received: {value!r}.")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}.")
+    return int(value)
+
+
+def require_number(
+    name: str, value: Any, minimum: float | None = None, above: float | None = None
+) -> float:
+    """Returns `value` as a float, or raises a `ValueError` that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
+        raise ValueError(f"`{name}` must be a number. Received: {value!r}.")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}.")
+    if above is not None and value <= above:
+        raise ValueError(f"`{name}` must be above {above}. Received: {value}.")
+    return float(value)

@@ -1,0 +1,209 @@
+"""From a dataclass to a command line."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+
+from kerasrlhf import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A recipe that learns 100% of it.
+
+    More about it.
+
+    Args:
+        out_dir: Where the run goes; a text that continues
+            on the next line.
+        learning_rate: At the start; falls by 5 % each time.
+        sizes: See: the layers.
+
+    Raises:
+        ValueError: Never mind.
+    """
+
+    out_dir: Path = Path("runs")
+    learning_rate: float = 1e-5
+    iterations: int = 100
+    xla: bool = False
+    verbose: bool = True
+    name: str = "none"
+    top_k: int | None = 5
+    note: str | None = None
+    sizes: tuple[int, ...] = (1, 2)
+    pair: tuple[float, str] = (0.5, "a")
+    words: list[str] = dataclasses.field(default_factory=lambda: ["x"])
+    mode: Literal["fast", "slow"] = "fast"
+    stop: Literal["auto"] | tuple[int, ...] | None = "auto"
+    cached: bool | None = None
+    derived: int = dataclasses.field(init=False, default=1)
+
+    presets: ClassVar[dict[str, dict]] = {
+        "smoke": {"iterations": 1, "sizes": (1,)},
+        "full": {},
+    }
+
+    def __post_init__(self):
+        if self.iterations < 0:
+            raise ValueError("iterations must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Required:
+    source: str
+    count: int
+
+    presets: ClassVar[dict] = {"one": {"count": 1}}
+
+
+def test_defaults():
+    assert cli.parse(Config, []) == Config()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--iterations", "3"], {"iterations": 3}),
+        (["--iterations=3"], {"iterations": 3}),
+        (["--iterations", "3", "--iterations", "4"], {"iterations": 4}),
+        (["--learning-rate", "1e-3"], {"learning_rate": 1e-3}),
+        (["--learning_rate", "1e-3"], {"learning_rate": 1e-3}),
+        (["--learning_rate=-1e-3"], {"learning_rate": -1e-3}),
+        (["--learning-rate", "-1e-3"], {"learning_rate": -1e-3}),
+        (["--out-dir", "a_b/--c"], {"out_dir": Path("a_b/--c")}),
+        (["--xla"], {"xla": True}),
+        (["--xla", "true"], {"xla": True}),
+        (["--xla", "False"], {"xla": False}),
+        (["--xla", "--no-xla"], {"xla": False}),
+        (["--no-verbose", "--xla"], {"verbose": False, "xla": True}),
+        (["--name", "none"], {"name": "none"}),
+        (["--name", ""], {"name": ""}),
+        (["--name=--x=1"], {"name": "--x=1"}),
+        (["--top-k", "none"], {"top_k": None}),
+        (["--top-k", "7"], {"top_k": 7}),
+        (["--note", "None"], {"note": None}),
+        (["--note", "some thing"], {"note": "some thing"}),
+        (["--sizes", "3, 4,5"], {"sizes": (3, 4, 5)}),
+        (["--sizes", ""], {"sizes": ()}),
+        (["--pair", "-1,b"], {"pair": (-1.0, "b")}),
+        (["--words", "a,b"], {"words": ["a", "b"]}),
+        (["--mode", "slow"], {"mode": "slow"}),
+        (["--stop", "auto"], {"stop": "auto"}),
+        (["--stop", "1,2"], {"stop": (1, 2)}),
+        (["--stop", "none"], {"stop": None}),
+        (["--cached"], {"cached": True}),
+        (["--cached", "none"], {"cached": None}),
+        (["--no-cached"], {"cached": False}),
+        (["--preset", "smoke"], {"iterations": 1, "sizes": (1,)}),
+        (["--preset", "smoke", "--iterations", "2"], {"iterations": 2, "sizes": (1,)}),
+        (["--iterations", "2", "--preset", "smoke"], {"iterations": 2, "sizes": (1,)}),
+        (["--preset", "full"], {}),
+    ],
+)
+def test_options(argv, expected):
+    config = cli.parse(Config, argv)
+    assert config == dataclasses.replace(Config(), **expected)
+    for name, value in expected.items():
+        assert type(getattr(config, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--itertions", "3"], "unknown option --itertions. Did you mean --iterations?"),
+        (["--learning_rat=3"], "unknown option --learning-rat. Did you mean --learning-rate?"),
+        (["--qqqqqq"], "unknown option --qqqqqq."),
+        (["--iter", "3"], "unknown option --iter."),
+        (["--derived", "3"], "unknown option --derived."),
+        (["iterations"], "unexpected argument 'iterations'"),
+        (["--iterations", "3", "4"], "unexpected argument '4'"),
+        (["--iterations", "many"], "--iterations: expected int, got 'many'"),
+        (["--iterations", "1.5"], "expected int"),
+        (["--iterations"], "expected one argument"),
+        (["--iterations", "none"], "expected int"),
+        (["--iterations", "-1"], "iterations must not be negative"),
+        (["--xla", "maybe"], "expected bool, got 'maybe'"),
+        (["--top-k", "x"], "expected int|none"),
+        (["--sizes", "1,b"], "expected int,..."),
+        (["--pair", "1"], "expected float,str"),
+        (["--mode", "other"], "expected {fast,slow}"),
+        (["--preset", "other"], "invalid choice: 'other'"),
+    ],
+)
+def test_refused(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse(Config, argv)
+    assert exit_info.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_required_fields(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse(Required, [])
+    assert exit_info.value.code == 2
+    assert "missing: --source, --count" in capsys.readouterr().err
+    assert cli.parse(Required, ["--source", "a", "--preset", "one"]) == Required("a", 1)
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse(Config, ["--help"])
+    assert exit_info.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A recipe that learns 100% of it." in text and "Never mind" not in text
+    for field in dataclasses.fields(Config):
+        assert (f"--{field.name.replace('_', '-')} " in text) == field.init
+    assert "Where the run goes; a text that continues on the next line. (default: runs)" in text
+    assert "At the start; falls by 5 % each time. (default: 1e-05)" in text
+    assert "See: the layers. (default: (1, 2))" in text
+    assert "--xla [bool] (default: False; --no-xla for false)" in text
+    assert "smoke: iterations=1, sizes=(1,) full: the defaults" in text
+
+
+def test_help_without_docstring_or_presets(capsys):
+    bare = dataclasses.make_dataclass("Bare", [("count", int, 3)])
+    with pytest.raises(SystemExit):
+        cli.parse(bare, ["-h"])
+    text = capsys.readouterr().out
+    assert "--count int" in text and "preset" not in text and "Bare(" not in text
+
+
+def test_the_arguments_of_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--iterations", "8"])
+    assert cli.parse(Config).iterations == 8
+
+
+def test_presets_of_a_method():
+    @dataclasses.dataclass(frozen=True)
+    class Method:
+        count: int = 0
+
+        @classmethod
+        def presets(cls):
+            return {"two": {"count": 2}}
+
+    assert cli.parse(Method, ["--preset", "two"]).count == 2
+
+
+def with_presets(presets, *fields):
+    return dataclasses.make_dataclass("Bad", fields, namespace={"presets": presets})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "message"),
+    [
+        (dict, "must be a dataclass"),
+        (Config(), "must be a dataclass"),
+        (with_presets({"a": {"cout": 1}}, ("count", int, 0)), "'cout'.* Did you mean count"),
+        (with_presets({"a": {}}, ("preset", str, "x")), "both `presets` and a field `preset`"),
+        (dataclasses.make_dataclass("Bad", [("table", dict, None)]), "'table' has the type"),
+        (dataclasses.make_dataclass("Bad", [("t", list[bytes], None)]), "'t' has the type"),
+    ],
+)
+def test_classes_that_no_command_line_fits(config_class, message):
+    with pytest.raises(ValueError, match=message):
+        cli.parse(config_class, [])
