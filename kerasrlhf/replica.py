@@ -51,6 +51,11 @@ def _share(rows: Any, context: Any) -> Any:
     def part(x):
         if x is None or x.shape.rank == 0 or count == 1:
             return x
+        if (x.shape[0] or 0) % count:
+            raise ValueError(
+                f"{x.shape[0]} rows cannot be divided between {count} replicas. Use a batch size "
+                "that is a multiple of their number, and drop a smaller last batch."
+            )
         size = tf.shape(x)[0] // count
         return x[index * size : (index + 1) * size]
 

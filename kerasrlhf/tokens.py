@@ -211,6 +211,35 @@ def padded(rows, multiple=1):
     return token_ids, mask
 
 
+def check_right_padded(token_ids, padding_mask):
+    """Raises a `ValueError` for rows that are not real tokens followed by padding.
+
+    Args:
+        token_ids: `(rows, length)` integers.
+        padding_mask: `(rows, length)`, true at real tokens.
+
+    Raises:
+        ValueError: Other shapes, a row without a token, or padding before a token.
+
+    Example:
+
+    >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
+    """
+    mask, shape = np.asarray(padding_mask, bool), np.asarray(token_ids).shape
+    if mask.ndim != 2 or mask.shape != shape or not mask.size:
+        raise ValueError(
+            "Expected `token_ids` and `padding_mask` of one shape (rows, length). Received: "
+            f"{shape} and {mask.shape}."
+        )
+    bad = np.flatnonzero(~mask[:, 0] | (mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
+    if bad.size:
+        raise ValueError(
+            "Rows must begin with a real token and be padded on the right. Rows "
+            f"{bad[:5].tolist()} are empty or have padding before a token (padding_mask "
+            f"{mask[bad[0]].astype(int).tolist()})."
+        )
+
+
 def masked_rows(token_ids, mask):
     """The ids at true positions.
 

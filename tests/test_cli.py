@@ -1,6 +1,7 @@
 """From a dataclass to a command line."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -207,3 +208,64 @@ def with_presets(presets, *fields):
 def test_classes_that_no_command_line_fits(config_class, message):
     with pytest.raises(ValueError, match=message):
         cli.parse(config_class, [])
+
+
+def test_run_hands_the_config_to_main():
+    assert cli.run(lambda config: config.count, Required, ["--preset", "one", "--source", "a"]) == 1
+
+
+def test_run_shows_an_error_of_its_own_in_one_line(capsys):
+    def main(config):
+        raise ValueError("No such\n  file. Do this.")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, Required, ["--preset", "one", "--source", "a"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.endswith(": error: No such file. Do this.\n") and error.count("\n") == 1
+
+
+def test_run_shows_an_error_of_the_package_in_one_line(capsys):
+    from kerasrlhf import data
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(
+            lambda config: data.records.load("a/b.jsonl"), Required, ["--preset=one", "--source=a"]
+        )
+    assert caught.value.code == 2
+    assert "There is no file 'a/b.jsonl'" in capsys.readouterr().err
+
+
+def test_run_keeps_the_traceback_of_other_errors():
+    arguments = ["--preset", "one", "--source", "a"]
+    with pytest.raises(json.JSONDecodeError):  # a ValueError from another library
+        cli.run(lambda config: json.loads("{"), Required, arguments)
+    with pytest.raises(KeyError):
+        cli.run(lambda config: {}["a"], Required, arguments)
+
+
+def test_load_function_from_a_file_and_a_module(tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text("def good(prompts, responses):\n    return [1.0]\n")
+    assert cli.load_function(f"{tmp_path / 'my_reward.py'}:good")([], []) == [1.0]
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    assert cli.load_function("my_reward:good")([], []) == [1.0]
+    assert sys.path == path
+    with pytest.raises(ValueError, match=r"no function 'god'\. Did you mean good"):
+        cli.load_function("my_reward.py:god")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("math", "Expected a function"),
+        (":sqrt", "Expected a function"),
+        ("hf://a/b", "Expected a function"),
+        ("math:pi", "no function 'pi'"),
+        ("no_such_module:f", "Cannot import the module 'no_such_module'"),
+        ("no/such/file.py:f", "There is no file"),
+    ],
+)
+def test_functions_that_cannot_be_found(name, message):
+    with pytest.raises(ValueError, match=message):
+        cli.load_function(name)

@@ -1,1 +1,7 @@
-"""Keras callbacks."""
+"""Keras callbacks: curves, samples, and going on after an interruption."""
+
+from kerasrlhf.callbacks.resume import Resume
+from kerasrlhf.callbacks.samples import Samples
+from kerasrlhf.callbacks.tensorboard import TensorBoard
+
+__all__ = ["Resume", "Samples", "TensorBoard"]

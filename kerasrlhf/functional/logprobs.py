@@ -37,12 +37,34 @@ def token_logprobs(logits, token_ids, temperature=1.0):
     logits, token_ids = ops.convert_to_tensor(logits), ops.convert_to_tensor(token_ids)
     indices = ops.cast(token_ids, "int32")[..., None]
     check_same_shape(logits=logits[..., :1], token_ids=indices)
-    chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature
-    scaled = float32(logits) / temperature
-    # The peak leaves before the rounding: logits near -100 (GPT-2) would cost two digits.
-    peak = ops.stop_gradient(ops.max(scaled, axis=-1, keepdims=True))
-    normaliser = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1))
-    return (chosen - peak)[..., 0] - normaliser
+    return _chosen_logprobs(logits, indices, temperature)
+
+
+def _chosen_logprobs(logits, indices, temperature):
+    """The log-probabilities, with the gradient `(onehot - softmax) / temperature` written down.
+
+    Derived automatically it would keep a second tensor of the vocabulary's size and scatter into a
+    third, which XLA does one element at a time.
+    """
+
+    @ops.custom_gradient
+    def chosen_logprobs(logits):
+        scaled = float32(logits) / temperature
+        # The peak leaves before the rounding: logits near -100 (GPT-2) would cost two digits.
+        peak = ops.max(scaled, axis=-1, keepdims=True)
+        normaliser = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1, keepdims=True))
+        chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature - peak
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            hit = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), indices)
+            probabilities = ops.exp(float32(logits) / temperature - peak - normaliser)
+            slope = (ops.cast(hit, "float32") - probabilities) / temperature
+            return ops.cast(slope * upstream[..., None], logits.dtype)
+
+        return (chosen - normaliser)[..., 0], gradient
+
+    return chosen_logprobs(logits)
 
 
 def token_entropy(logits, temperature=1.0):
@@ -69,9 +91,13 @@ def token_entropy(logits, temperature=1.0):
         Schulman et al. 2017, arXiv 1707.06347, section 5 (the entropy bonus S).
     """
     check_positive("temperature", temperature)
-    logprobs = ops.log_softmax(float32(logits) / temperature, axis=-1)
-    finite = ops.where(ops.isfinite(logprobs), logprobs, 0.0)
-    return -ops.sum(ops.exp(logprobs) * finite, axis=-1)
+    scaled = float32(logits) / temperature
+    # Two sums over the vocabulary and nothing of its size kept: log Z - E[logit].
+    scaled = scaled - ops.max(scaled, axis=-1, keepdims=True)
+    weights = ops.exp(scaled)
+    total = ops.sum(weights, axis=-1)
+    mean = ops.sum(weights * ops.where(weights > 0, scaled, 0.0), axis=-1) / total
+    return ops.log(total) - mean
 
 
 def align(states):

@@ -99,9 +99,10 @@ class ActorCritic(keras.Model):
         if not (folder / _CONFIG).is_file():
             return cls(causal_lm)
         separate = files.read_json(folder / _CONFIG)["separate_critic"]
-        critic = lm_adapter.load_backbone(folder / _CRITIC) if separate else None
+        dtype = {name: value for name, value in kwargs.items() if name == "dtype"}
+        critic = lm_adapter.load_backbone(folder / _CRITIC, **dtype) if separate else None
         actor = cls(causal_lm, critic=critic)
-        actor.value_head.load_own_weights(folder / _HEAD)
+        keras.saving.load_weights(actor.value_head, folder / _HEAD)
         return actor
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
@@ -113,7 +114,7 @@ class ActorCritic(keras.Model):
         with files.replacing(preset_dir) as folder:
             self.causal_lm.save_to_preset(str(folder))
             files.write_json(folder / _CONFIG, {"separate_critic": self.critic is not None})
-            self.value_head.save_own_weights(folder / _HEAD)
+            keras.saving.save_weights(self.value_head, folder / _HEAD)
             if self.critic is not None:
                 self.critic.save_to_preset(str(folder / _CRITIC))
 
@@ -248,6 +249,7 @@ class ActorCritic(keras.Model):
         return texts[0] if isinstance(prompts, str) else texts
 
     def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile):
+        tokens.check_right_padded(token_ids, padding_mask)
         self.check_length(token_ids.shape[1], sampler)
         key = (sampler, jit_compile)
         if key not in self._generate_functions:

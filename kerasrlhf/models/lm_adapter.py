@@ -61,7 +61,10 @@ def _keep_tied_embeddings(backbone: keras.Model) -> None:
 
 def backbone_inputs(token_ids: Any, padding_mask: Any) -> dict:
     """The input structure of a text backbone."""
-    return {"token_ids": token_ids, "padding_mask": ops.cast(padding_mask, "int32")}
+    return {
+        "token_ids": ops.cast(token_ids, "int32"),
+        "padding_mask": ops.cast(padding_mask, "int32"),
+    }
 
 
 def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
@@ -114,7 +117,27 @@ def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
     def zeros(x):
         return ops.zeros((batch, *x.shape[1:]), dtype=x.dtype)
 
-    return tf.nest.map_structure(zeros, spec)
+    return _unstacked(tf.nest.map_structure(zeros, spec))
+
+
+def _unstacked(cache: Any) -> Any:
+    """The keys and values of each layer as tensors of their own, where the layout is the usual one.
+
+    keras-hub stacks them into `(batch, layers, 2, length, heads, units)` and copies the whole at
+    every step. As separate loop variables XLA cancels the stacking against the slicing and writes
+    the new column in place.
+    """
+    if not hasattr(cache, "shape") or len(cache.shape) != 6 or cache.shape[2] != 2:
+        return cache
+    layers = [cache[:, layer] for layer in range(cache.shape[1])]
+    return tuple((layer[:, 0], layer[:, 1]) for layer in layers)
+
+
+def _stacked(cache: Any) -> Any:
+    """The inverse of `_unstacked`."""
+    if not isinstance(cache, tuple):
+        return cache
+    return ops.stack([ops.stack(layer, axis=1) for layer in cache], axis=1)
 
 
 def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tuple[Any, Any, Any]:
@@ -130,8 +153,8 @@ def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tupl
         Float32 logits `(batch, columns, vocab)`, hidden states `(batch, columns, width)` and the
         new cache. Unused logits cost nothing in compiled code.
     """
-    logits, hidden, cache = causal_lm.call_with_cache(token_ids, cache, index)
-    return ops.cast(logits, "float32"), hidden, cache
+    logits, hidden, cache = causal_lm.call_with_cache(token_ids, _stacked(cache), index)
+    return ops.cast(logits, "float32"), hidden, _unstacked(cache)
 
 
 def end_token_ids(causal_lm: keras.Model) -> tuple[int, ...]:
@@ -166,7 +189,7 @@ def copy(causal_lm: keras.Model) -> keras.Model:
 def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
     """Copies the variables that a layer itself owns; a LoRA kernel is merged on the way."""
     adapted = getattr(source, "lora_enabled", False)
-    own = [v for v in source._trainable_variables + source._non_trainable_variables]
+    own = [*source._trainable_variables, *source._non_trainable_variables]
     if not adapted:
         for value, variable in zip(
             own, target._trainable_variables + target._non_trainable_variables, strict=True
@@ -222,9 +245,9 @@ def _huggingface_config(preset: str) -> dict | None:
     return config if "model_type" in config else None
 
 
-def load_backbone(preset: str | pathlib.Path) -> keras.Model:
+def load_backbone(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     """A backbone from a preset folder that `save_to_preset` wrote."""
-    return keras_hub.models.Backbone.from_preset(str(preset))
+    return keras_hub.models.Backbone.from_preset(str(preset), **kwargs)
 
 
 def load_preprocessor(preset: str | pathlib.Path) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -21,14 +22,35 @@ def is_untrained(model: keras.Model) -> bool:
     return not any(bool(ops.any(ops.not_equal(tail, 0))) for tail in tails)
 
 
+def trained_beside(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+    """The trainable variables that are no adapters, each with its value now.
+
+    `enable_lora` of keras-hub leaves the biases of the adapted layers trainable, so that without
+    their adapters these layers are not what they were.
+    """
+    names = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
+    adapters = {id(getattr(x, n, None)) for x in adapted_layers(model) for n in names}
+    others = [v for v in model.trainable_variables if id(v) not in adapters]
+    return [(v, ops.copy(v.value)) for v in others]
+
+
 @contextlib.contextmanager
-def adapters_off(model: keras.Model) -> Iterator[None]:
-    """Runs `model` as it was before its adapters, for code that is traced or run inside."""
+def adapters_off(
+    model: keras.Model, values: Sequence[tuple[keras.Variable, Any]] = ()
+) -> Iterator[None]:
+    """Runs `model` as it was before its adapters, for code that is traced or run inside.
+
+    Args:
+        model: the model with adapters.
+        values: of `trained_beside`; these variables have these values inside.
+    """
     layers = adapted_layers(model)
+    scope = keras.StatelessScope(state_mapping=values) if values else contextlib.nullcontext()
     for layer in layers:
         layer.lora_enabled = False
     try:
-        yield
+        with scope:
+            yield
     finally:
         for layer in layers:
             layer.lora_enabled = True

@@ -26,6 +26,7 @@ class Reference:
     def __init__(self, causal_lm: keras.Model, adapters: bool = True):
         self.causal_lm = causal_lm
         self._adapters = adapters
+        self._values = [] if adapters else lora.trained_beside(causal_lm.backbone)
 
     @classmethod
     def of(cls, causal_lm: keras.Model, reference: Any = None) -> Reference:
@@ -70,7 +71,7 @@ class Reference:
         """
         off = contextlib.nullcontext()
         if not self._adapters:
-            off = lora.adapters_off(self.causal_lm.backbone)
+            off = lora.adapters_off(self.causal_lm.backbone, self._values)
         with off:
             return window_logprobs(
                 self.causal_lm, token_ids, padding_mask, starts, width, temperature

@@ -87,7 +87,7 @@ class RewardModel(keras.Model):
 
         Args:
             preset: keras-hub name or handle, or a local folder.
-            **kwargs: to `CausalLM.from_preset`, for example `dtype="bfloat16"`.
+            **kwargs: to keras-hub's `from_preset`, for example `dtype="bfloat16"`.
         """
         folder = pathlib.Path(preset)
         if not (folder / _CONFIG).is_file():
@@ -96,8 +96,9 @@ class RewardModel(keras.Model):
             reward._policy = lambda: causal_lm
             return reward
         constants = files.read_json(folder / _CONFIG)
-        reward = cls(lm_adapter.load_backbone(folder), lm_adapter.load_preprocessor(folder))
-        reward.score_head.load_own_weights(folder / _HEAD)
+        backbone = lm_adapter.load_backbone(folder, **kwargs)
+        reward = cls(backbone, lm_adapter.load_preprocessor(folder))
+        keras.saving.load_weights(reward.score_head, folder / _HEAD)
         reward.gain.assign(constants["gain"])
         reward.bias.assign(constants["bias"])
         return reward
@@ -108,7 +109,7 @@ class RewardModel(keras.Model):
             self.backbone.save_to_preset(str(folder))
             if self.preprocessor is not None:
                 self.preprocessor.save_to_preset(str(folder))
-            self.score_head.save_own_weights(folder / _HEAD)
+            keras.saving.save_weights(self.score_head, folder / _HEAD)
             constants = {"gain": float(self.gain.numpy()), "bias": float(self.bias.numpy())}
             files.write_json(folder / _CONFIG, constants)
 
@@ -119,6 +120,15 @@ class RewardModel(keras.Model):
             kwargs.setdefault("jit_compile", False)
         metrics = [PreferenceAccuracy()] if metrics is None else metrics
         super().compile(optimizer, loss=loss or BradleyTerry(), metrics=metrics, **kwargs)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """As in Keras, which averages a batch over replicas here; masks have no average."""
+        if iterator is not None and replica.is_distributed(self.distribute_strategy):
+            for _, _, batches in iterator:
+                data_batch = replica.gather(self.distribute_strategy, next(batches))
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def call(self, inputs):
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
@@ -163,7 +173,8 @@ class RewardModel(keras.Model):
         tails = tokens.tokenize(responses, self.preprocessor)
         limit = getattr(self.backbone, "max_sequence_length", None)
         rows = [(a + b)[-limit:] if limit else a + b for a, b in zip(heads, tails, strict=True)]
-        return self.score_ids(*tokens.padded(rows, multiple=32), batch_size=batch_size)
+        ids, mask = (x[:, :limit] for x in tokens.padded(rows, multiple=32))
+        return self.score_ids(ids, mask, batch_size=batch_size)
 
     def score_ids(self, token_ids: Any, padding_mask: Any, batch_size: int = 32) -> np.ndarray:
         """Scores float32 `(rows,)` of token rows `(rows, length)`, in batches of one shape."""

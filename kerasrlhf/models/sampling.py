@@ -17,6 +17,7 @@ from kerasrlhf.models import lm_adapter
 from kerasrlhf.types import Sampler, Samples
 
 _BLOCK = 256
+_IMPOSSIBLE = -1e30
 
 
 def _pick(weights: Any, uniform: Any) -> Any:
@@ -33,34 +34,38 @@ def _pick(weights: Any, uniform: Any) -> Any:
     return ops.where(weight > 0, index, ops.cast(ops.argmax(weights, axis=-1), "int32"))
 
 
-def _categorical(weights: Any, uniforms: Any) -> Any:
-    """Index `(batch,)` in proportion to weights `(batch, vocab)`, in two levels.
+def _blocks(logits: Any) -> Any:
+    """Logits `(batch, vocab)` as `(batch, blocks, _BLOCK)`, filled up with impossible entries."""
+    batch, vocab = logits.shape
+    blocks = -(-vocab // _BLOCK)
+    logits = ops.pad(logits, [[0, 0], [0, blocks * _BLOCK - vocab]], constant_values=_IMPOSSIBLE)
+    return ops.reshape(logits, (batch, blocks, _BLOCK))
+
+
+def _categorical(blocks: Any, sums: Any, highest: Any, uniforms: Any) -> Any:
+    """Index `(batch,)` in proportion to `exp(blocks)`, in two levels.
 
     First a block of entries by the blocks' sums, then an entry of that block, each with its own
-    uniform number. It is exact, reads the vocabulary once, and needs two random numbers a row
-    where the Gumbel trick needs one an entry.
+    uniform number. It is exact, keeps no second tensor of the vocabulary's size, and needs two
+    random numbers a row where the Gumbel trick needs one an entry.
     """
-    batch, vocab = weights.shape
-    blocks = -(-vocab // _BLOCK)
-    weights = ops.pad(weights, [[0, 0], [0, blocks * _BLOCK - vocab]])
-    weights = ops.reshape(weights, (batch, blocks, _BLOCK))
-    block = _pick(ops.sum(weights, axis=-1), uniforms[:, 0])
-    inside = ops.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-    return block * _BLOCK + _pick(inside, uniforms[:, 1])
+    block = _pick(sums, uniforms[:, 0])
+    inside = ops.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + _pick(ops.exp(inside - highest), uniforms[:, 1])
 
 
 def _filtered(logits: Any, sampler: Sampler) -> Any:
     """Logits with everything outside `top_k` and `top_p` at a large negative number."""
     if sampler.top_k is not None and sampler.top_k < logits.shape[-1]:
         least = ops.top_k(logits, sampler.top_k)[0][:, -1:]
-        logits = ops.where(logits < least, -1e30, logits)
+        logits = ops.where(logits < least, _IMPOSSIBLE, logits)
     if sampler.top_p is not None and sampler.top_p < 1:
         ordered = ops.flip(ops.sort(logits, axis=-1), axis=-1)
         probabilities = ops.softmax(ordered, axis=-1)
         before = ops.cumsum(probabilities, axis=-1) - probabilities
         kept = ops.sum(ops.cast(before < sampler.top_p, "int32"), axis=-1, keepdims=True)
         least = ops.take_along_axis(ordered, ops.maximum(kept, 1) - 1, axis=-1)
-        logits = ops.where(logits < least, -1e30, logits)
+        logits = ops.where(logits < least, _IMPOSSIBLE, logits)
     return logits
 
 
@@ -78,15 +83,18 @@ def draw(logits: Any, uniforms: Any, sampler: Sampler) -> tuple[Any, Any]:
     """
     scaled = logits / (sampler.temperature or 1.0)
     highest = ops.max(scaled, axis=-1, keepdims=True)
-    weights = ops.exp(scaled - highest)
+    blocks = _blocks(scaled)
+    sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
+    normaliser = ops.log(ops.sum(sums, axis=-1))
     if sampler.temperature == 0:
         token = ops.cast(ops.argmax(scaled, axis=-1), "int32")
-    elif sampler.trainable:
-        token = _categorical(weights, uniforms)
     else:
-        token = _categorical(ops.exp(_filtered(scaled, sampler) - highest), uniforms)
+        if not sampler.trainable:
+            blocks = _blocks(_filtered(scaled, sampler))
+            sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
+        token = _categorical(blocks, sums, highest, uniforms)
     chosen = ops.take_along_axis(scaled - highest, token[:, None], axis=-1)[:, 0]
-    return token, chosen - ops.log(ops.sum(weights, axis=-1))
+    return token, chosen - normaliser
 
 
 def sample(
@@ -145,10 +153,10 @@ def sample(
     cache = lm_adapter.empty_cache(causal_lm, batch, length)
     _, hidden, cache = lm_adapter.step(causal_lm, prompt, cache, 0)
     position = ops.min(prompt_lengths)
-    hidden = ops.slice(hidden, (0, position - 1, 0), (batch, 1, hidden.shape[-1]))
+    hidden = _column(hidden, position - 1)
     zeros = ops.zeros((batch, length), "float32")
     state = (tokens, zeros, zeros, ops.zeros((batch,), "int32"), ops.zeros((batch,), "bool"))
-    token, state = choose(position, head(hidden)[:, 0], hidden[:, 0], state)
+    token, state = choose(position, head(hidden[:, None])[:, 0], hidden, state)
 
     def unfinished(position, token, cache, state):
         return ops.any(ops.logical_and(position + 1 < last, ~state[-1]))
@@ -172,8 +180,11 @@ def sample(
 
 
 def _column(x: Any, position: Any) -> Any:
-    return ops.slice(x, (0, position), (x.shape[0], 1))[:, 0]
+    # Not `ops.slice`: outside the loop XLA would take the position for a constant, and compile
+    # anew for every other length of the shortest prompt.
+    return ops.take(x, ops.reshape(position, (1,)), axis=1)[:, 0]
 
 
 def _put(x: Any, position: Any, column: Any) -> Any:
-    return ops.slice_update(x, (0, position), column[:, None])
+    here = ops.equal(ops.arange(x.shape[1], dtype="int32"), position)
+    return ops.where(here[None], column[:, None], x)

@@ -44,6 +44,8 @@ class Collector:
         rules: `ScoreRules`.
         strategy: replicas that share the rows.
         jit_compile: compile with XLA.
+        parts: int. The responses are read in this many parts, one after the other: logits of a
+            whole batch at once would set the peak of memory.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Collector:
         rules: scoring.ScoreRules,
         strategy: tf.distribute.Strategy,
         jit_compile: bool,
+        parts: int = 1,
     ):
         self.actor, self.reference, self.reward = actor, reference, reward
-        self.sampler, self.rules = sampler, rules
+        self.sampler, self.rules, self.parts = sampler, rules, parts
         is_model = isinstance(reward, RewardModel)
         self._token_reward = is_model and scoring.shares_tokens(reward, actor.causal_lm)
         self._text_reward = is_model and not self._token_reward
@@ -80,6 +83,11 @@ class Collector:
             scores = self.reward({"token_ids": ids, "padding_mask": mask})
         return tf.where(inside, ref_logprobs, 0.0), tf.where(inside, values, 0.0), scores
 
+    def _read_in_parts(self, samples):
+        split = [tf.split(x, self.parts) for x in samples]
+        read = [self._read(Samples(*part)) for part in zip(*split, strict=True)]
+        return [tf.concat(parts, axis=0) for parts in zip(*read, strict=True)]
+
     def __call__(self, batch: dict, uniforms: tf.Tensor, kl_coef: float) -> Collected:
         """Samples and scores one batch.
 
@@ -94,7 +102,7 @@ class Collector:
         samples = Samples(*samples)
         ended = samples.ended.numpy()
         sampled = time.perf_counter()
-        ref_logprobs, values, token_scores = self._read(samples)
+        ref_logprobs, values, token_scores = self._read_in_parts(samples)
         episodes = scoring.read_episodes(samples, batch, self.actor.causal_lm.preprocessor)
         raw = self._scores(samples, episodes, token_scores)
         scores = self.rules.apply(raw, ended)

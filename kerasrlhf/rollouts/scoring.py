@@ -40,6 +40,9 @@ class ScoreRules(NamedTuple):
         require_number("score_scale", self.scale)
         if self.clip is not None:
             require_number("score_clip", self.clip, above=0.0)
+        for name in ("missing_end_score", "missing_end_penalty"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
         rules = (self.missing_end_score, self.missing_end_penalty)
         if None not in rules:
             raise ValueError(

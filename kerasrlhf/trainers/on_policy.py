@@ -21,6 +21,7 @@ from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collected, Collector
 from kerasrlhf.rollouts.scoring import ScoreRules
+from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.replay import Replay
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats, require_int, require_number
@@ -100,7 +101,8 @@ class OnPolicyTrainer(keras.Model):
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
         self._trackers = {name: keras.metrics.Mean(name=name) for name in _SHOWN}
         self._validation = {name: keras.metrics.Mean(name=name) for name in _VALIDATED}
-        # In one opaque object: Keras would put tracked frozen networks into every checkpoint.
+        # In one opaque object: Keras would put frozen networks, also those that a property gives,
+        # into every checkpoint.
         self._parts = _Parts(Reference.of(actor.causal_lm, reference), reward, rules, ptx_data)
         self.replay = Replay()
         self.built = True
@@ -117,11 +119,6 @@ class OnPolicyTrainer(keras.Model):
     def reference(self) -> Reference:
         """The frozen model that the KL is measured against."""
         return self._parts.reference
-
-    @property
-    def reward(self) -> Any:
-        """The reward model or function."""
-        return self._parts.reward
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -175,6 +172,7 @@ class OnPolicyTrainer(keras.Model):
             parts.rules,
             strategy,
             jit_compile,
+            self.num_minibatches,
         )
         parts.estimate = replica.compiled(self.estimate, jit_compile)
         parts.update = replica.update(
@@ -297,9 +295,9 @@ class OnPolicyTrainer(keras.Model):
         if not error <= _RATIO_TOLERANCE.get(dtype, 0.1):
             warnings.warn(
                 "The first update of an iteration must see the policy that sampled: ratio 1. Its "
-                f"mean |ratio - 1| is {error:.3g} in iteration {int(self.iteration.numpy())}. Sampling and "
-                "training disagree on log-probabilities; what is learned now is not the gradient "
-                "of the objective.",
+                f"mean |ratio - 1| is {error:.3g} in iteration {int(self.iteration.numpy())}. "
+                "Sampling and training disagree on log-probabilities; what is learned now is not "
+                "the gradient of the objective.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -315,6 +313,7 @@ class OnPolicyTrainer(keras.Model):
         batch = replica.gather(self.distribute_strategy, batch)
         batch["token_ids"] = ops.cast(batch["token_ids"], "int32")
         batch["padding_mask"] = ops.cast(batch["padding_mask"], "bool")
+        check_right_padded(batch["token_ids"], batch["padding_mask"])
         rows, columns = (int(size) for size in batch["token_ids"].shape)
         self.actor.check_length(columns, self.sampler)
         parts = self.num_minibatches * replica.replicas(self.distribute_strategy)
@@ -351,21 +350,37 @@ class OnPolicyTrainer(keras.Model):
         def test_function(iterator):
             batch = next(iterator)
             index = next(count)
-            if not self.replay.active:
-                self._validate(self._check_batch(batch), index)
+            if self.replay.validation is not None:
+                return dict(self.replay.validation)
+            if self.replay.active:
+                # Not recorded, and the weights of this moment are gone: there is nothing to show.
+                return {}
+            self._validate(batch, index)
             return {name: tracker.result() for name, tracker in self._validation.items()}
 
         self.test_function = test_function
 
     def _validate(self, batch, index):
-        # The same random numbers at every validation, and none that training uses.
-        uniforms = replica.uniforms(
-            self.seed, -1 - index, int(batch["token_ids"].shape[0]), self.sampler.length
-        )
-        kl_coef = float(self.kl.coef.numpy())
-        statistics = rollout_statistics(self._parts.collect(batch, uniforms, kl_coef))
+        statistics = rollout_statistics(self.collect(batch, index))
         for name, tracker in self._validation.items():
             tracker.update_state(statistics[f"objective/{name}"])
+
+    def collect(self, batch: dict, index: int = 0) -> Collected:
+        """Samples and scores prompts without learning from them.
+
+        Args:
+            batch: as in `iterate`.
+            index: int. The same index draws with the same random numbers every time; training
+                uses none of these.
+
+        Returns:
+            `Collected`: the rollout, its texts, and the scores before the rules.
+        """
+        self._assert_compile_called("collect")
+        batch = self._check_batch(batch)
+        rows = int(batch["token_ids"].shape[0])
+        uniforms = replica.uniforms(self.seed, -1 - index, rows, self.sampler.length)
+        return self._parts.collect(batch, uniforms, float(self.kl.coef.numpy()))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing to build; Keras would average a batch of strings over replicas here."""

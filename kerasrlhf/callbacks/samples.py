@@ -1,0 +1,114 @@
+"""A few prompts and responses in the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kerasrlhf import data
+from kerasrlhf.callbacks import iterations
+from kerasrlhf.trainers.on_policy import OnPolicyTrainer
+
+
+class Samples(iterations.IterationCallback):
+    """Shows a few responses with their scores every so many iterations.
+
+    Args:
+        count: int. Responses to show.
+        every: int. Iterations between two showings.
+        prompts: None: the first responses of the iteration's own batch. Otherwise strings or
+            records that are answered anew at each showing, always with the same random numbers,
+            so that what differs is the policy; a batch of another shape is compiled once.
+        path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
+            `prompt`, `response`, `score`, `raw_score` and `kl`.
+        printer: called with each line; default: standard output. `lambda line: None` for silence.
+
+    Raises:
+        ValueError: a number outside its range, or an empty list of prompts.
+
+    Example:
+        >>> callback = Samples(count=2, every=10, path="samples.jsonl")
+    """
+
+    def __init__(
+        self,
+        count: int = 3,
+        every: int = 1,
+        prompts: Sequence[Any] | None = None,
+        path: str | os.PathLike | None = None,
+        printer: Callable[[str], Any] | None = None,
+    ):
+        super().__init__()
+        self.count = iterations.every("count", count)
+        self.every = iterations.every("every", every)
+        if prompts is not None and (isinstance(prompts, str) or not len(prompts)):
+            raise ValueError(
+                "`prompts` must be None or a list of strings or records, at least one. "
+                f"Received: {prompts!r}."
+            )
+        self.prompts = None if prompts is None else list(prompts)[:count]
+        self.path = None if path is None else pathlib.Path(path)
+        self.printer = printer or _write_line
+
+    def on_iteration_end(self, iteration: int) -> None:
+        if iteration % self.every == 0:
+            self.show(self.trainer)
+
+    def show(self, trainer: OnPolicyTrainer) -> list[dict[str, Any]]:
+        """Shows samples now, also outside of `fit` when `prompts` were given.
+
+        Args:
+            trainer: compiled on-policy trainer.
+
+        Returns:
+            The samples, one dict each, as they are written to `path`.
+        """
+        iteration = int(trainer.iteration.numpy())
+        if self.prompts is None:
+            collected, count = trainer.last, self.count
+        else:
+            collected, count = trainer.collect(self._batch(trainer)), len(self.prompts)
+        if collected is None:
+            raise ValueError("There is no iteration to show yet. Give `Samples(prompts=...)`.")
+        rows = iterations.sample_rows(collected, iteration, count)
+        self.printer(f"Samples after iteration {iteration}:")
+        for row in rows:
+            self.printer(_line(row))
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return rows
+
+    def _batch(self, trainer: OnPolicyTrainer) -> dict[str, Any]:
+        """The prompts as a batch, repeated to a number of rows that the trainer can divide."""
+        preprocessor = trainer.actor.causal_lm.preprocessor
+        (batch,) = data.prompts(
+            self.prompts, preprocessor, batch_size=len(self.prompts), shuffle=False
+        )
+        replicas = trainer.distribute_strategy.num_replicas_in_sync
+        parts = trainer.num_minibatches * trainer.micro_batches * replicas
+        order = np.arange(-(-len(self.prompts) // parts) * parts) % len(self.prompts)
+        return {name: tf.gather(column, order) for name, column in batch.items()}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One sample as one line: what stands in the texts cannot break it."""
+    prompt, response = (
+        json.dumps(row[name], ensure_ascii=False) for name in ("prompt", "response")
+    )
+    raw = "" if row["raw_score"] == row["score"] else f" (raw {row['raw_score']:.3f})"
+    return f"  score {row['score']:.3f}{raw}  kl {row['kl']:.2f}  {prompt} -> {response}"
+
+
+def _write_line(line: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,186 @@
+"""Curves and samples in TensorBoard, for every step of RLHF."""
+
+from __future__ import annotations
+
+import html
+import os
+import pathlib
+import time
+from typing import Any
+
+import tensorflow as tf
+
+from kerasrlhf.callbacks import iterations
+
+_TEXT_COLUMNS = ("prompt", "response", "score", "raw_score", "kl")
+
+
+class TensorBoard(iterations.IterationCallback):
+    """Writes statistics and samples of every iteration for TensorBoard.
+
+    With an on-policy trainer every statistic of an iteration becomes a scalar under its own name
+    (`objective/…`, `policy/…`, `value/…`, `loss/…`, `time/…`), validation results become `val/…`,
+    and the first responses of the batch a table; the step is the iteration. With another Keras
+    model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and `val/…`, and the step
+    is the optimiser's.
+
+    A run that goes on in the same folder (`Resume`) adds what is not there yet, so that every
+    step stands there once, also where an interrupted run had come further than its last state. A
+    run that begins anew takes the place of an older one in TensorBoard's view; the older event
+    files stay.
+
+    Args:
+        log_dir: folder for the event files.
+        samples: int. Responses in a table; 0 for no tables.
+        text_freq: int. A table every so many iterations.
+        scalar_freq: int. Scalars every so many iterations, or batches of another model.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    Example:
+        >>> import tempfile
+        >>> callback = TensorBoard(tempfile.mkdtemp(), samples=2, text_freq=10)
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike,
+        samples: int = 4,
+        text_freq: int = 1,
+        scalar_freq: int = 1,
+    ):
+        super().__init__()
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+            raise ValueError(f"`samples` must be an integer of at least 0. Received: {samples!r}.")
+        self.log_dir = os.fspath(log_dir)
+        self.samples = samples
+        self.text_freq = iterations.every("text_freq", text_freq)
+        self.scalar_freq = iterations.every("scalar_freq", scalar_freq)
+        self._writer = None
+        self._last_steps: dict[str, int] = {}
+
+    def on_train_begin(self, logs=None):
+        self.on_train_end()
+
+    def on_iteration_end(self, iteration: int) -> None:
+        if iteration % self.scalar_freq == 0:
+            self._write("", self.trainer.statistics, iteration)
+        if self.samples and iteration % self.text_freq == 0:
+            rows = iterations.sample_rows(self.trainer.last, iteration, self.samples)
+            self._write_text("samples", markdown_table(rows), iteration)
+        self._flush()
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        if self.trainer is None:
+            step = self._optimizer_step()
+            if step % self.scalar_freq == 0:
+                self._write("train/", iterations.scalars(logs), step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = iterations.scalars(logs)
+        validated = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+        if self.trainer is None:
+            step = self._optimizer_step()
+        elif self.was_done or self.trainer.replay.validation is None:
+            step = int(self.trainer.iteration.numpy())
+        else:
+            return
+        self._write("val/", validated, step)
+        self._flush()
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _optimizer_step(self):
+        return int(self.model.optimizer.iterations.numpy())
+
+    def _write(self, prefix: str, values: dict[str, Any], step: int) -> None:
+        for name, value in values.items():
+            with self._opened().as_default():
+                if self._is_new(prefix + name, step):
+                    tf.summary.scalar(prefix + name, value, step=step)
+
+    def _write_text(self, tag: str, text: str, step: int) -> None:
+        with self._opened().as_default():
+            if self._is_new(tag, step):
+                tf.summary.text(tag, text, step=step)
+
+    def _is_new(self, tag: str, step: int) -> bool:
+        return step > self._last_steps.get(tag, -1)
+
+    def _flush(self):
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _opened(self) -> tf.summary.SummaryWriter:
+        if self._writer is None:
+            first = self._optimizer_step() if self.trainer is None else self._before + 1
+            self._last_steps = last_steps(self.log_dir) if first > 1 else {}
+            self._writer = tf.summary.create_file_writer(self.log_dir)
+            if first == 1:
+                self._mark_beginning()
+        return self._writer
+
+    def _mark_beginning(self) -> None:
+        """Writes the event from which on TensorBoard shows nothing older."""
+        log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        event = tf.compat.v1.Event(session_log=log, step=1, wall_time=time.time())
+        tf.raw_ops.ImportEvent(
+            writer=self._writer._resource, event=tf.constant(event.SerializeToString())
+        )
+
+
+def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
+    """The last step of every tag in a folder's event files, from the last beginning on.
+
+    Args:
+        log_dir: folder that may not exist yet.
+
+    Returns:
+        Dict from tag to step.
+
+    Example:
+        >>> last_steps("no/such/folder")
+        {}
+    """
+    steps: dict[str, int] = {}
+    for path in sorted(pathlib.Path(log_dir).glob("events.out.tfevents.*")):
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                event = tf.compat.v1.Event.FromString(record)
+                if event.session_log.status == tf.compat.v1.SessionLog.START:
+                    steps = {}
+                for value in event.summary.value:
+                    steps[value.tag] = max(event.step, steps.get(value.tag, -1))
+        except tf.errors.DataLossError:
+            continue  # The last record of a process that was killed.
+    return steps
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Samples as a Markdown table; texts are shown as they are, whatever they contain.
+
+    Args:
+        rows: as `sample_rows` gives them.
+
+    Example:
+        >>> row = {"prompt": "a|b", "response": "<i>", "score": 1.0, "raw_score": 1.0, "kl": 0.0}
+        >>> markdown_table([row]).splitlines()[-1]
+        '| a&#124;b | &lt;i&gt; | 1.000 | 1.000 | 0.000 |'
+    """
+    lines = [" | ".join(_TEXT_COLUMNS), " | ".join("---" for _ in _TEXT_COLUMNS)]
+    lines += [" | ".join(_cell(row[name]) for name in _TEXT_COLUMNS) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = html.escape(str(value), quote=False)
+    for mark in "\\|*_`~[]":
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return text.replace("\n", "<br>")

@@ -1,0 +1,108 @@
+"""Stories that open unhappily, and how happily they go on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+_NAMES = (
+    "Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy",
+)  # fmt: skip
+_THINGS = (
+    "ball", "doll", "kite", "hat", "book", "boat", "toy car", "teddy bear", "cup", "drum",
+)  # fmt: skip
+_OPENINGS = (
+    "{name} lost the {thing}. {name} was very sad.",
+    "{name} dropped the {thing} and it broke. {name} started to cry.",
+    "It was raining. {name} could not play with the {thing} outside and felt sad.",
+    "A big dog took the {thing} from {name}. {name} was scared.",
+    "{name} wanted the {thing}, but the other kids did not want to share. {name} was angry.",
+    "One day, {name} fell down and got hurt. The {thing} was dirty too.",
+    "{name} could not find the {thing} anywhere. {name} sat alone in the room.",
+    "The wind took the {thing} far away. {name} was upset.",
+)
+
+
+def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
+    """Openings of children's stories in which something went wrong, all different.
+
+    Args:
+        count: int, how many; None for all 960.
+        seed: int, of the order.
+
+    Raises:
+        ValueError: more are asked for than there are.
+
+    Example:
+        >>> len(set(unhappy_openings()))
+        960
+    """
+    combinations = list(itertools.product(_OPENINGS, _NAMES, _THINGS))
+    if count is not None and not 1 <= count <= len(combinations):
+        raise ValueError(f"There are {len(combinations)} openings. Received: count={count}.")
+    order = np.random.default_rng(seed).permutation(len(combinations))[:count]
+    texts = [template.format(name=name, thing=thing) for template, name, thing in combinations]
+    return [texts[index] for index in order]
+
+
+def vader_scores(texts: list[str]) -> np.ndarray:
+    """VADER's compound sentiment of each text, float64 `(texts,)` in [-1, 1].
+
+    Raises:
+        ValueError: the package `vaderSentiment` is not installed.
+
+    Reference:
+        Hutto and Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis".
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ValueError(
+            "Scoring sentiment needs the package vaderSentiment. Run "
+            '`pip install "kerasrlhf[quickstart]"`.'
+        ) from error
+    analyzer = SentimentIntensityAnalyzer()
+    return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+
+
+def simulated_preferences(
+    prompts: list[str],
+    first: list[str],
+    second: list[str],
+    scores_first: Any,
+    scores_second: Any,
+    noise: float = 0.25,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """Preference records of an annotator who errs as the Bradley-Terry model says.
+
+    The first response is preferred with probability sigmoid((score_first - score_second) / noise).
+    Pairs of equal texts are left out.
+
+    Args:
+        prompts, first, second: lists of strings of one length: two responses to each prompt.
+        scores_first, scores_second: numbers `(pairs,)`, what the annotator perceives.
+        noise: float, above 0, in units of the scores; small is a careful annotator.
+        seed: int.
+
+    Returns:
+        List of dicts with `prompt`, `chosen` and `rejected`.
+
+    Example:
+        >>> simulated_preferences(["p"], ["good"], ["bad"], [50.0], [-50.0])
+        [{'prompt': 'p', 'chosen': 'good', 'rejected': 'bad'}]
+    """
+    if not noise > 0:
+        raise ValueError(f"`noise` must be above 0. Received: {noise}.")
+    difference = (np.asarray(scores_first) - np.asarray(scores_second)) / noise
+    uniform = np.random.default_rng(seed).random(len(difference))
+    # log(u / (1 - u)) < d is u < sigmoid(d), without overflow for large differences.
+    prefers_first = np.log(uniform) - np.log1p(-uniform) < difference
+    rows = zip(prompts, first, second, prefers_first, strict=True)
+    return [
+        {"prompt": p, "chosen": a if won else b, "rejected": b if won else a}
+        for p, a, b, won in rows
+        if a != b
+    ]

@@ -1,0 +1,132 @@
+"""From a prompt batch to a rollout; which network reads what; which rows an update reads."""
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasrlhf import replica
+from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts import minibatches
+from kerasrlhf.rollouts.collect import Collector
+from kerasrlhf.rollouts.scoring import ScoreRules
+from kerasrlhf.types import Sampler
+
+SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
+BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
+
+
+def collect(actor, reward, reference=None, rules=ScoreRules(), **options):  # noqa: B008
+    reference = Reference.of(actor.causal_lm, reference)
+    collector = Collector(
+        actor,
+        reward=reward,
+        reference=reference,
+        sampler=SAMPLER,
+        rules=rules,
+        strategy=tf.distribute.get_strategy(),
+        jit_compile=False,
+        **options,
+    )
+    return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), 0.25)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    """A reward function of ids, a reference and a critic of their own."""
+    actor = helpers.actor(critic=helpers.backbone("llama", seed=3))
+    reference = helpers.lm(seed=5)
+    rules = ScoreRules(scale=2.0, missing_end_score=-1.0)
+    result = collect(
+        actor, lambda response_ids: [len(r) + 0.5 for r in response_ids], reference, rules
+    )
+    return actor, reference, result
+
+
+def test_reference_and_critic_read_the_responses(collected):
+    """N10: the reference at the sampler's temperature too; zero outside the response."""
+    actor, reference, result = collected
+    rollout = result.rollout
+    stats = actor.token_stats(rollout.token_ids, rollout.padding_mask, temperature=0.8)
+    ref = helpers.ActorCritic(reference).token_stats(
+        rollout.token_ids, rollout.padding_mask, temperature=0.8
+    )
+    inside = np.array(rollout.response_mask)
+    for found, expected in (
+        (rollout.logprobs, stats.logprobs),
+        (rollout.values, stats.values),
+        (rollout.ref_logprobs, ref.logprobs),
+    ):
+        np.testing.assert_allclose(found, np.where(inside, expected, 0.0), atol=1e-4)
+        assert np.all(np.array(found)[inside] != 0)
+
+
+def test_scores_before_and_after_the_rules(collected):
+    _, _, result = collected
+    counts = np.sum(result.rollout.response_mask, axis=1)
+    ended = np.array(result.rollout.ended)
+    assert ended.any() and not ended.all()
+    np.testing.assert_allclose(result.raw_scores, counts + 0.5)
+    np.testing.assert_allclose(result.rollout.scores, np.where(ended, 2 * counts + 1, -1.0))
+    assert float(result.rollout.kl_coef) == 0.25
+    assert {*result.seconds} == {"rollout", "score"}
+
+
+def test_parts_change_nothing(collected):
+    actor, reference, result = collected
+    parts = collect(actor, lambda response_ids: [0.0] * 8, reference, parts=2).rollout
+    for name in ("token_ids", "ref_logprobs", "values"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(result.rollout, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same, monkeypatch):
+    """Token in, token out; the policy's ids never reach a model with another tokenizer."""
+    actor = helpers.actor(texts=True)
+    reward = RewardModel(helpers.lm(texts=True, vocab=23 if same else 20, seed=2))
+    helpers.filled(reward.score_head, seed=6)
+    texts = []
+    original = reward.score
+
+    def score(prompts, responses):
+        texts.append((prompts, responses))
+        return original(prompts, responses)
+
+    monkeypatch.setattr(reward, "score", score)
+    result = collect(actor, reward)
+    rollout = result.rollout
+    if same:
+        assert not texts
+        expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
+    else:
+        assert texts == [(result.episodes.prompts, result.episodes.responses)]
+        expected = original(*texts[0])
+    np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)
+    assert np.std(result.raw_scores) > 0.01
+
+
+def test_an_epoch_reads_every_row_once():
+    """N17: a fresh permutation each epoch."""
+    order = minibatches.permutations(3, 5, rows=24, update_epochs=4, num_minibatches=6)
+    assert order.shape == (24, 4) and order.dtype == "int32"
+    epochs = order.reshape(4, 24)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(24))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert not any((epoch == np.arange(24)).all() for epoch in epochs)
+
+
+def test_permutations_follow_seed_and_iteration():
+    def order(seed, iteration):
+        return minibatches.permutations(seed, iteration, 24, 2, 2).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert len({str(order(s, i)) for s in range(3) for i in range(3)}) == 9
+
+
+def test_rows_are_taken_from_every_tensor():
+    experience = (tf.range(4), tf.reshape(tf.range(8), (4, 2)))
+    first, second = minibatches.take(experience, np.array([2, 0], "int32"))
+    assert first.numpy().tolist() == [2, 0]
+    assert second.numpy().tolist() == [[4, 5], [0, 1]]

@@ -1,0 +1,152 @@
+"""The three steps of RLHF, one after the other, on the model that comes with the package."""
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+
+import keras_hub
+import numpy as np
+import pytest
+
+import kerasrlhf as rlhf
+
+RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
+NAMES = ("sft", "reward_model", "ppo")
+# Keras tells that a reward model does not use the output layer of the language model.
+pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def smoke(recipe, output, *options):
+    config = rlhf.cli.parse(recipe.Config, ["--preset", "smoke", "--output", str(output), *options])
+    return recipe.main(config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def sft(folder):
+    return smoke(load("sft"), folder / "sft", "--lora-rank", "4", "--learning-rate", "0.03")
+
+
+@pytest.fixture(scope="module")
+def reward(folder, sft):
+    model = str(folder / "sft" / "model")
+    return smoke(load("reward_model"), folder / "reward", "--model", model)
+
+
+@pytest.fixture(scope="module")
+def ppo(folder, reward):
+    options = ["--model", str(folder / "sft/model"), "--reward", str(folder / "reward/model")]
+    return smoke(load("ppo"), folder / "ppo", *options)
+
+
+def test_sft_learns_and_saves_what_it_learnt(folder, sft):
+    assert sft["perplexity"]["after"] < 0.5 * sft["perplexity"]["before"]
+    assert len(sft["samples"]) == 2
+    lm = keras_hub.models.CausalLM.from_preset(str(folder / "sft/model"))
+    recipe = load("sft")
+    records = rlhf.data.records.load(str(RECIPES / "smoke.jsonl"))
+    _, held_out = recipe.split(records, 0.25, seed=0)
+    (x, _, weight), *_ = rlhf.data.demonstrations(
+        held_out, lm.preprocessor, batch_size=len(held_out), shuffle=False
+    )
+    stats = rlhf.ActorCritic(lm).token_stats(x["token_ids"], x["padding_mask"])
+    nats = -np.sum(np.asarray(stats.logprobs)[:, 1:] * np.asarray(weight)[:, :-1]) / np.sum(weight)
+    assert nats == pytest.approx(sft["nats_per_token"]["after"], rel=1e-4)
+
+
+def test_reward_model_reports_groups_and_calibration(folder, reward):
+    assert reward["accuracy"]["pairs"] == 6 and reward["accuracy"]["accuracy"] > 0.8
+    assert reward["accuracy"]["low"] < reward["accuracy"]["accuracy"] <= 1
+    assert set(reward["by_source"]) == {"home", "park"}
+    assert sum(x["pairs"] for x in reward["by_source"].values()) == 6
+    assert sum(x["pairs"] for x in reward["calibration"]) == 6
+    model = rlhf.RewardModel.from_preset(folder / "reward/model")
+    assert float(model.gain.numpy()) == pytest.approx(reward["gain"])
+
+
+def test_ppo_reports_and_saves_the_policy(folder, ppo):
+    assert set(ppo["before"]) == {"score", "kl", "length"} == set(ppo["after"])
+    assert ppo["before"]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert [set(x) for x in ppo["samples"]] == [
+        {"prompt", "before", "score_before", "after", "score_after"}
+    ] * 2
+    actor = rlhf.ActorCritic.from_preset(folder / "ppo/policy")
+    assert np.any(np.asarray(actor.value_head.kernel))
+    lines = (folder / "ppo/samples.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reports_and_curves_are_written(folder, ppo, name):
+    output = folder / {"reward_model": "reward"}.get(name, name)
+    report = json.loads((output / "report.json").read_text("utf-8"))
+    assert report["config"]["output"] == str(output)
+    assert list((output / "logs").glob("events.out.tfevents.*"))
+
+
+def test_ppo_with_a_function_goes_on_where_it_was(folder, ppo, tmp_path):
+    recipe = load("ppo")
+    options = ["--kl-target", "none", "--no-decay", "--output", str(tmp_path)]
+    smoke(recipe, tmp_path, "--iterations", "1", *options)
+    with pytest.raises(ValueError, match="--resume"):
+        smoke(recipe, tmp_path, *options)
+    went_on = smoke(recipe, tmp_path, "--resume", *options)
+    state = json.loads((tmp_path / "state/resume.json").read_text("utf-8"))
+    assert state["iteration"] == 2
+    assert [record["kl_coef"] for record in state["records"]] == pytest.approx([0.1, 0.1])
+    assert went_on["after"] != went_on["before"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_has_a_help_text(name, capsys):
+    recipe = load(name)
+    with pytest.raises(SystemExit) as caught:
+        rlhf.cli.run(recipe.main, recipe.Config, ["--help"])
+    assert caught.value.code == 0
+    texts = rlhf.cli._help_texts(inspect.getdoc(recipe.Config))
+    docs = {field.name for field in dataclasses.fields(recipe.Config)}
+    assert docs <= set(texts)
+
+
+ERRORS = {
+    "no data": ("sft", ["--data", "no/such.jsonl"], "There is no file 'no/such.jsonl'"),
+    "column": ("sft", ["--data", "{wrong}"], "Expected a column 'response'"),
+    "model": ("sft", ["--model", "no/such/model"], "No language model could be loaded"),
+    "share": ("sft", ["--held-out", "1.5"], "share between 0 and 1"),
+    "lora": ("reward_model", ["--resume", "--lora-rank", "2"], "resume with lora_rank 0"),
+    "pairs": ("reward_model", ["--data", "{wrong}"], "Expected a column 'chosen'"),
+    "prompts": ("ppo", ["--prompts", "{wrong}"], "Expected a column 'prompt'"),
+    "reward": ("ppo", ["--reward", "no/such/reward"], "There is no reward model"),
+    "function": ("ppo", ["--reward", "ppo:no_such"], "Cannot import the module"),
+    "held out": ("ppo", ["--held-out", "4"], "multiple of batch_size"),
+    "iterations": ("ppo", ["--validate-every", "3"], "must divide iterations"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_wrong_input_is_told_in_one_line(case, tmp_path, capsys):
+    name, options, message = ERRORS[case]
+    recipe = load(name)
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"question": "What?"}\n' * 20)
+    options = [option.format(wrong=wrong) for option in options]
+    arguments = ["--preset", "smoke", "--output", str(tmp_path / "out"), *options]
+    with pytest.raises(SystemExit) as caught:
+        rlhf.cli.run(recipe.main, recipe.Config, arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in error and message in error
