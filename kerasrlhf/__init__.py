@@ -1,6 +1,18 @@
 """Reinforcement learning from human feedback for Keras 3 and TensorFlow, on keras-hub models."""
 
-from kerasrlhf import callbacks, cli, cluster, data, functional, losses, metrics, presets
+from kerasrlhf import (
+    callbacks,
+    cli,
+    cluster,
+    data,
+    evaluation,
+    files,
+    functional,
+    losses,
+    metrics,
+    presets,
+    tasks,
+)
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
@@ -25,8 +37,11 @@ __all__ = [
     "cli",
     "cluster",
     "data",
+    "evaluation",
+    "files",
     "functional",
     "losses",
     "metrics",
     "presets",
+    "tasks",
 ]

@@ -151,8 +151,7 @@ class Resume(iterations.IterationCallback):
 def _variables(trainer: OnPolicyTrainer) -> list[keras.Variable]:
     """Everything that training changes, in an order that rebuilding keeps.
 
-    Not `save_weights`: Keras merges LoRA adapters there, which the reference must do without, and
-    would find the reward model through the trainer's properties.
+    Not `save_weights`: it merges LoRA adapters, which the reference must do without.
     """
     return [*trainer.variables, *trainer.optimizer.variables]
 

@@ -216,7 +216,12 @@ class ActorCritic(keras.Model):
             )
 
     def generate(
-        self, prompts: Any, sampler: Sampler, seed: int = 0, jit_compile: bool = True
+        self,
+        prompts: Any,
+        sampler: Sampler,
+        seed: int = 0,
+        batch_size: int = 256,
+        jit_compile: bool = True,
     ) -> Any:
         """Responses to prompts, by the same compiled loop that training samples with.
 
@@ -225,6 +230,7 @@ class ActorCritic(keras.Model):
                 `(batch, prompt)`, right-padded.
             sampler: how to draw; filters and temperature 0 are welcome here.
             seed: int. The same seed and prompts give the same responses.
+            batch_size: int, texts that are answered at once; a dict is one batch.
             jit_compile: compile with XLA; each new shape and sampler is compiled once.
 
         Returns:
@@ -240,15 +246,22 @@ class ActorCritic(keras.Model):
                 ids, np.asarray(prompts["padding_mask"], bool), sampler, seed, jit_compile
             )
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids, mask = tokens.padded(tokens.encode(texts, self.causal_lm.preprocessor))
-        samples = self._generate_ids(ids, mask, sampler, seed, jit_compile)
-        texts = tokens.detokenize(
-            tokens.masked_rows(samples.token_ids, samples.response_mask),
-            self.causal_lm.preprocessor,
-        )
+        rows = tokens.encode(texts, self.causal_lm.preprocessor)
+        # The last batch is filled up with row 0: one shape, compiled once.
+        size = min(batch_size, len(rows))
+        filled = rows + rows[:1] * (-len(rows) % size)
+        ids, mask = tokens.padded(filled)
+        responses = []
+        for index, start in enumerate(range(0, len(filled), size)):
+            part = slice(start, start + size)
+            samples = self._generate_ids(
+                ids[part], mask[part], sampler, seed, jit_compile, batch=index
+            )
+            responses += tokens.masked_rows(samples.token_ids, samples.response_mask)
+        texts = tokens.detokenize(responses[: len(rows)], self.causal_lm.preprocessor)
         return texts[0] if isinstance(prompts, str) else texts
 
-    def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile):
+    def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
         tokens.check_right_padded(token_ids, padding_mask)
         self.check_length(token_ids.shape[1], sampler)
         key = (sampler, jit_compile)
@@ -256,7 +269,7 @@ class ActorCritic(keras.Model):
             self._generate_functions[key] = replica.compiled(
                 lambda ids, mask, uniforms: self.sample(ids, mask, uniforms, sampler), jit_compile
             )
-        uniforms = replica.uniforms(seed, 0, len(token_ids), sampler.length)
+        uniforms = replica.uniforms(seed, batch, len(token_ids), sampler.length)
         return self._generate_functions[key](
             ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
         )

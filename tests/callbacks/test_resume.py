@@ -58,6 +58,17 @@ def test_resumed_is_uninterrupted(tmp_path, lora):
     assert_same(second.fit(2, [rlhf.callbacks.Resume(tmp_path)], validate=True), expected)
 
 
+@pytest.mark.slow
+def test_resumed_is_uninterrupted_on_two_replicas(tmp_path):
+    with rlhf.cluster.strategy().scope():
+        run = Run()
+        assert run.trainer.distribute_strategy.num_replicas_in_sync == 2
+        expected = run.fit(2, validate=True)
+        run.again().fit(1, [rlhf.callbacks.Resume(tmp_path)], validate=True)
+        again = run.again().fit(2, [rlhf.callbacks.Resume(tmp_path)], validate=True)
+    assert_same(again, expected)
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("how", ["callback", "reward"])
 def test_a_run_that_died_in_the_third_iteration(run, tmp_path, how, every):

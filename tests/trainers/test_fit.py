@@ -99,8 +99,13 @@ def test_steps_per_epoch_go_through_the_data():
 def test_stock_callbacks_can_stop_a_run():
     made = trainer(rate=0.0)
     stop = keras.callbacks.EarlyStopping(monitor="val_score", mode="max", patience=1)
-    made.fit(PROMPTS, epochs=5, validation_data=PROMPTS.take(1), callbacks=[stop], verbose=0)
+    history = made.fit(
+        PROMPTS, epochs=5, validation_data=PROMPTS.take(1), callbacks=[stop], verbose=0
+    ).history
     assert stop.stopped_epoch == 1 and int(made.iteration.numpy()) == 6
+    # The policy stands still, so that the same random numbers give the same validation.
+    assert history["val_score"][0] == history["val_score"][1]
+    assert history["score"][0] != history["score"][1]
 
 
 def test_a_callback_can_set_the_learning_rate():

@@ -1,0 +1,252 @@
+"""Step 3 of RLHF: proximal policy optimisation against a reward.
+
+    python recipes/ppo.py --model runs/sft/model --reward runs/reward/model --prompts prompts.jsonl
+    python recipes/ppo.py --model gpt2_base_en --reward my_reward.py:score --prompts prompts.jsonl
+
+The prompts are records with `prompt`; their other columns reach a reward function by name. In
+`output` stand the policy with its critic (`policy`, a keras-hub preset), `report.json`, samples
+(`samples.jsonl`), curves for TensorBoard (`logs`), and the state of the run (`state`): started
+again with `--resume`, an interrupted run goes on as if nothing had happened. A trial that takes
+seconds: `python recipes/ppo.py --preset smoke`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a policy with PPO.
+
+    Args:
+        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        reward: A folder of a saved reward model, or a Python function of prompts and responses,
+            as package.module:function or path/to/file.py:function.
+        model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
+        output: A folder for the results.
+        iterations: Batches of prompts to sample, score and learn from.
+        batch_size: Prompts of an iteration.
+        held_out: Prompts kept back for validation; a multiple of batch_size.
+        validate_every: Iterations between validations; divides iterations.
+        save_every: Iterations between states.
+        prompt_length: Tokens of a prompt; none for what the model takes.
+        response_length: Tokens of a response at most.
+        temperature: Of sampling.
+        learning_rate: Of Adam at the start.
+        decay: Whether the learning rate falls linearly to 0.
+        kl_coef: Score units per nat of KL from the start.
+        kl_target: Nats a response that the coefficient is steered to; none keeps it fixed.
+        kl_horizon: Episodes; a smaller one steers faster.
+        update_epochs: Passes over the responses of an iteration.
+        num_minibatches: Updates of a pass.
+        micro_batches: Parts that an update is computed in, to save memory.
+        missing_end_score: Score of a response without end token; none for the reward's own.
+        lora_rank: Rank of LoRA adapters, merged when the policy is saved; 0 to train all weights.
+        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        samples: Responses shown at every validation.
+        distribute: One replica a GPU.
+        resume: Go on from the state in output.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    prompts: str
+    reward: str
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/ppo")
+    iterations: int = 200
+    batch_size: int = 64
+    held_out: int = 64
+    validate_every: int = 20
+    save_every: int = 10
+    prompt_length: int | None = None
+    response_length: int = 48
+    temperature: float = 1.0
+    learning_rate: float = 3e-5
+    decay: bool = True
+    kl_coef: float = 0.1
+    kl_target: float | None = 6.0
+    kl_horizon: int = 10_000
+    update_epochs: int = 4
+    num_minibatches: int = 4
+    micro_batches: int = 1
+    missing_end_score: float | None = None
+    lora_rank: int = 0
+    dtype: str | None = None
+    samples: int = 3
+    distribute: bool = False
+    resume: bool = False
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "prompts": str(pathlib.Path(__file__).with_name("smoke.jsonl")),
+            "reward": f"{__file__}:brevity",
+            "output": pathlib.Path("runs/smoke/ppo"),
+            "iterations": 2,
+            "batch_size": 8,
+            "held_out": 8,
+            "validate_every": 1,
+            "save_every": 1,
+            "response_length": 8,
+            "update_epochs": 1,
+            "num_minibatches": 2,
+            "samples": 2,
+            "jit_compile": False,
+        }
+    }
+
+    def __post_init__(self):
+        if self.held_out < self.batch_size or self.held_out % self.batch_size:
+            raise ValueError(
+                f"held_out ({self.held_out}) must be a multiple of batch_size ({self.batch_size})."
+            )
+        if self.iterations % self.validate_every:
+            raise ValueError(
+                f"validate_every ({self.validate_every}) must divide iterations "
+                f"({self.iterations})."
+            )
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    resume = rlhf.callbacks.Resume(config.output / "state", every=config.save_every)
+    if resume.has_state and not config.resume:
+        raise ValueError(
+            f"{config.output} holds the state of a run. Go on with --resume, or name another "
+            "--output."
+        )
+    records = rlhf.data.records.load(config.prompts, text_column="prompt")
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    held_out, train = np.split(order, [config.held_out])
+    scope = rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext()
+    with scope:
+        ppo = build(config)
+        prompts, unseen = (
+            rlhf.data.prompts(
+                [records[i] for i in part],
+                ppo.actor.causal_lm.preprocessor,
+                config.batch_size,
+                max_length=config.prompt_length,
+                shuffle=shuffle,
+                seed=config.seed,
+            )
+            for part, shuffle in ((train, True), (held_out, False))
+        )
+        print(f"{len(train)} prompts, {len(held_out)} held out; {prompts.report}")
+        before = ppo.evaluate(unseen, verbose=0, return_dict=True)
+        shown_before = ppo.collect(next(iter(unseen)))
+        ppo.fit(
+            prompts.repeat(),
+            steps_per_epoch=config.validate_every,
+            epochs=config.iterations // config.validate_every,
+            validation_data=unseen,
+            shuffle=False,  # the dataset shuffles itself
+            callbacks=[
+                resume,
+                rlhf.callbacks.TensorBoard(config.output / "logs", samples=config.samples),
+                rlhf.callbacks.Samples(
+                    count=config.samples,
+                    every=config.validate_every,
+                    path=config.output / "samples.jsonl",
+                ),
+            ],
+            verbose=2,
+        )
+        after = ppo.evaluate(unseen, verbose=0, return_dict=True)
+        shown_after = ppo.collect(next(iter(unseen)))
+    ppo.actor.save_to_preset(config.output / "policy")
+    return write_report(config, before, after, pairs(shown_before, shown_after, config.samples))
+
+
+def build(config):
+    """The compiled trainer."""
+    options = {"dtype": config.dtype} if config.dtype else {}
+    reward = load_reward(config.reward)
+    actor = rlhf.ActorCritic.from_preset(config.model, **options)
+    if config.lora_rank:
+        actor.causal_lm.backbone.enable_lora(config.lora_rank)
+    kl = (
+        rlhf.FixedKL(config.kl_coef)
+        if config.kl_target is None
+        else rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+    )
+    ppo = rlhf.PPO(
+        actor,
+        reward,
+        sampler=rlhf.Sampler(config.response_length, temperature=config.temperature),
+        kl=kl,
+        update_epochs=config.update_epochs,
+        num_minibatches=config.num_minibatches,
+        micro_batches=config.micro_batches,
+        missing_end_score=config.missing_end_score,
+        seed=config.seed,
+    )
+    rate = config.learning_rate
+    if config.decay:
+        updates = config.iterations * ppo.updates_per_iteration
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, updates, end_learning_rate=0.0)
+    ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
+    return ppo
+
+
+def load_reward(name):
+    """A saved reward model, or a function."""
+    if (pathlib.Path(name) / "reward_model.json").is_file():
+        return rlhf.RewardModel.from_preset(name)
+    if ":" in name:
+        return rlhf.cli.load_function(name)
+    raise ValueError(
+        f"There is no reward model in {name!r}: expected a folder that recipes/reward_model.py "
+        "wrote (with reward_model.json), or a function as path/to/file.py:function."
+    )
+
+
+def brevity(responses):
+    """The reward of the smoke preset: short words."""
+    return [-sum(map(len, r.split())) / max(len(r.split()), 1) for r in responses]
+
+
+def pairs(before, after, count):
+    """Prompts with the responses and scores of two moments."""
+    rows = zip(
+        before.episodes.prompts,
+        *(x for c in (before, after) for x in (c.episodes.responses, c.raw_scores.tolist())),
+        strict=True,
+    )
+    names = ("prompt", "before", "score_before", "after", "score_after")
+    return [dict(zip(names, row, strict=True)) for row in rows][:count]
+
+
+def write_report(config, before, after, samples):
+    """Prints and saves what came out."""
+    print(f"\n{'held-out prompts':<18}{'before':>10}{'after':>10}")
+    for name in before:
+        print(f"{name:<18}{before[name]:>10.3f}{after[name]:>10.3f}")
+    for sample in samples:
+        print(f"\n  prompt: {sample['prompt']!r}")
+        for moment in ("before", "after"):
+            print(f"{moment:>8}: {sample['score_' + moment]:8.3f}  {sample[moment]!r}")
+    report = {
+        "config": dataclasses.asdict(config),
+        "before": before,
+        "after": after,
+        "samples": samples,
+    }
+    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
+    (config.output / "report.json").write_text(text, encoding="utf-8")
+    print(f"\nthe policy is in {config.output / 'policy'}, the numbers in report.json beside it")
+    return report
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

@@ -1,0 +1,235 @@
+"""The whole of RLHF on the embedded model, in under three minutes on two cores.
+
+    python recipes/quickstart.py
+
+Stories open unhappily. A simulated annotator compares pairs of continuations and, with the noise
+of the Bradley-Terry model, prefers the happier one. A reward model learns from the comparisons,
+PPO trains the storyteller against the reward model, and a report says what changed: the score that
+was trained on (proxy), the sentiment that was meant (gold), the distance from the model that we
+started from (KL), and what it cost in language ability (perplexity of stories, diversity).
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import ClassVar
+
+import keras
+import keras_hub
+
+import kerasrlhf as rlhf
+from kerasrlhf import evaluation
+from kerasrlhf.tasks import sentiment, stories
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The quickstart's options.
+
+    Args:
+        output: Folder for the report, the curves, the TensorBoard logs and the policy.
+        pairs: Comparisons that the annotator makes.
+        noise: The annotator's noise, in units of sentiment (-1 to 1).
+        length: Tokens of a continuation.
+        temperature: Of the sampling.
+        reward_epochs: Passes of the reward model over its comparisons.
+        reward_learning_rate: Of the reward model.
+        batch_size: Episodes of a PPO iteration.
+        iterations: Iterations of PPO.
+        update_epochs: Passes over the episodes of an iteration.
+        num_minibatches: Optimiser steps a pass.
+        learning_rate: Of PPO; falls linearly to 0.
+        kl_coef: Where the KL coefficient starts.
+        kl_target: Nats a continuation that the KL coefficient steers to.
+        kl_horizon: Episodes; smaller steers faster.
+        held_out: Openings that nothing is trained on, for the report.
+        seed: Of everything random.
+    """
+
+    output: str = "runs/quickstart"
+    pairs: int = 2048
+    noise: float = 0.15
+    length: int = 32
+    temperature: float = 0.8
+    reward_epochs: int = 2
+    reward_learning_rate: float = 3e-4
+    batch_size: int = 128
+    iterations: int = 40
+    update_epochs: int = 2
+    num_minibatches: int = 2
+    learning_rate: float = 3e-4
+    kl_coef: float = 0.1
+    kl_target: float = 6.0
+    kl_horizon: float = 1500.0
+    held_out: int = 256
+    seed: int = 0
+
+    presets: ClassVar[dict[str, dict]] = {
+        "smoke": {
+            "pairs": 48, "length": 8, "reward_epochs": 1, "batch_size": 16, "iterations": 2,
+            "held_out": 16,
+        }
+    }  # fmt: skip
+
+
+def main(config: Config) -> dict:
+    """Runs everything and returns the report."""
+    keras.utils.set_random_seed(config.seed)
+    start = time.perf_counter()
+    output = pathlib.Path(config.output)
+    lm = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
+    actor = rlhf.ActorCritic.from_causal_lm(lm)
+    sampler = rlhf.Sampler(config.length, temperature=config.temperature)
+    openings = sentiment.unhappy_openings(seed=config.seed)
+    held_out, training = openings[: config.held_out], openings[config.held_out :]
+
+    before = actor.generate(held_out, sampler, seed=config.seed + 1)
+    perplexity_before = evaluation.perplexity(lm, stories.HELD_OUT)
+
+    heading("1. Comparisons of a simulated annotator", start)
+    comparisons = compare_pairs(config, actor, sampler, training)
+    cut = len(comparisons) * 7 // 8
+    pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, batch_size=32)
+    unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, batch_size=32)
+    print(f"{cut} to learn from, {len(comparisons) - cut} to test on, for example")
+    print(json.dumps(comparisons[0], indent=2))
+
+    heading("2. Reward model", start)
+    reward = rlhf.RewardModel.from_causal_lm(lm)
+    reward.compile(keras.optimizers.Adam(config.reward_learning_rate))
+    reward.fit(pairs, epochs=config.reward_epochs, verbose=2)
+    accuracy = reward.evaluate(unseen, return_dict=True, verbose=0)["accuracy"]
+    print(f"It orders {accuracy:.1%} of the unseen comparisons as the annotator did.")
+    reward.normalize(held_out, responses=before)
+
+    heading("3. PPO", start)
+    steps = config.iterations * config.update_epochs * config.num_minibatches
+    schedule = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
+    ppo = rlhf.PPO(
+        actor,
+        reward,
+        sampler=sampler,
+        kl=rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon),
+        update_epochs=config.update_epochs,
+        num_minibatches=config.num_minibatches,
+        seed=config.seed,
+    )
+    ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
+    curves = Curves()
+    prompts = rlhf.data.prompts(training, lm.preprocessor, batch_size=config.batch_size)
+    ppo.fit(
+        prompts.repeat(),
+        steps_per_epoch=config.iterations,
+        callbacks=[curves, rlhf.callbacks.TensorBoard(output / "tensorboard")],
+    )
+
+    heading("4. Before and after", start)
+    after = actor.generate(held_out, sampler, seed=config.seed + 1)
+    kl = ppo.evaluate(
+        rlhf.data.prompts(held_out, lm.preprocessor, batch_size=len(held_out), shuffle=False),
+        return_dict=True,
+        verbose=0,
+    )["kl"]
+    report = {
+        "reward_model_accuracy": accuracy,
+        "kl": kl,
+        "kl_target": config.kl_target,
+        "perplexity_of_stories": [perplexity_before, evaluation.perplexity(lm, stories.HELD_OUT)],
+        **{name: [measure(reward, held_out, texts)[name] for texts in (before, after)]
+           for name in ("proxy", "gold", "distinct_2", "words")},
+        "samples": [
+            {"opening": opening, "before": old, "after": new}
+            for opening, old, new in list(zip(held_out, before, after, strict=True))[:3]
+        ],
+    }
+    show(report)
+    actor.save_to_preset(output / "policy")
+    rlhf.files.write_json(output / "report.json", report)
+    curves.plot(output / "curves.png", config.kl_target)
+    heading(f"Done. Report, curves.png, tensorboard/ and policy/ are in {output}", start)
+    return report
+
+
+def compare_pairs(config, actor, sampler, openings):
+    """Preference records: two continuations of each opening, compared by their VADER sentiment."""
+    prompts = [openings[index % len(openings)] for index in range(config.pairs)]
+    first = actor.generate(prompts, sampler, seed=config.seed + 2)
+    second = actor.generate(prompts, sampler, seed=config.seed + 3)
+    happiness = [sentiment.vader_scores(texts) for texts in (first, second)]
+    return sentiment.simulated_preferences(
+        prompts, first, second, *happiness, noise=config.noise, seed=config.seed
+    )
+
+
+def measure(reward, openings, texts):
+    """What the report says of continuations; intervals are of 95 %."""
+    return {
+        "proxy": evaluation.mean_interval(reward.score(openings, texts)),
+        "gold": evaluation.mean_interval(sentiment.vader_scores(texts)),
+        "distinct_2": evaluation.distinct_n(texts, 2),
+        "words": sum(len(text.split()) for text in texts) / len(texts),
+    }
+
+
+class Curves(keras.callbacks.Callback):
+    """Keeps every iteration's statistics, and draws the four that tell most."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rows.append(dict(self.model.statistics))
+
+    def plot(self, path, kl_target):
+        """Writes score, KL, entropy and explained variance against iterations as a PNG."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), constrained_layout=True)
+        names = {
+            "objective/score": "score (reward model)",
+            "objective/kl": "KL to the reference, nats a response",
+            "objective/entropy": "entropy, nats a response",
+            "value/explained_variance": "explained variance of the critic",
+        }
+        for axis, (name, title) in zip(axes.flat, names.items(), strict=True):
+            axis.plot(range(1, len(self.rows) + 1), [row[name] for row in self.rows])
+            axis.set(title=title, xlabel="iteration")
+            axis.grid(alpha=0.3)
+        axes.flat[1].axhline(kl_target, linestyle="--", color="grey", label="target")
+        axes.flat[1].legend()
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+
+
+def show(report):
+    """Prints the report."""
+    print(f"{'':28}{'before':>24}{'after':>24}")
+    for name, title in (
+        ("gold", "gold: VADER sentiment"),
+        ("proxy", "proxy: reward model"),
+        ("perplexity_of_stories", "perplexity of stories"),
+        ("distinct_2", "distinct bigrams"),
+        ("words", "words"),
+    ):
+        cells = [x if isinstance(x, float) else str(x) for x in report[name]]
+        cells = [f"{x:.3f}" if isinstance(x, float) else x for x in cells]
+        print(f"{title:28}{cells[0]:>24}{cells[1]:>24}")
+    print(f"KL {report['kl']:.2f} nats a continuation, target {report['kl_target']:.2f}\n")
+    for sample in report["samples"]:
+        print(sample["opening"])
+        print(f"  before: {sample['before'].strip()!r}")
+        print(f"  after:  {sample['after'].strip()!r}")
+
+
+def heading(text, start):
+    """Prints a heading with the seconds since `start`."""
+    print(f"\n[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

@@ -1,0 +1,196 @@
+"""Step 2 of RLHF: a reward model from preference pairs.
+
+    python recipes/reward_model.py --model runs/sft/model --data pairs.jsonl --output runs/reward
+
+The data has records with `prompt`, `chosen` and `rejected`; a column `source`, where there is one,
+splits the accuracy into groups. In `output` stand the reward model (`model`, which
+`recipes/ppo.py` takes as `--reward`), `report.json`, and curves for TensorBoard (`logs`). A trial
+that takes seconds: `python recipes/reward_model.py --preset smoke`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a reward model on preference pairs.
+
+    Args:
+        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        model: Where the reward model starts: the fine-tuned language model, as a keras-hub
+            preset, a folder of one, or a Hugging Face folder.
+        output: A folder for the results.
+        batch_size: Pairs of an update.
+        epochs: Passes over the pairs; more than one overfits soon.
+        learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
+        max_length: Tokens of a row, prompt and response; none for what the model takes.
+        held_out: Share of the pairs that is kept back to measure accuracy.
+        bins: Rows of the table that compares accuracy with the size of the score difference.
+        normalize: Prompts whose sampled responses shall score mean 0 and deviation 1, before and
+            after training; 0 to leave the scores as they are.
+        response_length: Tokens of those responses at most.
+        lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
+        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        resume: Keep a backup of every epoch, and go on from it when there is one.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    data: str
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/reward")
+    batch_size: int = 16
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    max_length: int | None = None
+    held_out: float = 0.1
+    bins: int = 5
+    normalize: int = 256
+    response_length: int = 32
+    lora_rank: int = 0
+    dtype: str | None = None
+    resume: bool = False
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "data": str(pathlib.Path(__file__).with_name("smoke.jsonl")),
+            "output": pathlib.Path("runs/smoke/reward"),
+            "batch_size": 4,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "held_out": 0.25,
+            "bins": 2,
+            "normalize": 8,
+            "response_length": 8,
+            "jit_compile": False,
+        }
+    }
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        if self.resume and self.lora_rank:
+            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    records = rlhf.data.records.load(config.data)
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    count = max(1, round(config.held_out * len(records)))
+    held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    options = {"dtype": config.dtype} if config.dtype else {}
+    policy = rlhf.ActorCritic.from_preset(config.model, **options)
+    preprocessor = policy.causal_lm.preprocessor
+    reward = rlhf.RewardModel.from_causal_lm(policy.causal_lm)
+    if config.lora_rank:
+        reward.backbone.enable_lora(config.lora_rank)
+
+    common = {"max_length": config.max_length, "seed": config.seed}
+    pairs = rlhf.data.preferences(
+        train, preprocessor, config.batch_size, drop_remainder=True, **common
+    )
+    unseen = rlhf.data.preferences(
+        held_out, preprocessor, config.batch_size, shuffle=False, **common
+    )
+    print(f"{len(train)} pairs, {len(held_out)} held out; {pairs.report}")
+    reward.compile(
+        keras.optimizers.Adam(
+            keras.optimizers.schedules.PolynomialDecay(
+                config.learning_rate, config.epochs * len(pairs), end_learning_rate=0.0
+            ),
+            epsilon=1e-5,
+        ),
+        jit_compile=config.jit_compile,
+    )
+
+    def normalize():
+        prompts = [p[-400:] for p in rlhf.data.records.preference_texts(train)[0]]
+        sampler = rlhf.Sampler(config.response_length)
+        return reward.normalize(prompts[: config.normalize], policy=policy, sampler=sampler)
+
+    if config.normalize:
+        normalize()
+    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
+    if config.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+    reward.fit(
+        pairs,
+        validation_data=unseen,
+        epochs=config.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=callbacks,
+        verbose=2,
+    )
+    # On the scale that the loss was minimised at, where differences are log odds.
+    scores = np.asarray(reward.predict(unseen, verbose=0), "float64")
+    gain, bias = normalize() if config.normalize else (1.0, 0.0)
+    lead = scores[:, 0] - scores[:, 1]
+    report = {
+        "config": dataclasses.asdict(config),
+        "accuracy": accuracy(lead),
+        "by_source": {
+            source: accuracy(lead[[str(r.get("source")) == source for r in held_out]])
+            for source in sorted({str(r["source"]) for r in held_out if "source" in r})
+        },
+        "calibration": calibration(lead, config.bins),
+        "gain": gain,
+        "bias": bias,
+    }
+    show(report)
+    reward.save_to_preset(config.output / "model")
+    text = json.dumps(report, indent=2, default=str)
+    (config.output / "report.json").write_text(text, encoding="utf-8")
+    print(f"the reward model is in {config.output / 'model'}, the numbers in report.json beside it")
+    return report
+
+
+def accuracy(lead):
+    """Share of pairs whose chosen response leads (a tie is one half), with Wilson's interval."""
+    n, z = len(lead), 1.96
+    share = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return {"pairs": n, "accuracy": share, "low": middle - half, "high": middle + half}
+
+
+def calibration(lead, bins):
+    """Accuracy against what the score difference promises, from small differences to large."""
+    parts = np.array_split(np.argsort(np.abs(lead)), min(bins, len(lead)))
+    return [
+        {
+            "difference": float(np.abs(lead[part]).mean()),
+            "promised": float((1 / (1 + np.exp(-np.abs(lead[part])))).mean()),
+            **accuracy(lead[part]),
+        }
+        for part in parts
+    ]
+
+
+def show(report):
+    """Prints the figures as tables."""
+    groups = {"all pairs": report["accuracy"], **report["by_source"]}
+    print(f"\n{'held-out pairs':<24}{'pairs':>7}{'accuracy':>10}   95 % interval")
+    for name, x in groups.items():
+        interval = f"{x['low']:.3f} to {x['high']:.3f}"
+        print(f"{name:<24}{x['pairs']:>7}{x['accuracy']:>10.3f}   {interval}")
+    print(f"\n{'score difference':<24}{'pairs':>7}{'accuracy':>10}   promised")
+    for x in report["calibration"]:
+        print(
+            f"{x['difference']:<24.3f}{x['pairs']:>7}{x['accuracy']:>10.3f}   {x['promised']:.3f}"
+        )
+    print(f"\ngain {report['gain']:.3f}, bias {report['bias']:.3f}")
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

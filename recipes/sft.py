@@ -1,0 +1,181 @@
+"""Step 1 of RLHF: supervised fine-tuning on demonstrations.
+
+    python recipes/sft.py --model gpt2_base_en --data demos.jsonl --output runs/sft
+
+The data has records with `prompt` and `response` (or `completion`), or with `text` or `messages`.
+Only response tokens are learnt. In `output` stand the model (`model`, a keras-hub preset, which
+`recipes/reward_model.py` and `recipes/ppo.py` take as `--model`), `report.json`, and curves for
+TensorBoard (`logs`). A trial that takes seconds: `python recipes/sft.py --preset smoke`.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fine-tunes a language model on demonstrations.
+
+    Args:
+        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        model: A keras-hub preset, a folder of one, or a Hugging Face folder.
+        output: A folder for the results.
+        batch_size: Rows of an update.
+        epochs: Passes over the data.
+        learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
+        max_length: Tokens of a row, prompt and response; none for what the model takes.
+        held_out: Share of the records that is kept back to measure perplexity.
+        lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
+        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        samples: Responses shown before and after.
+        sample_length: Their tokens at most.
+        temperature: Theirs.
+        resume: Keep a backup of every epoch, and go on from it when there is one.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    data: str
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/sft")
+    batch_size: int = 16
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    max_length: int | None = None
+    held_out: float = 0.1
+    lora_rank: int = 0
+    dtype: str | None = None
+    samples: int = 3
+    sample_length: int = 48
+    temperature: float = 0.7
+    resume: bool = False
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "data": str(pathlib.Path(__file__).with_name("smoke.jsonl")),
+            "output": pathlib.Path("runs/smoke/sft"),
+            "batch_size": 4,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "held_out": 0.25,
+            "samples": 2,
+            "sample_length": 12,
+            "jit_compile": False,
+        }
+    }
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        if self.resume and self.lora_rank:
+            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    train, held_out = split(rlhf.data.records.load(config.data), config.held_out, config.seed)
+    options = {"dtype": config.dtype} if config.dtype else {}
+    actor = rlhf.ActorCritic.from_preset(config.model, **options)
+    lm = actor.causal_lm
+    if config.lora_rank:
+        lm.backbone.enable_lora(config.lora_rank)
+
+    common = {"max_length": config.max_length, "seed": config.seed}
+    demos = rlhf.data.demonstrations(
+        train, lm.preprocessor, config.batch_size, drop_remainder=True, **common
+    )
+    unseen = rlhf.data.demonstrations(
+        held_out, lm.preprocessor, config.batch_size, shuffle=False, **common
+    )
+    print(f"{len(train)} demonstrations, {len(held_out)} held out; {demos.report}")
+    lm.compile(
+        optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.PolynomialDecay(
+                config.learning_rate, config.epochs * len(demos), end_learning_rate=0.0
+            )
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        ),
+        # The loss is a mean of batches; this metric is the mean over all response tokens.
+        weighted_metrics=[
+            keras.metrics.SparseCategoricalCrossentropy(name="nats", from_logits=True)
+        ],
+        jit_compile=config.jit_compile,
+    )
+
+    prompts, references = opening(held_out, config.samples)
+    sampler = rlhf.Sampler(config.sample_length, temperature=config.temperature)
+
+    def measure():
+        nats = float(lm.evaluate(unseen, verbose=0, return_dict=True)["nats"])
+        responses = actor.generate(prompts, sampler, config.seed, config.jit_compile)
+        return nats, responses
+
+    nats_before, before = measure()
+    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
+    if config.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+    lm.fit(
+        demos,
+        validation_data=unseen,
+        epochs=config.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=callbacks,
+        verbose=2,
+    )
+    nats, after = measure()
+
+    for row in zip(prompts, references, before, after, strict=True):
+        for name, text in zip(("prompt", "demonstration", "before", "after"), row, strict=True):
+            print(f"{name:>14}: {text!r}")
+        print()
+    print(f"perplexity on held-out responses: {math.exp(nats_before):.2f} -> {math.exp(nats):.2f}")
+    lm.save_to_preset(config.output / "model")
+    report = {
+        "config": dataclasses.asdict(config),
+        "nats_per_token": {"before": nats_before, "after": nats},
+        "perplexity": {"before": math.exp(nats_before), "after": math.exp(nats)},
+        "samples": [
+            {"prompt": p, "before": b, "after": a}
+            for p, b, a in zip(prompts, before, after, strict=True)
+        ],
+    }
+    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
+    (config.output / "report.json").write_text(text, encoding="utf-8")
+    print(f"the model is in {config.output / 'model'}, the numbers in report.json beside it")
+    return report
+
+
+def split(records, share, seed):
+    """Shuffles records and keeps a share of them back."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    count = max(1, round(share * len(records)))
+    return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
+
+
+def opening(records, count):
+    """Prompts to show, the first words where there is only a text, and what answers them."""
+    prompts, responses = rlhf.data.records.demonstration_texts(records[: max(count, 1)])
+    pairs = [(p, r) if p else split_words(r) for p, r in zip(prompts, responses, strict=True)]
+    return [p[-400:] for p, _ in pairs], [r for _, r in pairs]
+
+
+def split_words(text, words=5):
+    """The first words, and the rest as it stands."""
+    prompt = " ".join(text.split(" ")[:words])
+    return prompt, text[len(prompt) :]
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)
