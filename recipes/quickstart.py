@@ -54,20 +54,20 @@ class Config:
     temperature: float = 0.8
     reward_epochs: int = 2
     reward_learning_rate: float = 3e-4
-    batch_size: int = 128
-    iterations: int = 40
+    batch_size: int = 64
+    iterations: int = 80
     update_epochs: int = 2
-    num_minibatches: int = 2
-    learning_rate: float = 3e-4
-    kl_coef: float = 0.1
+    num_minibatches: int = 1
+    learning_rate: float = 5e-4
+    kl_coef: float = 0.25
     kl_target: float = 6.0
-    kl_horizon: float = 1500.0
+    kl_horizon: float = 400.0
     held_out: int = 256
     seed: int = 0
 
     presets: ClassVar[dict[str, dict]] = {
         "smoke": {
-            "pairs": 48, "length": 8, "reward_epochs": 1, "batch_size": 16, "iterations": 2,
+            "pairs": 64, "length": 8, "reward_epochs": 1, "batch_size": 16, "iterations": 2,
             "held_out": 16,
         }
     }  # fmt: skip
@@ -117,7 +117,8 @@ def main(config: Config) -> dict:
     )
     ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
     curves = Curves()
-    prompts = rlhf.data.prompts(training, lm.preprocessor, batch_size=config.batch_size)
+    batches = dict(batch_size=config.batch_size, pad_to_multiple_of=8)
+    prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
     ppo.fit(
         prompts.repeat(),
         steps_per_epoch=config.iterations,
@@ -126,11 +127,8 @@ def main(config: Config) -> dict:
 
     heading("4. Before and after", start)
     after = actor.generate(held_out, sampler, seed=config.seed + 1)
-    kl = ppo.evaluate(
-        rlhf.data.prompts(held_out, lm.preprocessor, batch_size=len(held_out), shuffle=False),
-        return_dict=True,
-        verbose=0,
-    )["kl"]
+    unseen = rlhf.data.prompts(held_out, lm.preprocessor, shuffle=False, **batches)
+    kl = ppo.evaluate(unseen, return_dict=True, verbose=0)["kl"]
     report = {
         "reward_model_accuracy": accuracy,
         "kl": kl,

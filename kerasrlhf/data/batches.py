@@ -6,10 +6,11 @@ the same records; `kerasrlhf.data.records` lists the columns.
 
 import numpy as np
 
+from kerasrlhf import tokens
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
-from kerasrlhf import tokens
 from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
+from kerasrlhf.types import require_int
 
 
 def demonstrations(
@@ -161,6 +162,7 @@ def prompts(
     batch_size,
     *,
     max_length=None,
+    pad_to_multiple_of=1,
     shuffle=True,
     seed=0,
     drop_remainder=True,
@@ -176,6 +178,9 @@ def prompts(
         batch_size: `int`, prompts per batch, which is one iteration.
         max_length: Tokens per prompt at most; `None` means `preprocessor.sequence_length`. Leave
             room for the response: a model with learnt positions cannot go beyond them.
+        pad_to_multiple_of: `int`, at least 1. Rows are padded to a multiple of it, so that sets
+            of similar length, such as prompts to train and to validate on, share one shape and
+            XLA compiles once for both.
         shuffle: As in `demonstrations`.
         seed: `int`.
         drop_remainder: Whether a last batch of fewer rows is left out.
@@ -207,7 +212,8 @@ def prompts(
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     texts = records_lib.prompt_texts(records, template)
     rows = rows_lib.encode(texts, [], preprocessor, max_length)
-    x = _padded(rows, [[]] * len(records), preprocessor)
+    multiple = require_int("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
+    x = _padded(rows, [[]] * len(records), preprocessor, multiple)
     x |= {"prompt": rows.prompts, "record": records_lib.to_json(records)}
     dataset = batches(
         x, len(records), batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
@@ -215,9 +221,10 @@ def prompts(
     return TokenizedDataset(dataset, rows.report)
 
 
-def _padded(rows, responses, preprocessor):
+def _padded(rows, responses, preprocessor, multiple=1):
     joined = [p + r for p, r in zip(rows.prompt_ids, responses, strict=True)]
-    token_ids, mask = rows_lib.pad(joined, rows.report.length, tokens.pad_id(preprocessor))
+    length = -(-rows.report.length // multiple) * multiple
+    token_ids, mask = rows_lib.pad(joined, length, tokens.pad_id(preprocessor))
     return {"token_ids": token_ids, "padding_mask": mask}
 
 
