@@ -23,8 +23,16 @@ import subprocess
 import sys
 
 SIZES = (
-    "layers", "heads", "width", "vocabulary", "batch", "prompt", "response", "ppo_epochs",
-    "mini_batches", "iterations",
+    "layers",
+    "heads",
+    "width",
+    "vocabulary",
+    "batch",
+    "prompt",
+    "response",
+    "ppo_epochs",
+    "mini_batches",
+    "iterations",
 )
 
 
@@ -38,7 +46,9 @@ def parse_args():
     parser.add_argument("--critic", choices=["shared", "separate"], default="separate")
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--sampling", action="store_true", help="time sampling alone, beside keras-hub's generate")
+    parser.add_argument(
+        "--sampling", action="store_true", help="time sampling alone, beside keras-hub's generate"
+    )
     parser.add_argument("--compare", nargs=2, metavar=("PYTHON", "SCRIPT"))
     parser.add_argument("--rounds", type=int, default=2, help="of --compare")
     return parser.parse_args()

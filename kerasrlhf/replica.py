@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+_DEFAULT_STRATEGY = tf.distribute.get_strategy()
+
 
 def compiled(function: Callable, jit_compile: bool = True) -> Callable:
     """`function` as a graph, XLA-compiled when `jit_compile` is true."""
@@ -23,9 +25,6 @@ def compiled(function: Callable, jit_compile: bool = True) -> Callable:
 def is_distributed(strategy: tf.distribute.Strategy) -> bool:
     """Whether code must run through the strategy (true even with one mirrored replica)."""
     return not isinstance(strategy, type(_DEFAULT_STRATEGY))
-
-
-_DEFAULT_STRATEGY = tf.distribute.get_strategy()
 
 
 def replicas(strategy: tf.distribute.Strategy) -> int:

@@ -12,7 +12,9 @@ Masks are true where something counts. Statistics are float32, log-probabilities
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -60,15 +62,16 @@ class Sampler:
             require_int("top_k", self.top_k, minimum=1)
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"`top_p` must be in (0, 1] or None. Received: top_p={self.top_p}.")
-        if isinstance(self.stop_token_ids, str):
-            if self.stop_token_ids != "auto":
-                raise ValueError(
-                    '`stop_token_ids` must be "auto", None or a sequence of token ids. '
-                    f"Received: {self.stop_token_ids!r}."
-                )
-        elif self.stop_token_ids is not None:
-            ids = tuple(int(i) for i in self.stop_token_ids)
-            object.__setattr__(self, "stop_token_ids", ids)
+        ids = self.stop_token_ids
+        if ids is None or (isinstance(ids, str) and ids == "auto"):
+            return
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise ValueError(
+                '`stop_token_ids` must be "auto", None or a sequence of token ids. '
+                f"Received: {ids!r}."
+            )
+        ids = tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
+        object.__setattr__(self, "stop_token_ids", ids)
 
     @property
     def trainable(self) -> bool:
@@ -167,8 +170,8 @@ def require_number(
     name: str, value: Any, minimum: float | None = None, above: float | None = None
 ) -> float:
     """Returns `value` as a float, or raises a `ValueError` that names it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
-        raise ValueError(f"`{name}` must be a number. Received: {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number. Received: {value!r}.")
     if minimum is not None and value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}.")
     if above is not None and value <= above:

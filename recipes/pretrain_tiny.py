@@ -9,7 +9,6 @@ root of the repository:
 
 import dataclasses
 import gzip
-import itertools
 import json
 import pathlib
 import re
@@ -20,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tokenizers
 
-from kerasrlhf import cli
+import kerasrlhf as rlhf
 
 # `Llama3Tokenizer` expects all but the first of these; padding must be id 0.
 SPECIAL_TOKENS = ["<|pad|>", "<|begin_of_text|>", "<|end_of_text|>"]
@@ -34,10 +33,11 @@ class Config:
     Args:
         stories: Real stories to learn from, compressed JSON lines with `text`.
         test_stories: Real stories for the figures at the end.
-        teacher: A keras-hub preset of Llama shape that writes the other stories.
+        teacher: A keras-hub preset of a language model that writes the other stories.
         sampled: Where the teacher's stories are kept; read when it exists.
         output: The folder of the preset.
-        rounds: Sampling rounds, each of 256 rows of 512 tokens.
+        rounds: Sampling rounds; the temperature rises from 0.7 to 1 in every four of them.
+        rows: Stories of a round.
         vocabulary_size: Tokens, with padding (0), start and end.
         length: Context in tokens.
         layers: Transformer layers.
@@ -45,7 +45,6 @@ class Config:
         heads: Attention heads; half as many for keys and values.
         batch_size: Rows of an update.
         epochs: Passes over the mixture of sampled and real text.
-        real_copies: How often real text stands in the mixture.
         final_epochs: Passes over whole real stories; the best one on held-out stories is kept.
         learning_rate: Highest rate of the mixture; falls to a tenth in a cosine.
         final_learning_rate: Highest rate of the last phase; falls to zero in a cosine.
@@ -58,7 +57,8 @@ class Config:
     teacher: pathlib.Path = pathlib.Path("../shared/models/stories260k/keras")
     sampled: pathlib.Path = pathlib.Path("runs/pretrain_tiny/sampled.jsonl.gz")
     output: pathlib.Path = pathlib.Path("runs/pretrain_tiny/preset")
-    rounds: int = 31
+    rounds: int = 52
+    rows: int = 256
     vocabulary_size: int = 2048
     length: int = 256
     layers: int = 4
@@ -66,7 +66,6 @@ class Config:
     heads: int = 4
     batch_size: int = 16
     epochs: int = 5
-    real_copies: int = 1
     final_epochs: int = 4
     learning_rate: float = 4e-3
     final_learning_rate: float = 6e-4
@@ -75,99 +74,54 @@ class Config:
 
 
 def read(path):
-    """The records of a file of compressed JSON lines: list of `dict` with `text`."""
+    """The texts of a file of compressed JSON lines."""
     if not path.exists():
         raise ValueError(f"No stories at {path}. Give a .jsonl.gz file whose lines have `text`.")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line)["text"] for line in lines]
 
 
-def sampler(lm, rows, segment=64):
-    """A function that lets a model of Llama shape write `rows` streams of text at once.
-
-    Args:
-        lm: `keras_hub.models.LlamaCausalLM`.
-        rows: Streams.
-        segment: Tokens after which the key-value cache grows; one compiled program for each size.
+def write(actor, rows, temperature, seed):
+    """Lets a language model write.
 
     Returns:
-        `write(length, temperatures, start, seed)`: token ids `(rows, length)`, the start excluded.
+        `rows` pairs: a text, and whether the model ended it within its context.
     """
-    backbone = lm.backbone
-    head_dim = backbone.hidden_dim // backbone.num_query_heads
-    shape = (rows, 2, 0, backbone.num_key_value_heads, head_dim)
-
-    @tf.function(jit_compile=True)
-    def extend(token, caches, temperatures, position, seed):
-        def step(i, token, caches, written):
-            x, kept = backbone.token_embedding(token[:, None]), []
-            for layer, cache in zip(backbone.transformer_layers, caches, strict=True):
-                index = position + i
-                x, cache = layer(
-                    x, self_attention_cache=cache, self_attention_cache_update_index=index
-                )
-                kept.append(cache)
-            logits = backbone.token_embedding(backbone.layer_norm(x), reverse=True)[:, 0]
-            uniform = tf.random.stateless_uniform(tf.shape(logits), [seed, index], 1e-7, 1.0)
-            gumbel = -tf.math.log(-tf.math.log(uniform))
-            token = tf.argmax(logits / temperatures[:, None] + gumbel, -1, output_type=tf.int32)
-            return i + 1, token, kept, tf.tensor_scatter_nd_update(written, [[i]], token[None])
-
-        caches = [tf.pad(c, [[0, 0], [0, 0], [0, segment], [0, 0], [0, 0]]) for c in caches]
-        state = (0, token, caches, tf.zeros((segment, rows), "int32"))
-        _, token, caches, written = tf.while_loop(lambda i, *_: i < segment, step, state)
-        return token, caches, tf.transpose(written)
-
-    def write(length, temperatures, start, seed):
-        token, written = tf.fill([rows], start), []
-        caches = [tf.zeros(shape)] * backbone.num_layers
-        for position in range(0, length, segment):
-            token, caches, ids = extend(
-                token, caches, temperatures, tf.constant(position), tf.constant(seed)
-            )
-            written.append(ids)
-        return tf.concat(written, 1).numpy()
-
-    return write
+    preprocessor = actor.causal_lm.preprocessor
+    tokenizer, length = preprocessor.tokenizer, preprocessor.sequence_length
+    # Models that know no end begin the next story instead.
+    stops = (tokenizer.end_token_id, tokenizer.start_token_id)
+    sampler = rlhf.Sampler(length - 1, temperature, stop_token_ids=stops)
+    starts = np.full((rows, 1), tokenizer.start_token_id, "int32")
+    prompts = {"token_ids": starts, "padding_mask": np.ones((rows, 1), bool)}
+    samples = actor.generate(prompts, sampler, seed=seed)
+    inside = samples.response_mask.numpy() & ~np.isin(samples.token_ids, stops)
+    ids = zip(samples.token_ids.numpy(), inside, strict=True)
+    texts = [tokenizer.detokenize(row[mask].tolist()).strip() for row, mask in ids]
+    return list(zip(texts, samples.ended.numpy().tolist(), strict=True))
 
 
-def split_stories(rows, tokenizer):
-    """The good stories of token streams as records of `text` and `complete`.
-
-    The last story of a row is rarely at its end; it is kept up to its last whole word, because
-    half of the text would be lost otherwise and the stories left over would be the short ones.
-    """
-    records = []
-    for row in rows:
-        borders = [-1, *np.flatnonzero(row == tokenizer.start_token_id), len(row)]
-        for first, last in itertools.pairwise(borders):
-            text = tokenizer.detokenize(row[first + 1 : last].tolist())
-            complete = bool(last < len(row))
-            text = text.strip() if complete else text.rpartition(" ")[0]
-            records.append({"text": text, "complete": complete})
-    return [record for record in records if is_good(**record)]
-
-
-def is_good(text, complete):
+def is_good(text):
     """Whether a text is of a usual length, ends as a sentence does and says nothing twice."""
     sentences = [s for s in re.split(r'(?<=[.!?])["”]?\s+', text) if len(s) > 12]
     ended = len(text) >= 200 and re.search(r'[.!?]["”]?$', text)
-    return len(set(sentences)) == len(sentences) > 2 and bool(ended or not complete)
+    return len(set(sentences)) == len(sentences) > 2 and bool(ended)
 
 
 def teacher_stories(config, teacher):
-    """Stories of the teacher at temperatures from 0.7 to 1: cool ones read better, warm ones
-    keep the student's probabilities honest."""
+    """Good stories of the teacher at several temperatures: cool ones read better, warm ones keep
+    the student's probabilities honest."""
     if not config.sampled.exists():
-        write, temperatures = sampler(teacher, 256), tf.linspace(0.7, 1.0, 256)
-        tokenizer, records = teacher.preprocessor.tokenizer, []
-        for seed in range(config.rounds):
-            rows = write(512, temperatures, tokenizer.start_token_id, seed)
-            records += split_stories(rows, tokenizer)
-            print(f"round {seed + 1} of {config.rounds}: {len(records)} stories", flush=True)
-        config.sampled.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(config.sampled, "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        actor, texts = rlhf.ActorCritic(teacher), []
+        for i in range(config.rounds):
+            stories = write(actor, config.rows, 0.7 + 0.1 * (i % 4), seed=i)
+            texts += [text for text, ended in stories if ended and is_good(text)]
+            print(f"round {i + 1} of {config.rounds}: {len(texts)} stories", flush=True)
+        with (
+            rlhf.files.replacing(config.sampled) as path,
+            gzip.open(path, "wt", encoding="utf-8") as file,
+        ):
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     return read(config.sampled)
 
 
@@ -202,34 +156,31 @@ def make_model(config):
     return keras_hub.models.Llama3CausalLM(backbone)
 
 
-def token_stream(tokenizer, records):
-    """All stories in one row of token ids, each after the start token; whole ones with the end."""
-    start, end, rows = tokenizer.start_token_id, tokenizer.end_token_id, []
-    for record, ids in zip(records, tokenizer([r["text"] for r in records]), strict=True):
-        rows.append([start, *ids, end] if record.get("complete", True) else [start, *ids])
-    return np.concatenate(rows).astype("int32")
+def token_rows(tokenizer, texts):
+    """Token ids of each text between the start and the end token."""
+    start, end = tokenizer.start_token_id, tokenizer.end_token_id
+    return [np.array([start, *ids, end], "int32") for ids in tokenizer(texts)]
 
 
-def windows(stream, length):
-    """A token stream in rows of `length + 1`; the last token of a row is the first of the next."""
+def windows(rows, length):
+    """All tokens in rows of `length + 1`; the last token of a row is the first of the next."""
+    stream = np.concatenate(rows)
     starts = range(0, len(stream) - length, length)
     return np.stack([stream[start : start + length + 1] for start in starts])
 
 
-def whole_stories(tokenizer, records, length):
+def whole_stories(tokenizer, texts, length):
     """One story a row, begun at position 0, cut or padded to `length + 1`."""
-    rows = np.full((len(records), length + 1), tokenizer.pad_token_id, "int32")
-    for i, record in enumerate(records):
-        ids = token_stream(tokenizer, [record])[: length + 1]
-        rows[i, : len(ids)] = ids
-    return rows
+    filled = np.full((len(texts), length + 1), tokenizer.pad_token_id, "int32")
+    for i, row in enumerate(token_rows(tokenizer, texts)):
+        filled[i, : len(row)] = row[: length + 1]
+    return filled
 
 
 def dataset(rows, batch_size, tokenizer):
     """Full batches of (inputs, next tokens, weights), in a new order at every pass.
 
-    A start token is never to be predicted: it follows stories that are cut off, and a model that
-    had learned it would break off too.
+    A start token is never to be predicted: what follows an end is not the model's to decide.
     """
     mask, targets = rows != tokenizer.pad_token_id, rows[:, 1:]
     weights = mask[:, 1:] & (targets != tokenizer.start_token_id)
@@ -263,64 +214,51 @@ def train(model, data, epochs, learning_rate, end, validation=None):
 
 def save(model, folder):
     """Saves a preset that computes in float32 and stores its weights in float16."""
-    model.save_to_preset(str(folder))
     half = type(model.backbone).from_config(model.backbone.get_config() | {"dtype": "float16"})
     half.set_weights(model.backbone.get_weights())
-    half.save_weights(str(folder / "model.weights.h5"))
-
-
-def nats(model, texts):
-    """Mean loss of texts, each after the start token and without an end: per character, token."""
-    tokenizer = model.preprocessor.tokenizer
-    rows = [[tokenizer.start_token_id, *np.array(row).tolist()] for row in map(tokenizer, texts)]
-    total, width = 0.0, max(map(len, rows))
-    for i in range(0, len(rows), 16):
-        ids = np.array([row + [0] * (width - len(row)) for row in rows[i : i + 16]], "int32")
-        mask = np.array([[j < len(row) for j in range(width)] for row in rows[i : i + 16]])
-        logits = model({"token_ids": ids, "padding_mask": mask})[:, :-1]
-        losses = keras.losses.sparse_categorical_crossentropy(ids[:, 1:], logits, from_logits=True)
-        total += float(keras.ops.sum(losses * mask[:, 1:].astype("float32")))
-    return total / sum(map(len, texts)), total / sum(len(row) - 1 for row in rows)
+    with rlhf.files.replacing(folder) as temporary:
+        model.save_to_preset(str(temporary))
+        half.save_weights(str(temporary / "model.weights.h5"))
 
 
 def report(config, model, teacher):
     """Prints losses of student and teacher on the test stories, and a few samples."""
-    tokenizer = model.preprocessor.tokenizer
-    texts = [record["text"] for record in read(config.test_stories)]
+    texts = read(config.test_stories)
     # Both read the same text: the words before whichever context is the first to be full.
     for lm in (model, teacher):
         tokens, length = lm.preprocessor.tokenizer, lm.preprocessor.sequence_length
         texts = [tokens.detokenize(tokens(text)[: length - 1]) for text in texts]
     texts = [text.rpartition(" ")[0] for text in texts]
-    (ours, per_token), (theirs, _) = nats(model, texts), nats(teacher, texts)
-    print(f"{model.count_params():,} parameters, {tokenizer.vocabulary_size()} tokens")
+    nats, counts = rlhf.evaluation.negative_log_likelihood(model, texts)
+    theirs, _ = rlhf.evaluation.negative_log_likelihood(teacher, texts)
+    characters = sum(map(len, texts))
+    print(f"{model.count_params():,} parameters, {config.vocabulary_size} tokens")
     print(
-        f"held-out perplexity {np.exp(per_token):.3f} a token; nats a character {ours:.4f}, "
-        f"teacher {theirs:.4f}, ratio {ours / theirs:.3f}"
+        f"held-out perplexity {np.exp(nats.sum() / counts.sum()):.3f} a token; nats a character "
+        f"{nats.sum() / characters:.4f}, teacher {theirs.sum() / characters:.4f}, "
+        f"ratio {nats.sum() / theirs.sum():.3f}"
     )
-    temperatures = tf.constant([0.7] * 32 + [1.0] * 32)
-    rows = sampler(model, 64)(config.length, temperatures, tokenizer.start_token_id, config.seed)
-    ends = [np.flatnonzero(row == tokenizer.end_token_id) for row in rows]
-    print(f"ended within {config.length} tokens: {sum(len(end) > 0 for end in ends)} of 64")
-    for i in (0, 1, 32):
-        story = rows[i, : ends[i][0] if len(ends[i]) else None].tolist()
-        print(f"\n[temperature {temperatures[i]:.1f}] {tokenizer.detokenize(story)}")
+    actor = rlhf.ActorCritic(model)
+    for temperature in (0.7, 1.0):
+        stories = write(actor, 32, temperature, config.seed)
+        print(f"\n[temperature {temperature}] {sum(ended for _, ended in stories)} of 32 ended")
+        print("\n\n".join(text for text, _ in stories[:2]))
 
 
 def main(config):
     """Samples, trains, saves and reports; returns the `CausalLM`."""
     keras.utils.set_random_seed(config.seed)
     if not config.teacher.exists():
-        raise ValueError(f"No teacher at {config.teacher}. Give a keras-hub preset of Llama shape.")
+        raise ValueError(f"No teacher at {config.teacher}. Give a folder with a keras-hub preset.")
     teacher = keras_hub.models.CausalLM.from_preset(str(config.teacher))
     real, sampled = read(config.stories), teacher_stories(config, teacher)
     held_out, real = real[: config.held_out], real[config.held_out :]
-    tokenizer = make_tokenizer([r["text"] for r in sampled + real], config.vocabulary_size)
+    tokenizer = make_tokenizer(sampled + real, config.vocabulary_size)
     model = make_model(config)
 
-    mixture = sampled + real * config.real_copies
-    mixture = [mixture[i] for i in np.random.default_rng(config.seed).permutation(len(mixture))]
-    mixture = windows(token_stream(tokenizer, mixture), config.length)
+    rows = token_rows(tokenizer, sampled + real)
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    mixture = windows([rows[i] for i in order], config.length)
     print(f"{len(sampled)} sampled stories, {len(real)} real ones, {mixture.size:,} tokens")
     data = dataset(mixture, config.batch_size, tokenizer)
     train(model, data, config.epochs, config.learning_rate, end=0.1)
@@ -338,4 +276,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    main(cli.parse(Config))
+    rlhf.cli.run(main, Config)

@@ -117,7 +117,7 @@ def main(config: Config) -> dict:
     )
     ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
     curves = Curves()
-    batches = dict(batch_size=config.batch_size, pad_to_multiple_of=8)
+    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
     prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
     ppo.fit(
         prompts.repeat(),
@@ -134,8 +134,10 @@ def main(config: Config) -> dict:
         "kl": kl,
         "kl_target": config.kl_target,
         "perplexity_of_stories": [perplexity_before, evaluation.perplexity(lm, stories.HELD_OUT)],
-        **{name: [measure(reward, held_out, texts)[name] for texts in (before, after)]
-           for name in ("proxy", "gold", "distinct_2", "words")},
+        **{
+            name: [measure(reward, held_out, texts)[name] for texts in (before, after)]
+            for name in ("proxy", "gold", "distinct_2", "words")
+        },
         "samples": [
             {"opening": opening, "before": old, "after": new}
             for opening, old, new in list(zip(held_out, before, after, strict=True))[:3]

@@ -119,7 +119,7 @@ def main(config):
 
     def measure():
         nats = float(lm.evaluate(unseen, verbose=0, return_dict=True)["nats"])
-        responses = actor.generate(prompts, sampler, config.seed, config.jit_compile)
+        responses = actor.generate(prompts, sampler, config.seed, jit_compile=config.jit_compile)
         return nats, responses
 
     nats_before, before = measure()

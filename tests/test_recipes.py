@@ -1,6 +1,7 @@
 """The three steps of RLHF, one after the other, on the model that comes with the package."""
 
 import dataclasses
+import gzip
 import importlib.util
 import inspect
 import json
@@ -15,8 +16,6 @@ import kerasrlhf as rlhf
 
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 NAMES = ("sft", "reward_model", "ppo")
-# Keras tells that a reward model does not use the output layer of the language model.
-pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 
 
 def load(name):
@@ -111,13 +110,48 @@ def test_ppo_with_a_function_goes_on_where_it_was(folder, ppo, tmp_path):
     assert went_on["after"] != went_on["before"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_pretraining_makes_a_preset(tmp_path, capsys):
+    """The embedded model teaches, on texts of this test."""
+    pytest.importorskip("tokenizers")
+    names, places = ("Tom", "Lily", "Ben", "Sue"), ("park", "house", "lake", "garden")
+    texts = [f"{a} and {b} went to the {c}." for a in names for b in names for c in places]
+    with gzip.open(tmp_path / "stories.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    recipe = load("pretrain_tiny")
+    shape = {"vocabulary_size": 300, "length": 32, "layers": 1, "width": 16, "heads": 2}
+    config = recipe.Config(
+        stories=tmp_path / "stories.jsonl.gz",
+        test_stories=tmp_path / "stories.jsonl.gz",
+        teacher=pathlib.Path(rlhf.presets.TINY_STORIES),
+        sampled=tmp_path / "sampled.jsonl.gz",
+        output=tmp_path / "preset",
+        rounds=1,
+        rows=8,
+        batch_size=4,
+        epochs=1,
+        final_epochs=1,
+        held_out=8,
+        **shape,
+    )
+    model = recipe.main(config)
+    assert recipe.read(config.sampled), "the teacher wrote nothing good"
+    assert "teacher" in capsys.readouterr().out
+    again = keras_hub.models.CausalLM.from_preset(str(config.output))
+    assert again.backbone.compute_dtype == "float32"
+    for ours, theirs in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    tokens = [list(lm.preprocessor.tokenizer("Tom went")) for lm in (model, again)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "pretrain_tiny"])
 def test_every_field_has_a_help_text(name, capsys):
     recipe = load(name)
     with pytest.raises(SystemExit) as caught:
         rlhf.cli.run(recipe.main, recipe.Config, ["--help"])
     assert caught.value.code == 0
-    texts = rlhf.cli._help_texts(inspect.getdoc(recipe.Config))
+    texts = rlhf.cli.options.help_texts(inspect.getdoc(recipe.Config))
     docs = {field.name for field in dataclasses.fields(recipe.Config)}
     assert docs <= set(texts)
 

@@ -1,9 +1,18 @@
 """A `tf.data.Dataset` of rows that are token ids already."""
 
 import functools
+import warnings
 
 import keras_hub
 import tensorflow as tf
+
+# Keras gives this advice at every `fit` on a dataset that does not say `shuffle=False`. Datasets
+# have an order of their own here, and `fit`, also that of keras-hub's models, stays as it is.
+warnings.filterwarnings(
+    "ignore",
+    message=r"`shuffle=True` was passed, but will be ignored .* as a tf\.data\.Dataset",
+    category=UserWarning,
+)
 
 _KEPT = ("take", "skip", "shuffle", "repeat", "cache", "prefetch", "shard", "with_options")
 _STREAM = 0x6B72_6C68  # any constant but 0: the pair (0, 0) means "no seed" to TensorFlow

@@ -14,7 +14,7 @@ from kerasrlhf.functional import logprobs
 from kerasrlhf.models import lm_adapter, windows
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
-from kerasrlhf.types import Sampler, Samples, TokenStats
+from kerasrlhf.types import Sampler, Samples, TokenStats, require_int
 
 _CONFIG = "actor_critic.json"
 _HEAD = "actor_critic.weights.h5"
@@ -33,8 +33,8 @@ class ActorCritic(keras.Model):
         causal_lm: keras-hub `CausalLM` of a text family.
         critic: None: a value head on the actor's own hidden states, which costs no second network.
             A backbone or CausalLM: a network of its own with a value head (detail P22); it is
-            trained too, so pass a copy of anything that must stay. It must read the same
-            vocabulary of token ids.
+            trained too, so pass a copy of anything that must stay. Output embeddings of its own
+            are frozen: no value depends on them. It must read the same vocabulary of token ids.
 
     Call arguments:
         inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.
@@ -44,7 +44,8 @@ class ActorCritic(keras.Model):
         both of the state after the token they stand at.
 
     Raises:
-        ValueError: not a text CausalLM; a critic of a smaller vocabulary or of fewer positions.
+        ValueError: not a text CausalLM; a critic that is the actor itself or has a smaller
+            vocabulary.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -71,6 +72,11 @@ class ActorCritic(keras.Model):
 
     def _check_critic(self):
         lm_adapter.check_backbone(self.critic)
+        if self.critic is self.causal_lm.backbone:
+            raise ValueError(
+                "`critic` is the actor's own network. Pass `critic=None` to share it, or another "
+                "model, for example one loaded from the same preset."
+            )
         ours = lm_adapter.vocabulary_size(self.causal_lm)
         theirs = self.critic.vocabulary_size
         if theirs < ours:
@@ -78,6 +84,7 @@ class ActorCritic(keras.Model):
                 "Actor and critic share token ids. Received an actor with a vocabulary of "
                 f"{ours} and a critic with {theirs}. Use a critic of the same tokenizer."
             )
+        lm_adapter.freeze_unread(self.critic)
 
     @classmethod
     def from_causal_lm(
@@ -220,6 +227,7 @@ class ActorCritic(keras.Model):
         prompts: Any,
         sampler: Sampler,
         seed: int = 0,
+        *,
         batch_size: int = 256,
         jit_compile: bool = True,
     ) -> Any:
@@ -230,7 +238,7 @@ class ActorCritic(keras.Model):
                 `(batch, prompt)`, right-padded.
             sampler: how to draw; filters and temperature 0 are welcome here.
             seed: int. The same seed and prompts give the same responses.
-            batch_size: int, texts that are answered at once; a dict is one batch.
+            batch_size: int, at least 1. Texts that are answered at once; a dict is one batch.
             jit_compile: compile with XLA; each new shape and sampler is compiled once.
 
         Returns:
@@ -238,8 +246,10 @@ class ActorCritic(keras.Model):
             special tokens. For a dict, `Samples`.
 
         Raises:
-            ValueError: no prompts, a prompt that is not a string, or one that is too long.
+            ValueError: no prompts, a prompt that is not a string or too long, or a batch size
+                below 1.
         """
+        require_int("batch_size", batch_size, minimum=1)
         if isinstance(prompts, dict):
             ids = np.asarray(prompts["token_ids"], "int32")
             return self._generate_ids(

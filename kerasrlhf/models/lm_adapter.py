@@ -104,6 +104,17 @@ def head(causal_lm: keras.Model) -> Callable:
     return lambda hidden: ops.cast(function([hidden]), "float32")
 
 
+def freeze_unread(backbone: keras.Model) -> None:
+    """Makes the variables that hidden states do not depend on non-trainable.
+
+    These are the output embeddings of an untied model, which stand in its backbone: a model that
+    reads states alone has no gradient for them, and an optimiser would keep its moments of them.
+    """
+    for layer in backbone._flatten_layers():
+        if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
+            layer.reverse_embeddings.trainable = False
+
+
 def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
     """A zero key-value cache for `batch` rows of `length` tokens, in the family's own structure.
 
@@ -198,9 +209,9 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
         return
     kernel = "embeddings" if hasattr(source, "lora_embeddings_a") else "kernel"
     getattr(target, f"_{kernel}").assign(getattr(source, kernel))
-    bias = getattr(source, "bias", None)
-    if bias is not None:
-        target.bias.assign(bias)
+    for name in ("bias", "reverse_embeddings"):
+        if getattr(source, name, None) is not None:
+            getattr(target, name).assign(getattr(source, name))
 
 
 def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:

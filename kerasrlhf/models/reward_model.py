@@ -31,7 +31,8 @@ class RewardModel(keras.Model):
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family. It is used as it is and trained
-            by `fit`; `from_causal_lm` makes a copy.
+            by `fit`, all but its output embeddings where these are weights of their own (no score
+            depends on them; they are frozen). `from_causal_lm` makes a copy.
         preprocessor: keras-hub preprocessor for scoring texts; default: the CausalLM's own.
 
     Call arguments:
@@ -56,6 +57,7 @@ class RewardModel(keras.Model):
         super().__init__(**kwargs)
         backbone = getattr(model, "backbone", None) or model
         lm_adapter.check_backbone(backbone)
+        lm_adapter.freeze_unread(backbone)
         self.backbone = backbone
         self.preprocessor = preprocessor or getattr(model, "preprocessor", None)
         self.score_head = ScalarHead("score", name="score_head")
@@ -91,9 +93,9 @@ class RewardModel(keras.Model):
         """
         folder = pathlib.Path(preset)
         if not (folder / _CONFIG).is_file():
-            causal_lm = lm_adapter.load_causal_lm(preset, **kwargs)
-            reward = cls(causal_lm)
-            reward._policy = lambda: causal_lm
+            reward = cls(lm_adapter.load_causal_lm(preset, **kwargs))
+            # Loaded anew when asked for: the model above is trained, and a copy would cost memory.
+            reward._policy = lambda: lm_adapter.load_causal_lm(preset, **kwargs)
             return reward
         constants = files.read_json(folder / _CONFIG)
         backbone = lm_adapter.load_backbone(folder, **kwargs)
@@ -215,7 +217,7 @@ class RewardModel(keras.Model):
             std: target standard deviation, or None to leave the gain alone.
             responses: list of strings, one a prompt. None: sampled from `policy`.
             policy: an `ActorCritic`-like object with `generate`, or None: the language model that
-                this reward model was made from, as it is now.
+                this reward model was made from, as it is now or as its preset gives it.
             sampler: for sampled responses; default `Sampler(length=32)`.
             seed: of the sampling.
 
@@ -245,7 +247,8 @@ class RewardModel(keras.Model):
             if self._policy is None:
                 raise ValueError(
                     "`normalize` needs responses of the initial policy. Pass `responses=` or "
-                    "`policy=` (an ActorCritic), or build the reward model with `from_causal_lm`."
+                    "`policy=` (an ActorCritic), or build the reward model with `from_causal_lm` "
+                    "or from the preset of a language model."
                 )
             policy = ActorCritic(self._policy())
         return policy.generate(list(prompts), sampler or Sampler(length=32), seed=seed)

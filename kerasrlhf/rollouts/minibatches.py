@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 
 def permutations(
@@ -37,3 +38,11 @@ def permutations(
 def take(experience: Any, rows: np.ndarray) -> Any:
     """The given rows of every tensor of `experience`."""
     return tf.nest.map_structure(lambda x: tf.gather(x, rows), experience)
+
+
+def part(minibatch: Any, index: Any, size: int) -> list[Any]:
+    """The `index`-th `size` rows of every tensor; `index` may be a tensor."""
+    return [
+        ops.slice(x, (index * size, *[0] * (len(x.shape) - 1)), (size, *x.shape[1:]))
+        for x in minibatch
+    ]

@@ -15,9 +15,6 @@ from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.types import Samples, require_number
 
-_STANDARD = ("prompts", "responses", "completions")
-_IDS = ("prompt_ids", "response_ids", "completion_ids")
-
 
 class ScoreRules(NamedTuple):
     """What happens to a score between the reward and the trainer, in this order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
-from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, value_losses
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
@@ -21,15 +19,19 @@ from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collected, Collector
 from kerasrlhf.rollouts.scoring import ScoreRules
-from kerasrlhf.tokens import check_right_padded
+from kerasrlhf.trainers import checks
 from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.parts import Parts
 from kerasrlhf.trainers.replay import Replay
+from kerasrlhf.trainers.statistics import (
+    SHOWN,
+    VALIDATED,
+    rollout_statistics,
+    shown_statistics,
+    time_statistics,
+    trackers,
+)
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats, require_int, require_number
-
-_SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
-_VALIDATED = ("score", "kl", "length")
-# Mean |ratio - 1| of a first update that is arithmetic and not a mistake.
-_RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class OnPolicyTrainer(keras.Model):
@@ -84,7 +86,7 @@ class OnPolicyTrainer(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        _check_parts(actor, reward, sampler, kl)
+        checks.check_parts(actor, reward, sampler, kl)
         self.update_epochs = require_int("update_epochs", update_epochs, minimum=1)
         self.num_minibatches = require_int("num_minibatches", num_minibatches, minimum=1)
         self.micro_batches = require_int("micro_batches", micro_batches, minimum=1)
@@ -99,11 +101,10 @@ class OnPolicyTrainer(keras.Model):
         rules.check(can_end=bool(actor.stop_token_ids(sampler)))
         self.actor, self.kl, self.sampler = actor, kl, sampler
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in _SHOWN}
-        self._validation = {name: keras.metrics.Mean(name=name) for name in _VALIDATED}
+        self._trackers, self._validation = trackers(SHOWN), trackers(VALIDATED)
         # In one opaque object: Keras would put frozen networks, also those that a property gives,
         # into every checkpoint.
-        self._parts = _Parts(Reference.of(actor.causal_lm, reference), reward, rules, ptx_data)
+        self._parts = Parts(Reference.of(actor.causal_lm, reference), reward, rules, ptx_data)
         self.replay = Replay()
         self.built = True
 
@@ -154,12 +155,7 @@ class OnPolicyTrainer(keras.Model):
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )
         strategy = self.distribute_strategy
-        policy = keras.dtype_policies.get(self.actor.causal_lm.backbone.dtype_policy)
-        if replica.is_distributed(strategy) and policy.compute_dtype == "float16":
-            raise ValueError(
-                "float16 does not work under a distribution strategy with XLA. Load the model with "
-                '`dtype="bfloat16"` or `dtype="mixed_bfloat16"`.'
-            )
+        checks.check_precision(self.actor.causal_lm, strategy)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)
         jit_compile = jit_compile and not run_eagerly
@@ -211,13 +207,8 @@ class OnPolicyTrainer(keras.Model):
         statistics["value/explained_variance"] = float(explained)
         self.kl.update(statistics["objective/kl"], episodes=rows)
         self.iteration.assign_add(1)
-        now = time.perf_counter()
-        seconds = {**collected.seconds, "iteration": now - start}
-        seconds["update"] = seconds["iteration"] - seconds["rollout"] - seconds["score"]
-        statistics |= {f"time/{name}": value for name, value in seconds.items()}
-        statistics["time/tokens_per_second"] = (
-            statistics["objective/length"] * rows / seconds["rollout"]
-        )
+        seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
+        statistics |= time_statistics(seconds, tokens=statistics["objective/length"] * rows)
         self._parts.statistics, self._parts.last = statistics, collected
         return statistics
 
@@ -228,7 +219,8 @@ class OnPolicyTrainer(keras.Model):
         )
         logs = [self.train_step(minibatches.take(experience, index)) for index in order]
         logs = [{name: float(value) for name, value in log.items()} for log in logs]
-        self._check_first_ratio(logs[0]["policy/ratio_error"])
+        dtype = self.actor.causal_lm.backbone.compute_dtype
+        checks.check_first_ratio(logs[0]["policy/ratio_error"], dtype, iteration)
         statistics = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
         # Of the first update only: afterwards the policy has moved and the error means nothing.
         statistics["policy/ratio_error"] = logs[0]["policy/ratio_error"]
@@ -248,25 +240,17 @@ class OnPolicyTrainer(keras.Model):
         size = minibatch[0].shape[0] // self.micro_batches
 
         def part(index):
-            rows = (
-                [
-                    ops.slice(x, (index * size, *[0] * (len(x.shape) - 1)), (size, *x.shape[1:]))
-                    for x in minibatch
-                ]
-                if self.micro_batches > 1
-                else minibatch
-            )
+            rows = minibatch
+            if self.micro_batches > 1:
+                rows = minibatches.part(minibatch, index, size)
             return replica.dense_gradients(lambda: self._loss(Experience(*rows), tokens), variables)
 
         gradients, sums = replica.accumulated(part, self.micro_batches)
         if ptx is not None:
             more, text = replica.dense_gradients(lambda: self._text_loss(*ptx), variables)
             gradients = [a + b for a, b in zip(gradients, more, strict=True)]
-            sums = {
-                **sums,
-                "loss/ptx": text,
-                "loss/total": sums["loss/total"] + self.ptx_coef * text,
-            }
+            total = sums["loss/total"] + self.ptx_coef * text
+            sums = {**sums, "loss/ptx": text, "loss/total": total}
         return gradients, sums
 
     def _loss(self, minibatch, tokens):
@@ -290,40 +274,13 @@ class OnPolicyTrainer(keras.Model):
         loss = ops.sum(losses * ops.cast(weights, "float32")) / weight_sum
         return self.ptx_coef * loss, loss
 
-    def _check_first_ratio(self, error: float) -> None:
-        dtype = self.actor.causal_lm.backbone.compute_dtype
-        if not error <= _RATIO_TOLERANCE.get(dtype, 0.1):
-            warnings.warn(
-                "The first update of an iteration must see the policy that sampled: ratio 1. Its "
-                f"mean |ratio - 1| is {error:.3g} in iteration {int(self.iteration.numpy())}. "
-                "Sampling and training disagree on log-probabilities; what is learned now is not "
-                "the gradient of the objective.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
     def _check_batch(self, batch: Any) -> dict:
         """The whole batch on the host, checked against sampler, minibatches and replicas."""
-        if not isinstance(batch, dict) or not {"token_ids", "padding_mask"} <= set(batch):
-            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(
-                "Expected batches as `rlhf.data.prompts` gives them, dicts with `token_ids` and "
-                f"`padding_mask`. Received: {found}."
-            )
-        batch = replica.gather(self.distribute_strategy, batch)
-        batch["token_ids"] = ops.cast(batch["token_ids"], "int32")
-        batch["padding_mask"] = ops.cast(batch["padding_mask"], "bool")
-        check_right_padded(batch["token_ids"], batch["padding_mask"])
+        batch = checks.checked_batch(batch, self.distribute_strategy)
         rows, columns = (int(size) for size in batch["token_ids"].shape)
         self.actor.check_length(columns, self.sampler)
-        parts = self.num_minibatches * replica.replicas(self.distribute_strategy)
-        if rows % (parts * self.micro_batches):
-            raise ValueError(
-                f"A batch of {rows} prompts cannot be divided into {self.num_minibatches} "
-                f"minibatches of {self.micro_batches} micro-batches on "
-                f"{replica.replicas(self.distribute_strategy)} replicas. Use a batch size that is "
-                f"a multiple of {parts * self.micro_batches}."
-            )
+        replicas = replica.replicas(self.distribute_strategy)
+        checks.check_division(rows, self.num_minibatches, self.micro_batches, replicas)
         return batch
 
     def make_train_function(self, force=False):
@@ -332,7 +289,7 @@ class OnPolicyTrainer(keras.Model):
             recorded = self.replay.next()
             if recorded is None:
                 statistics = self.iterate(batch)
-                self.replay.record({name: _statistic(statistics, name) for name in _SHOWN})
+                self.replay.record(shown_statistics(statistics))
                 recorded = self.replay.records[-1]
             else:
                 self._parts.skip_ptx_batches(self.updates_per_iteration)
@@ -355,15 +312,12 @@ class OnPolicyTrainer(keras.Model):
             if self.replay.active:
                 # Not recorded, and the weights of this moment are gone: there is nothing to show.
                 return {}
-            self._validate(batch, index)
+            statistics = rollout_statistics(self.collect(batch, index))
+            for name, tracker in self._validation.items():
+                tracker.update_state(statistics[f"objective/{name}"])
             return {name: tracker.result() for name, tracker in self._validation.items()}
 
         self.test_function = test_function
-
-    def _validate(self, batch, index):
-        statistics = rollout_statistics(self.collect(batch, index))
-        for name, tracker in self._validation.items():
-            tracker.update_state(statistics[f"objective/{name}"])
 
     def collect(self, batch: dict, index: int = 0) -> Collected:
         """Samples and scores prompts without learning from them.
@@ -384,86 +338,3 @@ class OnPolicyTrainer(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing to build; Keras would average a batch of strings over replicas here."""
-
-
-class _Parts:
-    """What a trainer holds without Keras tracking it: frozen networks and compiled functions."""
-
-    def __init__(self, reference, reward, rules, ptx_data):
-        self.reference, self.reward, self.rules = reference, reward, rules
-        self.collect = self.estimate = self.update = None
-        self.statistics, self.last = {}, None
-        self._texts = iter(ptx_data.repeat()) if ptx_data is not None else None
-
-    def next_ptx_batch(self):
-        """The next batch of text and the number of its counted tokens, or None."""
-        if self._texts is None:
-            return None
-        inputs, targets, weights = next(self._texts)
-        return inputs, targets, weights, tf.maximum(tf.reduce_sum(weights), 1.0)
-
-    def skip_ptx_batches(self, count: int) -> None:
-        """Passes over the batches that updates done before a resume have read."""
-        for _ in range(count if self._texts is not None else 0):
-            next(self._texts)
-
-
-def rollout_statistics(collected: Collected) -> dict[str, float]:
-    """Statistics of the sampled responses, means over the whole batch of all replicas.
-
-    KL and entropy are sums over a response's tokens, in nats (details N21 and part 1,
-    "Statistics"); `objective/score` is the score after the rules, `objective/raw_score` before.
-    """
-    rollout = collected.rollout
-    mask = rollout.response_mask
-    kl = masking.masked_sum(kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), mask, axis=-1)
-    entropy = masking.masked_sum(-rollout.logprobs, mask, axis=-1)
-    lengths = masking.masked_sum(ops.ones(mask.shape), mask, axis=-1)
-    scores = rollout.scores.numpy()
-    mean_kl = float(ops.mean(kl))
-    kl_coef = float(rollout.kl_coef)
-    return {
-        "objective/score": float(scores.mean()),
-        "objective/score_std": float(scores.std()),
-        "objective/raw_score": float(collected.raw_scores.mean()),
-        "objective/kl": mean_kl,
-        "objective/kl_coef": kl_coef,
-        "objective/reward": float(scores.mean()) - kl_coef * mean_kl,
-        "objective/entropy": float(ops.mean(entropy)),
-        "objective/length": float(ops.mean(lengths)),
-        "objective/ended": float(ops.mean(ops.cast(rollout.ended, "float32"))),
-    }
-
-
-def _statistic(statistics: dict[str, float], name: str) -> float:
-    """The statistic that a short name of the progress bar stands for."""
-    places = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
-    return statistics.get(places.get(name, f"objective/{name}"), 0.0)
-
-
-def _check_parts(actor, reward, sampler, kl) -> None:
-    if not isinstance(actor, ActorCritic):
-        raise ValueError(
-            "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
-            f"Received: {actor!r} of type {type(actor).__name__}."
-        )
-    if not callable(reward):
-        raise ValueError(
-            "`reward` must be a RewardModel or a function of prompts and responses. "
-            f"Received: {reward!r} of type {type(reward).__name__}."
-        )
-    if isinstance(reward, keras.Model) and not isinstance(reward, RewardModel):
-        raise ValueError(
-            f"`reward` is a Keras model of type {type(reward).__name__}, which is not a "
-            "RewardModel. Wrap it in a function of prompts and responses, or use RewardModel."
-        )
-    if not isinstance(sampler, Sampler):
-        raise ValueError(f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r}.")
-    if not isinstance(kl, FixedKL):
-        raise ValueError(f"`kl` must be a FixedKL or an AdaptiveKL. Received: {kl!r}.")
-    if not sampler.trainable:
-        raise ValueError(
-            "Training samples from the model's own distribution: the temperature must be above 0, "
-            "without `top_k` and `top_p`. Otherwise what is sampled and what is trained differ and "
-            f"the KL turns negative. Received: {sampler}."
-        )

@@ -1,5 +1,7 @@
 """`causal_lm.fit(demos)` as written, and what stays a `TokenizedDataset`."""
 
+import subprocess
+import sys
 import types
 
 import keras
@@ -11,8 +13,6 @@ import tensorflow as tf
 from kerasrlhf import data
 
 DEMOS = [{"prompt": "ab" * (i % 3 + 1), "response": "c" * (i % 4 + 1)} for i in range(8)]
-# Keras warns so at every `fit` on a tf.data.Dataset that does not pass shuffle=False.
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored")
 
 
 @pytest.fixture
@@ -138,3 +138,25 @@ def test_shuffled_rows_are_distributed(gpt2):
         for text in part.numpy()
     ]
     assert sorted(seen) == texts
+
+
+FITTED = """
+import keras, numpy as np, kerasrlhf as rlhf, keras_hub
+actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
+lm, options = actor.causal_lm, {"batch_size": 2, "max_length": 8}
+pairs = [{"prompt": "Tom", "chosen": " ran", "rejected": " sat"}] * 2
+lm.compile(jit_compile=False)
+lm.fit(rlhf.data.demonstrations([{"prompt": "Tom", "response": " ran"}] * 2, lm.preprocessor,
+                                **options), verbose=0)
+reward = rlhf.RewardModel.from_causal_lm(lm)
+reward.compile(jit_compile=False)
+reward.fit(rlhf.data.preferences(pairs, lm.preprocessor, **options), verbose=0)
+"""
+
+
+@pytest.mark.slow
+def test_fit_gives_no_advice_about_shuffling():
+    # In a process of its own, because pytest has filters that stand before those of the package.
+    arguments = [sys.executable, "-W", "default::UserWarning", "-c", FITTED]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True).stderr
+    assert "shuffle=True" not in output and "Gradients do not exist" not in output, output

@@ -99,6 +99,23 @@ def test_a_copied_critic_values_as_the_shared_trunk_does():
     np.testing.assert_allclose(outputs(separate)["values"], outputs(shared)["values"], atol=1e-6)
 
 
+def test_output_embeddings_of_a_critic_are_not_trained():
+    """Values do not depend on them; the optimiser keeps no moments of them."""
+    critic = helpers.backbone("llama", seed=3, tie_word_embeddings=False)
+    actor = helpers.actor("llama", critic=critic, tie_word_embeddings=False)
+    unread = critic.token_embedding.reverse_embeddings
+    assert [v for v in actor.weights if not v.trainable] == [unread]
+    read = actor.causal_lm.backbone.token_embedding.reverse_embeddings
+    assert any(v is read for v in actor.trainable_variables)
+
+
+def test_a_critic_that_is_the_actor_is_refused():
+    model = helpers.lm()
+    for critic in (model, model.backbone):
+        with pytest.raises(ValueError, match="own network"):
+            ActorCritic(model, critic=critic)
+
+
 def test_token_stats_against_the_definition():
     """Shift by one, temperature (N10), entropy in nats, zero at token 0."""
     actor = helpers.actor()
@@ -251,6 +268,12 @@ def test_texts_are_those_of_the_token_ids(writer):
 def test_prompts_that_cannot_be_answered_are_refused(writer, prompts, message):
     with pytest.raises(ValueError, match=message):
         writer[0].generate(prompts, Sampler(length=20))
+
+
+def test_batch_sizes_that_answer_nothing_are_refused(writer):
+    for batch_size in (0, False):
+        with pytest.raises(ValueError, match="`batch_size` must be"):
+            writer[0].generate(["a"], Sampler(length=2), batch_size=batch_size)
 
 
 def test_texts_without_a_tokenizer_are_refused():

@@ -127,11 +127,18 @@ def test_a_copy_computes_the_same_and_shares_nothing(family, options):
     assert not twin.trainable_variables and not alone.trainable_variables
 
 
-@pytest.mark.parametrize("family", helpers.FAMILIES)
-def test_a_copy_of_trained_adapters_has_them_merged(family):
-    model = helpers.lm(family)
+@pytest.mark.parametrize(
+    ("family", "options", "adapted"),
+    [
+        ("gpt2", {}, None),
+        ("llama", {}, None),
+        ("llama", {"tie_word_embeddings": False}, ["token_embedding", "query"]),
+    ],
+)
+def test_a_copy_of_trained_adapters_has_them_merged(family, options, adapted):
+    model = helpers.lm(family, **options)
     base = np.array(model(INPUTS))
-    model.backbone.enable_lora(2)
+    model.backbone.enable_lora(2, adapted)
     for layer in lora.adapted_layers(model.backbone):
         for weight in layer.trainable_variables:
             if "lora" in weight.name:
@@ -141,7 +148,7 @@ def test_a_copy_of_trained_adapters_has_them_merged(family):
     twin = lm_adapter.copy(model)
     np.testing.assert_allclose(twin(INPUTS), expected, atol=1e-4)
     assert not lora.adapted_layers(twin.backbone)
-    assert len(twin.weights) == len(helpers.lm(family).weights)
+    assert len(twin.weights) == len(helpers.lm(family, **options).weights)
 
 
 def test_only_text_models_with_both_inputs_pass():

@@ -279,6 +279,32 @@ def test_a_reward_model_from_a_language_model_s_preset(tmp_path):
     assert (float(model.gain), float(model.bias)) == (1.0, 0.0)
 
 
+def test_responses_come_from_the_preset_whatever_training_did(tmp_path):
+    """N9: `from_preset` samples from the language model of the preset, not from the trained one."""
+    causal_lm = helpers.lm(texts=True)
+    ActorCritic(causal_lm).save_to_preset(tmp_path / "preset")
+    model = RewardModel.from_preset(tmp_path / "preset")
+    helpers.filled(model.backbone, seed=8)
+    helpers.filled(model.score_head, seed=6)
+    sampler = Sampler(length=4)
+    model.normalize(PROMPTS * 2, 1.0, 2.0, sampler=sampler, seed=5)
+    responses = ActorCritic(causal_lm).generate(PROMPTS * 2, sampler, seed=5, jit_compile=False)
+    scores = model.score(PROMPTS * 2, responses)
+    assert scores.mean() == pytest.approx(1.0, abs=1e-3)
+    assert scores.std() == pytest.approx(2.0, rel=1e-3)
+
+
+def test_output_embeddings_are_no_part_of_training():
+    """Keras would warn that their gradients do not exist, and warnings are errors here."""
+    causal_lm = helpers.lm("llama", tie_word_embeddings=False)
+    model = RewardModel.from_causal_lm(causal_lm)
+    assert len(model.trainable_variables) == len(model.weights) - 3  # and gain and bias
+    assert len(causal_lm.trainable_variables) == len(causal_lm.weights)
+    model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
+    model.fit(pairs(), np.zeros((8, 2), "float32"), verbose=0)
+    assert len(RewardModel(causal_lm).trainable_variables) == len(model.trainable_variables)
+
+
 def test_the_dtype_of_a_preset_holds(tmp_path):
     reward_model().save_to_preset(tmp_path / "preset")
     model = RewardModel.from_preset(tmp_path / "preset", dtype="bfloat16")

@@ -1,5 +1,10 @@
 """The cached loop against teacher forcing, and single draws against the softmax."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import helpers
 import numpy as np
 import pytest
@@ -121,6 +126,30 @@ def test_the_seed_decides_and_rows_differ(drawn, repeated):
     np.testing.assert_array_equal(again, drawn[-1]["token_ids"])
     assert (other != again).any()
     assert len({tuple(row) for row in rows}) > len(LENGTHS) / 2
+
+
+COMPILING = """
+import pathlib, sys
+import helpers
+from kerasrlhf.types import Sampler
+actor, sampler = helpers.actor(), Sampler(length=2)
+for lengths in ([2, 3], [1, 6], [5, 4]):
+    actor.generate(helpers.prompts(lengths), sampler)
+    modules = {path.name.split(".")[0] for path in pathlib.Path(sys.argv[1]).glob("module_*")}
+    print(sorted(modules))
+"""
+
+
+def test_other_prompt_lengths_need_no_other_program(tmp_path):
+    """XLA compiles anew for every value of what it takes for a constant, and says nothing."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_dump_to={tmp_path}",
+        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(helpers.__file__).parent), *sys.path]),
+    }
+    arguments = [sys.executable, "-c", COMPILING, str(tmp_path)]
+    output = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    first, second, third = output.stdout.splitlines()
+    assert "module" in first and first == second == third
 
 
 def test_the_cache_is_all_that_is_stepped_through(monkeypatch):
@@ -298,11 +327,14 @@ def test_a_heaviest_entry_stands_in_for_a_rounded_pick():
         ({"length": True}, "length"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"min_length": 0}, "min_length"),
         ({"stop_token_ids": "end"}, "stop_token_ids"),
+        ({"stop_token_ids": 5}, "stop_token_ids"),
+        ({"stop_token_ids": [1.5]}, "stop_token_ids"),
     ],
 )
 def test_samplers_outside_their_range_are_refused(options, named):

@@ -1,0 +1,221 @@
+"""From the fields of a dataclass to options, and back to an instance."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import typing
+
+from kerasrlhf.cli import kinds
+
+_SECTION = re.compile(r"^(?:Args|Attributes):\s*$")
+_ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+
+
+def parse(config_class, argv=None):
+    """Builds a dataclass instance from command-line options.
+
+    Every field becomes `--field-name VALUE` (underscores work too). The annotation gives the
+    type: `int`, `float`, `str`, `pathlib.Path`, `Literal[...]`, `bool` (`--flag`, `--no-flag`,
+    `--flag true`), tuples and lists of those (`--sizes 1,2,3`) and unions of those; the word
+    `none` stands for `None` where the annotation allows it. A class variable `presets`, a
+    dictionary from a name to field values (or a callable that returns one), adds `--preset NAME`:
+    the values of the preset come first and explicit options override them.
+
+    Help texts are read from the section `Args:` or `Attributes:` of the class docstring.
+
+    Args:
+        config_class: A dataclass, usually frozen.
+        argv: List of `str`, without the program's name. `None` means `sys.argv[1:]`.
+
+    Returns:
+        An instance of `config_class`.
+
+    Raises:
+        ValueError: `config_class` is not a dataclass, has a field whose type no option can
+            express, or has a preset that names an unknown field.
+        SystemExit: With code 2 for an unknown option, a value that does not fit its field or that
+            the class itself refuses, or a field without default that was not given; with code 0
+            after `--help`.
+
+    Example:
+
+    >>> import dataclasses
+    >>> from typing import ClassVar
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     '''A recipe.
+    ...
+    ...     Args:
+    ...         iterations: How many batches of prompts.
+    ...     '''
+    ...     iterations: int = 100
+    ...     sizes: tuple[int, ...] = (1, 2)
+    ...     presets: ClassVar[dict] = {"smoke": {"iterations": 1}}
+    >>> parse(Config, ["--preset", "smoke", "--sizes", "3,4"])
+    Config(iterations=1, sizes=(3, 4))
+    """
+    fields = _fields(config_class)
+    presets = _presets(config_class, fields)
+    parser = _parser(config_class, fields, presets)
+    argv = sys.argv[1:] if argv is None else argv
+    given, unknown = parser.parse_known_args(_normalise(argv))
+    if unknown:
+        parser.error(_unknown_message(unknown[0], parser))
+    given = vars(given)
+    values = dict(presets.get(given.pop("preset", None), {}) if presets else {}) | given
+    missing = [n for n, (_, default) in fields.items() if default is _REQUIRED and n not in values]
+    if missing:
+        parser.error(f"missing: {', '.join(_option(name) for name in missing)}")
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+class _Required:
+    def __str__(self):
+        return "required"
+
+
+_REQUIRED = _Required()
+
+
+def _fields(config_class):
+    """Name -> (type, default) of the fields that the constructor takes."""
+    if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
+        raise ValueError(f"`config_class` must be a dataclass. Received: {config_class!r}")
+    hints = typing.get_type_hints(config_class)
+    fields = dataclasses.fields(config_class)
+    return {field.name: (hints[field.name], _default(field)) for field in fields if field.init}
+
+
+def _default(field):
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return _REQUIRED
+
+
+def _presets(config_class, fields):
+    presets = getattr(config_class, "presets", None) if "presets" not in fields else None
+    presets = (presets() if callable(presets) else presets) or {}
+    if presets and "preset" in fields:
+        raise ValueError(
+            f"{config_class.__name__} has both `presets` and a field `preset`, which would share "
+            "the option --preset. Rename the field."
+        )
+    for name, values in presets.items():
+        for field in values:
+            if field not in fields:
+                raise ValueError(
+                    f"Preset {name!r} of {config_class.__name__} sets {field!r}, which is not a "
+                    f"field.{nearest(field, fields)}"
+                )
+    return presets
+
+
+def _parser(config_class, fields, presets):
+    doc = inspect.getdoc(config_class) or ""
+    parser = argparse.ArgumentParser(
+        description=None if doc.startswith(f"{config_class.__name__}(") else doc.split("\n\n")[0],
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_preset_lines(presets),
+    )
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), help="values to start from")
+    texts = help_texts(doc)
+    for name, (kind, default) in fields.items():
+        _add_option(parser, name, kind, default, texts.get(name, ""))
+    return parser
+
+
+def _preset_lines(presets):
+    if not presets:
+        return None
+    lines = [
+        f"  {name}: " + (", ".join(f"{k}={v!r}" for k, v in values.items()) or "the defaults")
+        for name, values in presets.items()
+    ]
+    return "\n".join(["presets:", *lines])
+
+
+def _add_option(parser, name, kind, default, text):
+    option, switch = _option(name), kinds.is_switch(kind)
+    notes = f"default: {default}" + (f"; --no-{option[2:]} for false" if switch else "")
+    parser.add_argument(
+        option,
+        dest=name,
+        type=kinds.converter(name, kind),
+        metavar=kinds.describe(kind),
+        help=f"{text} ({notes})".strip().replace("%", "%%"),
+        **({"nargs": "?", "const": True} if switch else {}),
+    )
+    if switch:
+        parser.add_argument(
+            f"--no-{option[2:]}",
+            dest=name,
+            action="store_const",
+            const=False,
+            help=argparse.SUPPRESS,
+        )
+
+
+def help_texts(doc):
+    """Name -> text from the section `Args:` or `Attributes:` of a docstring."""
+    texts, name, indent = {}, None, None
+    lines = iter(doc.splitlines())
+    for line in lines:
+        if _SECTION.match(line):
+            break
+    for line in lines:
+        depth = len(line) - len(line.lstrip())
+        if line.strip() and depth == 0:
+            break
+        indent = depth if indent is None and line.strip() else indent
+        entry = _ENTRY.match(line.strip()) if depth == indent else None
+        if entry:
+            name, texts[entry.group(1)] = entry.group(1), entry.group(2)
+        elif name and line.strip():
+            texts[name] = f"{texts[name]} {line.strip()}".strip()
+    return texts
+
+
+def _normalise(argv):
+    """Dashes in option names, and `--name value` joined to `--name=value`.
+
+    Joined, a negative number such as `-1e-5` is not taken for an option.
+    """
+    joined = []
+    for token in argv:
+        token = str(token)
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            joined.append(name.replace("_", "-") + equals + value)
+        elif joined and joined[-1].startswith("--") and "=" not in joined[-1] and token != "-h":
+            joined[-1] = f"{joined[-1]}={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _option(name):
+    return "--" + name.replace("_", "-")
+
+
+def _unknown_message(token, parser):
+    name = token.partition("=")[0]
+    if not name.startswith("--"):
+        return f"unexpected argument {token!r}: every value needs its option, as in --name value"
+    return f"unknown option {name}.{nearest(name, parser._option_string_actions)}"
+
+
+def nearest(name, names):
+    """The end of an error message that names the most similar of `names`; empty without one."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]}?" if found else ""

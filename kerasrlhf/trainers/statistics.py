@@ -1,0 +1,71 @@
+"""The numbers of an iteration that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import keras
+from keras import ops
+
+from kerasrlhf.functional import kl as kl_estimators
+from kerasrlhf.functional import masking
+from kerasrlhf.rollouts.collect import Collected
+
+SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
+VALIDATED = ("score", "kl", "length")
+_PLACES = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
+
+
+def rollout_statistics(collected: Collected) -> dict[str, float]:
+    """Statistics of the sampled responses, means over the whole batch of all replicas.
+
+    KL and entropy are sums over a response's tokens, in nats (details N21 and part 1,
+    "Statistics"); `objective/score` is the score after the rules, `objective/raw_score` before.
+    """
+    rollout = collected.rollout
+    mask = rollout.response_mask
+    kl = masking.masked_sum(kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), mask, axis=-1)
+    entropy = masking.masked_sum(-rollout.logprobs, mask, axis=-1)
+    lengths = masking.masked_sum(ops.ones(mask.shape), mask, axis=-1)
+    scores = rollout.scores.numpy()
+    mean_kl = float(ops.mean(kl))
+    kl_coef = float(rollout.kl_coef)
+    return {
+        "objective/score": float(scores.mean()),
+        "objective/score_std": float(scores.std()),
+        "objective/raw_score": float(collected.raw_scores.mean()),
+        "objective/kl": mean_kl,
+        "objective/kl_coef": kl_coef,
+        "objective/reward": float(scores.mean()) - kl_coef * mean_kl,
+        "objective/entropy": float(ops.mean(entropy)),
+        "objective/length": float(ops.mean(lengths)),
+        "objective/ended": float(ops.mean(ops.cast(rollout.ended, "float32"))),
+    }
+
+
+def shown_statistics(statistics: dict[str, float]) -> dict[str, float]:
+    """The statistics of the progress bar and the history, under their short names."""
+    places = {name: _PLACES.get(name, f"objective/{name}") for name in SHOWN}
+    return {name: statistics.get(place, 0.0) for name, place in places.items()}
+
+
+def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float]:
+    """Where an iteration's time went, and the sampled tokens per second.
+
+    Args:
+        seconds: of `rollout`, `score` and the whole `iteration`; what remains is the `update`.
+        tokens: of all responses.
+
+    Example:
+        >>> times = time_statistics({"rollout": 2.0, "score": 1.0, "iteration": 7.0}, tokens=64)
+        >>> times["time/update"], times["time/tokens_per_second"]
+        (4.0, 32.0)
+    """
+    update = seconds["iteration"] - seconds["rollout"] - seconds["score"]
+    times = {**seconds, "update": update, "tokens_per_second": tokens / seconds["rollout"]}
+    return {f"time/{name}": value for name, value in times.items()}
+
+
+def trackers(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
+    """A running mean for each name."""
+    return {name: keras.metrics.Mean(name=name) for name in names}

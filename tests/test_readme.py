@@ -1,0 +1,148 @@
+"""README's commands, names, paths and lines of Python are those of the package."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import sys
+
+import pytest
+
+import kerasrlhf as rlhf
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Every command of README as a list of words; `a && b` are two."""
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    return [shlex.split(part) for line in lines for part in line.split("&&")]
+
+
+def scripts():
+    return [words[1:] for words in commands() if words[0] == "python" and words[1] != "-m"]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"readme_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_records(folder):
+    """As few records as fill one batch of each kind."""
+    names = ("Tom", "Lily", "Ben", "Mia")
+    prompts = [
+        {"prompt": f"{name} had {i} balls.", "topic": name} for name in names for i in "1234"
+    ]
+    files = {
+        "demos": [{**record, "response": " They were red."} for record in prompts * 2],
+        "pairs": [{**record, "chosen": " Good.", "rejected": " Bad."} for record in prompts],
+        "prompts": prompts * 4,
+    }
+    for name, records in files.items():
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.fixture(scope="module")
+def names(folder):
+    """What stands in the namespace after README's lines of Python, run in their order."""
+    write_records(folder)
+    code = "\n".join(blocks("python"))
+    assert '"gpt2_base_en"' in code
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code.replace('"gpt2_base_en"', repr(rlhf.presets.TINY_STORIES)), names)
+    return names
+
+
+@pytest.mark.slow
+def test_its_python_runs(folder, names):
+    assert (folder / "runs/ppo/final/model.weights.h5").is_file()
+    assert list((folder / "runs/ppo").glob("events.out.tfevents.*"))
+    assert (folder / "runs/ppo/resume.json").is_file()
+    assert 0.0 <= names["ppo"].statistics["objective/raw_score"] <= 1.0  # of `on_topic`
+
+
+@pytest.mark.slow
+def test_it_lists_the_statistics_of_an_iteration(names):
+    logged = set(names["ppo"].statistics)
+    rows = re.findall(
+        r"^\| `(objective|policy|value|loss|time)/…` \| (.*) \|$", README, re.MULTILINE
+    )
+    listed = {f"{group}/{name}" for group, text in rows for name in re.findall(r"`(\w+)`", text)}
+    assert listed - {"loss/ptx_coef", "loss/ptx"} == logged
+    assert set(re.findall(r"^\| `(\w+/\w+)` \|", README, re.MULTILINE)) <= logged
+
+
+def test_its_first_commands_are_those_of_ci():
+    first, second = blocks("bash")[:2]
+    assert first.rstrip().endswith('pip install ".[quickstart]" && python recipes/quickstart.py')
+    ci = [
+        line.split(" #")[0].strip() for line in (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    ]
+    *_, install, test = (part.strip() for part in second.split("&&"))
+    assert install.replace("pip install", "pip install --quiet") in ci
+    assert f'{test} "$@"' in ci
+
+
+def test_there_are_commands_for_every_step():
+    named = {words[0] for words in scripts()}
+    recipes = {f"recipes/{name}.py" for name in ("quickstart", "sft", "reward_model", "ppo")}
+    assert named == recipes | {"benchmarks/ppo_iteration.py"}
+
+
+@pytest.mark.parametrize("words", scripts(), ids=" ".join)
+def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
+    module = load(ROOT / words[0])
+    if hasattr(module, "Config"):
+        assert rlhf.cli.parse(module.Config, words[1:])
+    else:
+        monkeypatch.setattr(sys, "argv", words)
+        assert module.parse_args()
+
+
+def test_every_path_exists():
+    linked = re.findall(r"\]\(([^)#:]+)\)", README)
+    quoted = re.findall(r"`([\w./-]+/[\w./-]+)`", README)
+    paths = set(linked) | {path for path in quoted if not path.startswith("runs/")}
+    folders = {"path", "policy", "objective", "value", "loss", "time", "val", "train"}
+    paths = {path for path in paths if path.split("/")[0] not in folders}
+    assert "kerasrlhf/trainers/ppo.py" in paths
+    missing = sorted(path for path in paths if not (ROOT / path).exists())
+    assert not missing
+
+
+def test_every_anchor_is_a_heading():
+    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+
+
+def test_every_public_name_exists():
+    names = set(re.findall(r"\brlhf\.([A-Za-z_.]*[A-Za-z_])", README))
+    assert {"PPO", "callbacks.Resume", "cluster.strategy"} <= names
+    for name in names:
+        functools.reduce(getattr, name.split("."), rlhf)
+
+
+def test_every_extra_is_declared():
+    project = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")
+    declared = re.findall(r"^(\w+) = \[", project[1].split("\n[")[0], flags=re.MULTILINE)
+    install = README.split("## Install")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", install, flags=re.MULTILINE) == declared
