@@ -51,8 +51,9 @@ class PPO(OnPolicyTrainer):
     Reference:
         Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347);
         Ziegler et al. 2019 (arXiv 1909.08593); Huang et al. 2024, "The N+ Implementation Details
-        of RLHF with PPO" (arXiv 2403.17031). Numbers such as N18 count the published details: N those
-        of Huang et al. 2023, "The N Implementation Details of RLHF with PPO", P those of 2024.
+        of RLHF with PPO" (arXiv 2403.17031). Numbers such as N18 count the published details: N
+        those of Huang et al. 2023, "The N Implementation Details of RLHF with PPO", P those of
+        2024.
     """
 
     def __init__(
