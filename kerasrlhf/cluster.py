@@ -33,6 +33,9 @@ def strategy() -> tf.distribute.Strategy:
     for kind in ("GPU", "CPU"):
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         if len(devices) > 1:
+            # Strategies of one process would number their collective operations alike, and the
+            # second would be taken for the first: run a notebook's cell twice and it fails.
+            tf.distribute.MirroredStrategy._collective_key_base += 100_000
             return tf.distribute.MirroredStrategy(devices)
         if devices:
             break

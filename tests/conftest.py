@@ -18,3 +18,9 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_collective_keys():
+    """Strategies of several tests in one process must not share the keys of their collectives."""
+    tf.distribute.MirroredStrategy._collective_key_base += 100_000
