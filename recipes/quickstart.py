@@ -129,18 +129,16 @@ def main(config: Config) -> dict:
     after = actor.generate(held_out, sampler, seed=config.seed + 1)
     unseen = rlhf.data.prompts(held_out, lm.preprocessor, shuffle=False, **batches)
     kl = ppo.evaluate(unseen, return_dict=True, verbose=0)["kl"]
+    old, new = (measure(reward, held_out, texts) for texts in (before, after))
     report = {
         "reward_model_accuracy": accuracy,
         "kl": kl,
         "kl_target": config.kl_target,
         "perplexity_of_stories": [perplexity_before, evaluation.perplexity(lm, stories.HELD_OUT)],
-        **{
-            name: [measure(reward, held_out, texts)[name] for texts in (before, after)]
-            for name in ("proxy", "gold", "distinct_2", "words")
-        },
+        **{name: [old[name], new[name]] for name in old},
         "samples": [
-            {"opening": opening, "before": old, "after": new}
-            for opening, old, new in list(zip(held_out, before, after, strict=True))[:3]
+            {"opening": opening, "before": first, "after": last}
+            for opening, first, last in list(zip(held_out, before, after, strict=True))[:3]
         ],
     }
     show(report)
