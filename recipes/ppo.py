@@ -102,7 +102,24 @@ class Config:
             "num_minibatches": 2,
             "samples": 2,
             "jit_compile": False,
-        }
+        },
+        # Huang et al. 2024, arXiv 2403.17031 (detail P20): a million episodes. The rest of its
+        # numbers, from gamma to the value coefficient, are the defaults of PPO.
+        "tldr": {
+            "iterations": 1_000_000 // 512,
+            "batch_size": 512,
+            "held_out": 512,
+            "validate_every": 63,
+            "response_length": 53,
+            "temperature": 0.7,
+            "learning_rate": 3e-6,
+            "decay": True,
+            "kl_coef": 0.05,
+            "kl_target": None,
+            "update_epochs": 4,
+            "num_minibatches": 1,
+            "missing_end_score": -1.0,
+        },
     }
 
     def __post_init__(self):

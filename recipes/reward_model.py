@@ -135,15 +135,19 @@ def main(config):
     # On the scale that the loss was minimised at, where differences are log odds.
     scores = np.asarray(reward.predict(unseen, verbose=0), "float64")
     gain, bias = normalize() if config.normalize else (1.0, 0.0)
-    lead = scores[:, 0] - scores[:, 1]
+    chosen, rejected = scores[:, 0], scores[:, 1]
+    sourced = [i for i, record in enumerate(held_out) if "source" in record]
+    by_source = {}
+    if sourced:
+        names = [str(held_out[i]["source"]) for i in sourced]
+        by_source = rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
     report = {
         "config": dataclasses.asdict(config),
-        "accuracy": accuracy(lead),
-        "by_source": {
-            source: accuracy(lead[[str(r.get("source")) == source for r in held_out]])
-            for source in sorted({str(r["source"]) for r in held_out if "source" in r})
-        },
-        "calibration": calibration(lead, config.bins),
+        "accuracy": rlhf.evaluation.preference_accuracy(chosen, rejected)._asdict(),
+        "by_source": {source: accuracy._asdict() for source, accuracy in by_source.items()},
+        "calibration": [
+            row._asdict() for row in rlhf.evaluation.calibration(chosen, rejected, config.bins)
+        ],
         "gain": gain,
         "bias": bias,
     }
@@ -153,28 +157,6 @@ def main(config):
     (config.output / "report.json").write_text(text, encoding="utf-8")
     print(f"the reward model is in {config.output / 'model'}, the numbers in report.json beside it")
     return report
-
-
-def accuracy(lead):
-    """Share of pairs whose chosen response leads (a tie is one half), with Wilson's interval."""
-    n, z = len(lead), 1.96
-    share = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return {"pairs": n, "accuracy": share, "low": middle - half, "high": middle + half}
-
-
-def calibration(lead, bins):
-    """Accuracy against what the score difference promises, from small differences to large."""
-    parts = np.array_split(np.argsort(np.abs(lead)), min(bins, len(lead)))
-    return [
-        {
-            "difference": float(np.abs(lead[part]).mean()),
-            "promised": float((1 / (1 + np.exp(-np.abs(lead[part])))).mean()),
-            **accuracy(lead[part]),
-        }
-        for part in parts
-    ]
 
 
 def show(report):

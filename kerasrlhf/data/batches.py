@@ -30,8 +30,8 @@ def demonstrations(
 ):
     """Responses to imitate, for supervised fine-tuning: `causal_lm.fit(demos)`.
 
-    A row is start token, prompt, response, end token, padding. Only predictions of response
-    tokens, the end token included, have a weight. Keras divides its default loss by all
+    A row is start token, prompt, response, end token, padding (P3). Only predictions of response
+    tokens, the end token included, have a weight (P9). Keras divides its default loss by all
     positions; for a loss in nats per response token compile the model with
     `keras.losses.SparseCategoricalCrossentropy(from_logits=True,
     reduction="mean_with_sample_weight")`.
@@ -120,9 +120,10 @@ def preferences(
         template: How messages become a text.
 
     Returns:
-        A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, and `padding_mask`, bool,
-        both `(batch, 2, length)`; candidate 0 is the chosen one; `y`, int32 `(batch,)`, is the
-        index of the preferred candidate, 0.
+        A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, `padding_mask`, bool, and
+        `response_mask`, bool, true on response tokens, the end token included; all are
+        `(batch, 2, length)` and candidate 0 is the chosen one; `y`, int32 `(batch,)`, is the index
+        of the preferred candidate, 0.
 
     Raises:
         ValueError: As `demonstrations`.
@@ -138,12 +139,17 @@ def preferences(
     >>> x, y = next(pairs.as_numpy_iterator())
     >>> x["token_ids"].tolist(), y.tolist()
     ([[[0, 1, 2, 1, 0], [0, 1, 2, 0, 0]]], [0])
+    >>> x["response_mask"].astype(int).tolist()
+    [[[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]]
     """
     records = records_lib.load(source, split=split, data_dir=data_dir)
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, *candidates = records_lib.preference_texts(records, template)
     rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id)
     columns = [_padded(rows, candidate, preprocessor) for candidate in rows.candidates]
+    for column in columns:
+        starts = [len(ids) for ids in rows.prompt_ids]
+        column["response_mask"] = _tail(column["padding_mask"], starts)
     x = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
     dataset = batches(
         (x, np.zeros(len(records), "int32")),
@@ -234,5 +240,9 @@ def _targets(x, first):
     def shift(array):
         return np.pad(array[:, 1:], ((0, 0), (0, 1)))
 
-    counts = x["padding_mask"] & (np.arange(x["token_ids"].shape[1]) >= np.array(first)[:, None])
-    return shift(x["token_ids"]), shift(counts).astype("float32")
+    return shift(x["token_ids"]), shift(_tail(x["padding_mask"], first)).astype("float32")
+
+
+def _tail(mask, first):
+    """The true positions of each row at or after its `first`."""
+    return mask & (np.arange(mask.shape[1]) >= np.array(first)[:, None])

@@ -10,7 +10,7 @@ _WORD = re.compile(r"(?<=\s)(?=\S)")
 
 
 def cut_front(texts, budgets, preprocessor):
-    """Drops the beginning of each text until the rest has at most `budget` tokens.
+    """Drops the beginning of each text until the rest has at most `budget` tokens (P2).
 
     The rest begins at a word. Where the first half of what fits has a turn of the dialogue or,
     failing that, a line that begins in it, the rest begins there. One word that is longer than

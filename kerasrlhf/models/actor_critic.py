@@ -11,7 +11,7 @@ from keras import ops
 
 from kerasrlhf import files, replica, tokens
 from kerasrlhf.functional import logprobs
-from kerasrlhf.models import lm_adapter, windows
+from kerasrlhf.models import lm_adapter, loading, windows
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
 from kerasrlhf.types import Sampler, Samples, TokenStats, require_int
@@ -35,6 +35,8 @@ class ActorCritic(keras.Model):
             A backbone or CausalLM: a network of its own with a value head (detail P22); it is
             trained too, so pass a copy of anything that must stay. Output embeddings of its own
             are frozen: no value depends on them. It must read the same vocabulary of token ids.
+            A `RewardModel`: its backbone, and a value head that starts as its score head, so that
+            a state's first value is its score.
 
     Call arguments:
         inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.
@@ -67,6 +69,9 @@ class ActorCritic(keras.Model):
         if self.critic is not None:
             self._check_critic()
         self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
+        if hasattr(critic, "score_head"):
+            self.value_head.kernel.assign(critic.gain * critic.score_head.kernel)
+            self.value_head.bias.assign(critic.gain * critic.score_head.bias + critic.bias)
         self._generate_functions = {}
         self.built = True
 
@@ -102,12 +107,12 @@ class ActorCritic(keras.Model):
             **kwargs: to `CausalLM.from_preset`, for example `dtype="bfloat16"`.
         """
         folder = pathlib.Path(preset)
-        causal_lm = lm_adapter.load_causal_lm(preset, **kwargs)
+        causal_lm = loading.load_causal_lm(preset, **kwargs)
         if not (folder / _CONFIG).is_file():
             return cls(causal_lm)
         separate = files.read_json(folder / _CONFIG)["separate_critic"]
         dtype = {name: value for name, value in kwargs.items() if name == "dtype"}
-        critic = lm_adapter.load_backbone(folder / _CRITIC, **dtype) if separate else None
+        critic = loading.load_backbone(folder / _CRITIC, **dtype) if separate else None
         actor = cls(causal_lm, critic=critic)
         keras.saving.load_weights(actor.value_head, folder / _HEAD)
         return actor

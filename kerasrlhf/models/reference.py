@@ -39,9 +39,10 @@ class Reference:
                 an object with a `causal_lm`, of the same vocabulary.
 
         Raises:
-            ValueError: the vocabularies differ, or adapters that have been trained already make
-                the model differ from its base.
+            ValueError: the vocabularies differ, adapters that have been trained already make the
+                model differ from its base, or `enable_lora` adapted no layer.
         """
+        lm_adapter.check_adapters(causal_lm.backbone)
         if reference is not None:
             other = getattr(reference, "causal_lm", reference)
             lm_adapter.check(other)

@@ -12,7 +12,7 @@ from keras import ops
 from kerasrlhf import files, replica, tokens
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import lm_adapter, loading
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scalar_head import ScalarHead
 from kerasrlhf.types import Sampler
@@ -25,6 +25,7 @@ _HEAD = "reward_model.weights.h5"
 class RewardModel(keras.Model):
     """Scores a prompt and response with the last real token's hidden state (details N1, N7).
 
+    That is the end token where there is one (P12); what the head makes of others is not read (P13).
     `fit` takes preference pairs as `rlhf.data.preferences` gives them and minimises the
     Bradley-Terry loss. The score is `gain * head + bias`; both constants are set by `normalize`
     (detail N9) and are not trained.
@@ -93,13 +94,13 @@ class RewardModel(keras.Model):
         """
         folder = pathlib.Path(preset)
         if not (folder / _CONFIG).is_file():
-            reward = cls(lm_adapter.load_causal_lm(preset, **kwargs))
+            reward = cls(loading.load_causal_lm(preset, **kwargs))
             # Loaded anew when asked for: the model above is trained, and a copy would cost memory.
-            reward._policy = lambda: lm_adapter.load_causal_lm(preset, **kwargs)
+            reward._policy = lambda: loading.load_causal_lm(preset, **kwargs)
             return reward
         constants = files.read_json(folder / _CONFIG)
-        backbone = lm_adapter.load_backbone(folder, **kwargs)
-        reward = cls(backbone, lm_adapter.load_preprocessor(folder))
+        backbone = loading.load_backbone(folder, **kwargs)
+        reward = cls(backbone, loading.load_preprocessor(folder))
         keras.saving.load_weights(reward.score_head, folder / _HEAD)
         reward.gain.assign(constants["gain"])
         reward.bias.assign(constants["bias"])
@@ -117,6 +118,7 @@ class RewardModel(keras.Model):
 
     def compile(self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, **kwargs):
         """`keras.Model.compile` with the Bradley-Terry loss and the pair accuracy as defaults."""
+        lm_adapter.check_adapters(self.backbone)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)

@@ -34,7 +34,8 @@ class Collector:
 
     The first samples. The second reads the responses with every frozen or separate network at
     once: the reference, a critic of its own, and a reward model of the same tokens. A Python
-    reward function, or a reward model with another tokenizer, gets the texts.
+    reward function, or a reward model with another tokenizer, gets the texts. What is trained on
+    are the sampled ids: no text is tokenised again (M8).
 
     Args:
         actor: `ActorCritic`.

@@ -110,7 +110,9 @@ def _strings(values: Any) -> list[str]:
 
 
 def shares_tokens(reward: RewardModel, causal_lm: Any) -> bool:
-    """Whether a reward model reads the token ids of `causal_lm` as they are.
+    """Whether a reward model reads the token ids of `causal_lm` as they are (M12).
+
+    With another tokenizer, or the same tokens under other ids, it gets the texts.
 
     Raises:
         ValueError: it has no tokenizer of its own and another vocabulary.
@@ -128,7 +130,12 @@ def shares_tokens(reward: RewardModel, causal_lm: Any) -> bool:
         return True
     if ours is theirs:
         return True
-    return type(ours) is type(theirs) and ours.get_vocabulary() == theirs.get_vocabulary()
+    return type(ours) is type(theirs) and _vocabulary(ours) == _vocabulary(theirs)
+
+
+def _vocabulary(tokenizer):
+    """Tokens with their ids; `get_vocabulary` of byte-pair tokenizers gives a set of tokens."""
+    return getattr(tokenizer, "vocabulary", None) or tokenizer.get_vocabulary()
 
 
 def call_reward(function: Callable, episodes: Episodes, samples: Samples) -> np.ndarray:

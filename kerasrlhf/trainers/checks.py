@@ -21,7 +21,7 @@ _RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def check_parts(actor: Any, reward: Any, sampler: Any, kl: Any) -> None:
-    """Raises a `ValueError` for what a trainer cannot be made of."""
+    """Raises a `ValueError` for what a trainer cannot be made of, greedy samplers too (M10)."""
     if not isinstance(actor, ActorCritic):
         raise ValueError(
             "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
@@ -90,7 +90,7 @@ def check_division(rows: int, minibatches: int, micro_batches: int, replicas: in
 
 
 def check_first_ratio(error: float, dtype: str, iteration: int) -> None:
-    """Warns when the first update of an iteration does not see the policy that sampled.
+    """Warns when the first update of an iteration does not see the policy that sampled (S5).
 
     Args:
         error: float, mean |ratio - 1| of that update.

@@ -40,7 +40,7 @@ class AdaptiveKL(FixedKL):
         error = clip(kl / target - 1, -0.2, 0.2)
         coef <- coef * (1 + error * episodes / horizon)
 
-    `coef` is a saved variable: a checkpoint of the trainer keeps it.
+    `coef` is a saved variable: a checkpoint of the trainer keeps it (M11).
 
     Args:
         coef: float, above 0: where it starts. Score units per nat.

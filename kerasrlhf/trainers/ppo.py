@@ -35,7 +35,7 @@ class PPO(OnPolicyTrainer):
         whiten_advantages: bool. Advantages get mean 0 and variance 1 (N19, P25).
         **kwargs: those of `OnPolicyTrainer`: `update_epochs=4`, `num_minibatches=1`,
             `micro_batches=1`, `ptx_coef=0.0`, `ptx_data`, `score_scale`, `score_clip`,
-            `missing_end_score`, `missing_end_penalty`, `seed`.
+            `missing_end_score`, `missing_end_penalty`, `seed`. None is without effect (M13).
 
     Raises:
         ValueError: an argument outside its range, or parts that do not fit together.
@@ -53,7 +53,7 @@ class PPO(OnPolicyTrainer):
         Ziegler et al. 2019 (arXiv 1909.08593); Huang et al. 2024, "The N+ Implementation Details
         of RLHF with PPO" (arXiv 2403.17031). Numbers such as N18 count the published details: N
         those of Huang et al. 2023, "The N Implementation Details of RLHF with PPO", P those of
-        2024.
+        2024, S statistics, M mistakes of other systems; CONFORMANCE.md lists them all.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ _PLACES = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
 def rollout_statistics(collected: Collected) -> dict[str, float]:
     """Statistics of the sampled responses, means over the whole batch of all replicas.
 
-    KL and entropy are sums over a response's tokens, in nats (details N21 and part 1,
-    "Statistics"); `objective/score` is the score after the rules, `objective/raw_score` before.
+    KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
+    is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9).
     """
     rollout = collected.rollout
     mask = rollout.response_mask

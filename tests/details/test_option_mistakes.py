@@ -1,0 +1,140 @@
+"""M13: an option that is read and never used. Every one of PPO and of its parts does something."""
+
+import dataclasses
+import inspect
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
+from kerasrlhf.trainers.on_policy import OnPolicyTrainer
+from kerasrlhf.trainers.ppo import PPO
+from kerasrlhf.types import Sampler
+
+BATCH = helpers.prompts([6, 4, 1, 3, 2, 5, 4, 6])
+SAMPLER = Sampler(length=5, stop_token_ids=(0, 4, 7))
+
+
+def text():
+    """Text for the language-modelling loss: token 5 over and over."""
+    ids, ones = np.full((2, 4), 5, "int32"), np.ones((2, 4), "float32")
+    return tf.data.Dataset.from_tensors(({"token_ids": ids, "padding_mask": ones > 0}, ids, ones))
+
+
+OPTIONS = {
+    "reference": lambda: {"reference": helpers.lm(seed=6, num_layers=1)},
+    "sampler": lambda: {"sampler": Sampler(length=4, temperature=0.5)},
+    "kl": lambda: {"kl": FixedKL(0.9)},
+    "gamma": lambda: {"gamma": 0.5},
+    "lam": lambda: {"lam": 0.1},
+    "cliprange": lambda: {"cliprange": 0.01},
+    "cliprange_value": lambda: {"cliprange_value": 0.001},
+    "vf_coef": lambda: {"vf_coef": 2.0},
+    "whiten_rewards": lambda: {"whiten_rewards": True},
+    "whiten_advantages": lambda: {"whiten_advantages": False},
+    "update_epochs": lambda: {"update_epochs": 3},
+    "num_minibatches": lambda: {"num_minibatches": 4},
+    "micro_batches": lambda: {"micro_batches": 2},
+    "ptx_coef": lambda: {"ptx_coef": 0.5, "ptx_data": text()},
+    "score_scale": lambda: {"score_scale": 0.5},
+    "score_clip": lambda: {"score_clip": 0.2},
+    "missing_end_score": lambda: {"missing_end_score": -3.0},
+    "missing_end_penalty": lambda: {"missing_end_penalty": 3.0},
+    "seed": lambda: {"seed": 1},
+}
+
+
+def outcome(monkeypatch, **options):
+    """All weights after one iteration, and how often the actor was read in its updates."""
+    options = {
+        "reference": helpers.lm(seed=5, num_layers=1),
+        "sampler": SAMPLER,
+        "kl": FixedKL(0.2),
+        "update_epochs": 2,
+        "num_minibatches": 2,
+        **options,
+    }
+    made = helpers.ppo(helpers.actor(num_layers=1), **options)
+    made.compile(keras.optimizers.SGD(0.3), jit_compile=False)
+    reads, original = [], ActorCritic.token_stats
+    monkeypatch.setattr(
+        ActorCritic, "token_stats", lambda *args: reads.append(1) or original(*args)
+    )
+    made.iterate(BATCH)
+    monkeypatch.undo()
+    return np.concatenate([np.array(v).ravel() for v in made.actor.weights]), len(reads)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with pytest.MonkeyPatch.context() as patch:
+        return outcome(patch)
+
+
+def parameters(function):
+    return {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    } - {"self", "actor", "reward"}
+
+
+def test_m13_the_list_of_options_is_complete():
+    assert parameters(PPO.__init__) | parameters(OnPolicyTrainer.__init__) == (
+        {*OPTIONS} | {"ptx_data"}
+    )
+
+
+@pytest.mark.parametrize("name", sorted({*OPTIONS} - {"micro_batches"}))
+def test_m13_every_option_changes_what_is_learnt(name, plain, monkeypatch):
+    weights, _ = outcome(monkeypatch, **OPTIONS[name]())
+    assert np.abs(weights - plain[0]).max() > 1e-4
+
+
+def test_m13_micro_batches_change_the_parts_and_nothing_else(plain, monkeypatch):
+    weights, reads = outcome(monkeypatch, **OPTIONS["micro_batches"]())
+    assert (plain[1], reads) == (4, 8)
+    np.testing.assert_allclose(weights, plain[0], atol=1e-4)
+
+
+SAMPLERS = {
+    "length": {"length": 3},
+    "temperature": {"temperature": 0.3},
+    "top_k": {"top_k": 2},
+    "top_p": {"top_p": 0.3},
+    "stop_token_ids": {"stop_token_ids": None},
+    "min_length": {"min_length": 4},
+}
+
+
+def test_m13_every_field_of_a_sampler_changes_the_samples():
+    assert {*SAMPLERS} == {field.name for field in dataclasses.fields(Sampler)}
+    actor = helpers.actor(num_layers=1)
+
+    def rows(sampler):
+        samples = helpers.draw_eagerly(actor, BATCH, sampler)
+        return [
+            ids[mask].tolist()
+            for ids, mask in zip(
+                np.array(samples.token_ids), np.array(samples.response_mask), strict=True
+            )
+        ]
+
+    expected = rows(SAMPLER)
+    assert rows(dataclasses.replace(SAMPLER)) == expected
+    for name, change in SAMPLERS.items():
+        assert rows(dataclasses.replace(SAMPLER, **change)) != expected, name
+
+
+@pytest.mark.parametrize("change", [{"coef": 0.3}, {"target": 9.0}, {"horizon": 50}])
+def test_m13_every_argument_of_the_kl_control_changes_the_coefficient(change):
+    options = {"coef": 0.2, "target": 8.0, "horizon": 100}
+    plain, changed = AdaptiveKL(**options), AdaptiveKL(**{**options, **change})
+    for control in (plain, changed):
+        control.update(kl=8.8, episodes=8)
+    assert float(plain.coef) == pytest.approx(0.2 * (1 + 0.1 * 0.08))
+    assert abs(float(changed.coef) - float(plain.coef)) > 1e-3
