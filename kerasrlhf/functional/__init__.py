@@ -4,6 +4,8 @@ Per-token tensors are `(batch, length)`; masks are true where something counts.
 """
 
 from kerasrlhf.functional import (
+    baselines,
+    direct,
     kl,
     logprobs,
     masking,
@@ -14,6 +16,8 @@ from kerasrlhf.functional import (
 )
 
 __all__ = [
+    "baselines",
+    "direct",
     "kl",
     "logprobs",
     "masking",

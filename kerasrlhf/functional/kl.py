@@ -40,7 +40,7 @@ def k1(logprobs, ref_logprobs):
 def k2(logprobs, ref_logprobs):
     """Half the squared log ratio: biased, never negative, of small variance.
 
-    `d^2 / 2`. With the new and the old policy its masked mean is `approxkl`.
+    `d^2 / 2`. With the new and the old policy its masked mean is `approxkl` (S1).
 
     Args:
         logprobs: Tensor `(batch, length)`, in nats, of the policy.
@@ -65,7 +65,8 @@ def k2(logprobs, ref_logprobs):
 def k3(logprobs, ref_logprobs):
     """The inverse ratio less its tangent: unbiased and never negative.
 
-    `exp(-d) - 1 + d`. Its gradient is not that of the reverse KL, so it stays out of the reward.
+    `exp(-d) - 1 + d`. Its gradient is not that of the reverse KL, so it stays out of the reward
+    (M6).
 
     Args:
         logprobs: Tensor `(batch, length)`, in nats, of the policy.
@@ -88,3 +89,6 @@ def k3(logprobs, ref_logprobs):
     d = k1(logprobs, ref_logprobs)
     # expm1 keeps the digits that exp(-d) - 1 loses while the policies are close.
     return ops.expm1(-d) + d
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

@@ -9,6 +9,7 @@ from keras import ops
 from kerasrlhf.functional._inputs import boolean, check_rank, check_same_shape, float32
 
 EPSILON = 1e-8
+REDUCTIONS = ("token", "sequence", "fixed")
 
 
 def zero_outside(x, mask):
@@ -80,7 +81,8 @@ def masked_mean(x, mask):
         3.0
 
     Reference:
-        Huang et al. 2024, arXiv 2403.17031, details 24 and 25: padding enters no statistic.
+        Huang et al. 2024, arXiv 2403.17031, details 24 and 25: padding enters no statistic (S4,
+        M9).
     """
     count = ops.sum(float32(boolean(mask)))
     return masked_sum(x, mask) / ops.maximum(count, 1.0)
@@ -121,7 +123,8 @@ def whiten(x, mask, center=True):
     Args:
         x: Tensor of any shape.
         mask: Tensor of the shape of `x`, bool.
-        center: True moves the mean to 0 (advantages); False leaves it where it is (rewards).
+        center: True moves the mean to 0 (advantages); False leaves it where it is (rewards). A
+            flag that does the opposite is a known mistake (M4).
 
     Returns:
         Tensor of the shape of `x`, float32, zero outside the mask.
@@ -220,3 +223,45 @@ def last_true(x, mask):
         head's output at the last token (N7).
     """
     return masked_sum(x, last_true_mask(mask), axis=1)
+
+
+def loss_weights(mask, reduction="token", length=None):
+    """The weight of every token in a loss: a sum with these weights is the mean asked for.
+
+    `"token"`: `1 / all true positions`; long responses count more. `"sequence"`:
+    `1 / (rows * true positions of the row)`; every response counts the same, and the tokens of
+    short ones more. `"fixed"`: `1 / (rows * length)`; every token counts the same however many
+    there are, which keeps the gradient of a sum over tokens.
+
+    Args:
+        mask: Tensor `(batch, length)`, bool.
+        reduction: `"token"`, `"sequence"` or `"fixed"`.
+        length: int, the constant of `"fixed"`. None: the columns of the mask.
+
+    Returns:
+        Tensor `(batch, length)`, float32, zero outside the mask.
+
+    Raises:
+        ValueError: When the mask is not of rank 2 or the reduction is another.
+
+    Example:
+        >>> mask = [[True, True, True, True], [True, False, False, False]]
+        >>> [loss_weights(mask, name)[:, 0].numpy().tolist() for name in REDUCTIONS]
+        ... # doctest: +ELLIPSIS
+        [[0.200..., 0.200...], [0.125, 0.5], [0.125, 0.125]]
+
+    Reference:
+        Yu et al. 2025, arXiv 2503.14476, section 3.3 (token); Shao et al. 2024, arXiv 2402.03300,
+        eq. 3 (sequence); Liu et al. 2025, arXiv 2503.20783 (fixed).
+    """
+    mask = boolean(mask)
+    check_rank("mask", mask, ("batch", "length"))
+    inside = float32(mask)
+    rows, columns = ops.shape(mask)
+    if reduction == "token":
+        return inside / ops.maximum(ops.sum(inside), 1.0)
+    if reduction == "sequence":
+        return inside / (rows * ops.maximum(ops.sum(inside, axis=1, keepdims=True), 1.0))
+    if reduction == "fixed":
+        return inside / (rows * (length or columns))
+    raise ValueError(f"`reduction` must be one of {REDUCTIONS}. Received: {reduction!r}.")

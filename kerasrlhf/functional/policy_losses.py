@@ -6,7 +6,9 @@ from kerasrlhf.functional._inputs import check_positive, check_same_shape, float
 from kerasrlhf.functional.kl import k1
 
 
-def clipped_policy_loss(logprobs, old_logprobs, advantages, cliprange):
+def clipped_policy_loss(
+    logprobs, old_logprobs, advantages, cliprange, cliprange_high=None, dual_clip=None
+):
     """Clipped surrogate objective of PPO, as a loss to be made small.
 
     `max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange))`, `ratio = exp(logprobs - old)`:
@@ -17,13 +19,18 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, cliprange):
         old_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
         advantages: Tensor `(batch, length)`, of the unit of the rewards, or whitened.
         cliprange: Number above 0: how far the ratio may move from 1.
+        cliprange_high: Number above 0: how far it may move upward, when that differs (DAPO's
+            clip-higher leaves unlikely tokens room to grow). None: `cliprange`.
+        dual_clip: Number above 1, or None. Where the advantage is negative the loss is at most
+            `-dual_clip A`, so that one token of a huge ratio cannot rule the update.
 
     Returns:
-        `(loss, clipped)`, each `(batch, length)`: float32, and bool where the clipped term is
-        strictly the larger. Give finite numbers at padding, too (`masking.zero_outside`).
+        `(loss, clipped)`, each `(batch, length)`: float32, and bool where a clipped term decides.
+        Give finite numbers at padding, too (`masking.zero_outside`).
 
     Raises:
-        ValueError: When `cliprange` is not above 0 or the static shapes differ.
+        ValueError: When a range is not above 0, `dual_clip` not above 1, or the static shapes
+            differ.
 
     Example:
         >>> import math
@@ -34,12 +41,88 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, cliprange):
 
     Reference:
         Schulman et al. 2017, arXiv 1707.06347, eq. 7; Huang et al. 2023, "The N Implementation
-        Details of RLHF with PPO" (N20).
+        Details of RLHF with PPO" (N20); clip-higher: Yu et al. 2025, arXiv 2503.14476, eq. 10;
+        dual clip: Ye et al. 2019, arXiv 1912.09729, eq. 5.
     """
     check_positive("cliprange", cliprange)
+    high = cliprange if cliprange_high is None else cliprange_high
+    check_positive("cliprange_high", high)
     ratio = ops.exp(k1(logprobs, old_logprobs))
     advantages = float32(advantages)
     check_same_shape(logprobs=ratio, advantages=advantages)
     unclipped_loss = -advantages * ratio
-    clipped_loss = -advantages * ops.clip(ratio, 1 - cliprange, 1 + cliprange)
-    return ops.maximum(unclipped_loss, clipped_loss), clipped_loss > unclipped_loss
+    clipped_loss = -advantages * ops.clip(ratio, 1 - cliprange, 1 + high)
+    loss, clipped = ops.maximum(unclipped_loss, clipped_loss), clipped_loss > unclipped_loss
+    if dual_clip is None:
+        return loss, clipped
+    if isinstance(dual_clip, int | float) and not dual_clip > 1:
+        raise ValueError(f"`dual_clip` is {dual_clip}, expected a number above 1, or None.")
+    bound = -dual_clip * advantages
+    bounded = ops.logical_and(advantages < 0, loss > bound)
+    return ops.where(bounded, bound, loss), ops.logical_or(clipped, bounded)
+
+
+def policy_gradient_loss(logprobs, old_logprobs, advantages):
+    """The surrogate of the plain policy gradient, without clipping.
+
+    `-A ratio`, `ratio = exp(logprobs - old_logprobs)`. Where the ratio is 1 its gradient is that
+    of REINFORCE, `-A` times the gradient of `logprobs`.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy being updated.
+        old_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
+        advantages: Tensor `(batch, length)`.
+
+    Returns:
+        Tensor `(batch, length)`, float32.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> policy_gradient_loss([[0.0]], [[0.0]], [[2.0]]).numpy().tolist()
+        [[-2.0]]
+
+    Reference:
+        Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist
+        Reinforcement Learning" (REINFORCE); Schulman et al. 2017, arXiv 1707.06347, eq. 6.
+    """
+    ratio = ops.exp(k1(logprobs, old_logprobs))
+    advantages = float32(advantages)
+    check_same_shape(logprobs=ratio, advantages=advantages)
+    return -advantages * ratio
+
+
+def importance_weights(logprobs, behavior_logprobs, cap=None):
+    """How much more likely a token was under the policy than under what drew it.
+
+    `exp(logprobs - behavior_logprobs)`, at most `cap`. Without a cap a loss times these weights
+    has the gradient of samples from the policy itself; the cap trades some of that for less
+    variance.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy at the start of the updates.
+        behavior_logprobs: Tensor `(batch, length)`, in nats, of the distribution that was drawn
+            from.
+        cap: Number above 0, or None.
+
+    Returns:
+        Tensor `(batch, length)`, float32, not negative.
+
+    Raises:
+        ValueError: When `cap` is not above 0 or the static shapes differ.
+
+    Example:
+        >>> import math
+        >>> weights = importance_weights([[math.log(0.75), 0.0]], [[math.log(0.25), 0.0]], cap=2.0)
+        >>> weights.numpy().tolist()
+        [[2.0, 1.0]]
+
+    Reference:
+        Espeholt et al. 2018, arXiv 1802.01561, section 4.1 (truncated importance weights).
+    """
+    weights = ops.exp(k1(logprobs, behavior_logprobs))
+    if cap is None:
+        return weights
+    check_positive("cap", cap)
+    return ops.minimum(weights, cap)

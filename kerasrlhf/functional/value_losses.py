@@ -3,6 +3,7 @@
 from keras import ops
 
 from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
+from kerasrlhf.functional.kl import k2
 from kerasrlhf.functional.masking import masked_mean, masked_variance, zero_outside
 
 # Of the mean square: below this share a variance is what float32 rounding leaves of a constant.
@@ -43,6 +44,40 @@ def clipped_value_loss(values, old_values, returns, cliprange_value):
     return 0.5 * ops.maximum(error, clipped_error), clipped_error > error
 
 
+def critic_warmup_loss(values, returns, logprobs, ref_logprobs, kl_coef):
+    """Fits the critic while the policy is held to its start: `(R - V)^2 + alpha D(pi, pi0)`.
+
+    `D` is estimated per token by `d^2 / 2` with `d = logprobs - ref_logprobs`, whose gradient is
+    that of the KL divergence where the policy sampled. With a critic of its own the first term
+    does not touch the policy; on a shared trunk the second keeps the policy where it is while the
+    first moves the trunk.
+
+    Args:
+        values: Tensor `(batch, length)`, of the critic being updated.
+        returns: Tensor `(batch, length)`, the targets.
+        logprobs: Tensor `(batch, length)`, in nats, of the policy being updated.
+        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+        kl_coef: Number `alpha`, at least 0, in squared units of score per nat.
+
+    Returns:
+        Tensor `(batch, length)`, float32.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> critic_warmup_loss([[1.0]], [[3.0]], [[-1.0]], [[-3.0]], kl_coef=0.5).numpy().tolist()
+        [[5.0]]
+
+    Reference:
+        The objective `E[(r - v)^2] + alpha D(pi, pi0)`; the estimator: Schulman 2020,
+        "Approximating KL Divergence" (k2).
+    """
+    values, returns = float32(values), float32(returns)
+    check_same_shape(values=values, returns=returns)
+    return ops.square(returns - values) + float32(kl_coef) * k2(logprobs, ref_logprobs)
+
+
 def explained_variance(values, returns, mask):
     """Share of the variance of the returns that the critic explains.
 
@@ -67,7 +102,8 @@ def explained_variance(values, returns, mask):
         0.5
 
     Reference:
-        Huang et al. 2023, "The N Implementation Details of RLHF with PPO": `1 - error / variance`.
+        Huang et al. 2023, "The N Implementation Details of RLHF with PPO": `1 - error / variance`
+        (S3).
     """
     values, returns = zero_outside(values, mask), zero_outside(returns, mask)
     error = masked_mean(ops.square(returns - values), mask)
