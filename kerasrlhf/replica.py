@@ -102,6 +102,43 @@ def _share(rows: Any, context: Any) -> Any:
     return tf.nest.map_structure(part, rows)
 
 
+def next_rows(rows: Any) -> Any:
+    """Each row's successor in the batch of all replicas, and the first row after the last.
+
+    For a model that is called inside `strategy.run`, as Keras calls it in `fit`.
+
+    Args:
+        rows: int32 tensor `(batch, ...)`, the calling replica's share.
+
+    Example:
+        >>> next_rows(tf.constant([[1], [2], [3]])).numpy().tolist()
+        [[2], [3], [1]]
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tf.roll(rows, -1, axis=0)
+    own = tf.shape(rows)[0]
+    counts = context.all_gather(own[None], axis=0)
+    first = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+    whole = context.all_gather(rows, axis=0)
+    return tf.roll(whole, -1, axis=0)[first : first + own]
+
+
+def batch_mean(x: Any) -> tf.Tensor:
+    """The mean over a batch of which every replica holds a share; without a gradient.
+
+    Example:
+        >>> float(batch_mean([1.0, 3.0]))
+        2.0
+    """
+    x = tf.stop_gradient(tf.convert_to_tensor(x))
+    total, count = tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype)
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        total, count = context.all_reduce(tf.distribute.ReduceOp.SUM, [total, count])
+    return total / tf.maximum(count, 1.0)
+
+
 def rowwise(function: Callable, strategy: tf.distribute.Strategy, jit_compile: bool) -> Callable:
     """A compiled version of a function whose output rows depend on the same input rows only.
 

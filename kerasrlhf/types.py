@@ -24,7 +24,8 @@ class Sampler:
 
     A trainer takes only samplers that draw from the model's own distribution at the given
     temperature: with `top_k`, `top_p` or temperature 0 the log-probabilities that are trained on
-    would not be those of the samples (details N4, N10), so these are for `generate` alone.
+    would not be those of the samples (details N4, N10, M7), so these are for `generate`
+    alone.
 
     Args:
         length: int, at least 1. New tokens of a row at most; the end token counts as one.
@@ -36,6 +37,9 @@ class Sampler:
             length) or a sequence of ints.
         min_length: int. A stop token ends the response only as its `min_length`-th token or
             later (detail N14).
+        epsilon: float in [0, 1). Share of tokens that are drawn from all entries alike instead of
+            from the model, to explore. `behavior_logprobs` of the samples are those of the
+            mixture `(1 - epsilon) p + epsilon / vocab`, so importance ratios stay exact.
 
     Raises:
         ValueError: a value outside its range.
@@ -53,11 +57,14 @@ class Sampler:
     top_p: float | None = None
     stop_token_ids: Any = "auto"
     min_length: int = 1
+    epsilon: float = 0.0
 
     def __post_init__(self):
         require_int("length", self.length, minimum=1)
         require_int("min_length", self.min_length, minimum=1)
         require_number("temperature", self.temperature, minimum=0.0)
+        if require_number("epsilon", self.epsilon, minimum=0.0) >= 1:
+            raise ValueError(f"`epsilon` must be below 1. Received: {self.epsilon}.")
         if self.top_k is not None:
             require_int("top_k", self.top_k, minimum=1)
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
@@ -94,6 +101,8 @@ class Samples(NamedTuple):
     logprobs: float32 `(batch, length)`, zero outside the response.
     values: float32 `(batch, length)`, zero outside the response; zeros when the critic is a
         network of its own (it is read when the responses are scored).
+    behavior_logprobs: float32 `(batch, length)`, of the distribution that the tokens were drawn
+        from; differs from `logprobs` with `Sampler(epsilon=...)`.
     """
 
     token_ids: Any
@@ -103,6 +112,7 @@ class Samples(NamedTuple):
     ended: Any
     logprobs: Any
     values: Any
+    behavior_logprobs: Any = None
 
 
 class Rollout(NamedTuple):
@@ -112,6 +122,9 @@ class Rollout(NamedTuple):
     ref_logprobs: float32 `(batch, length)`, of the frozen reference.
     scores: float32 `(batch,)`, one number per response, after all rules.
     kl_coef: float32 scalar, nats to score.
+    behavior_logprobs: float32 `(batch, length)`, of what the tokens were drawn from. `logprobs`
+        are those of the policy when the updates begin.
+    iteration: int32 scalar.
     """
 
     token_ids: Any
@@ -124,13 +137,16 @@ class Rollout(NamedTuple):
     ref_logprobs: Any
     scores: Any
     kl_coef: Any
+    behavior_logprobs: Any = None
+    iteration: Any = 0
 
 
 class Experience(NamedTuple):
     """What one update reads of a row: the rollout's tokens and the estimates made from it.
 
     All are `(batch, length)` but `prompt_lengths` `(batch,)`; `advantages` and `returns` are
-    float32 and zero outside the response.
+    float32 and zero outside the response. `kl_weights` multiply the KL term of the loss (None
+    where the KL is in the reward); `extras` holds what an algorithm adds for its own objective.
     """
 
     token_ids: Any
@@ -142,6 +158,8 @@ class Experience(NamedTuple):
     values: Any
     advantages: Any
     returns: Any
+    kl_weights: Any = None
+    extras: dict | None = None
 
 
 class TokenStats(NamedTuple):

@@ -3,6 +3,7 @@
 from kerasrlhf.data import dialogue, records
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
+from kerasrlhf.data.steps import stepwise
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.tokens import detokenize, tokenize
 
@@ -15,5 +16,6 @@ __all__ = [
     "preferences",
     "prompts",
     "records",
+    "stepwise",
     "tokenize",
 ]

@@ -7,6 +7,7 @@ the same records; `kerasrlhf.data.records` lists the columns.
 import numpy as np
 
 from kerasrlhf import tokens
+from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
 from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
@@ -96,6 +97,7 @@ def preferences(
     *,
     max_length=None,
     end_token_id="auto",
+    margin="auto",
     shuffle=True,
     seed=0,
     drop_remainder=False,
@@ -107,11 +109,14 @@ def preferences(
 
     Args:
         source: Records with `chosen`, `rejected` and `prompt`; without `prompt` it is what the
-            two have in common (see `kerasrlhf.data.records.preference_texts`).
+            two have in common (see `kerasrlhf.data.records.preference_texts`). Or rankings:
+            records with `prompt` and `responses`, best first, as many in every record.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         batch_size: `int`, pairs per batch.
         max_length: As in `demonstrations`; both responses keep the same prompt.
         end_token_id: As in `demonstrations`.
+        margin: The column with the number by which the chosen score shall lead: `"auto"` is
+            `margin` where there is one, `None` is none.
         shuffle: As in `demonstrations`.
         seed: `int`.
         drop_remainder: As in `demonstrations`.
@@ -122,8 +127,8 @@ def preferences(
     Returns:
         A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, `padding_mask`, bool, and
         `response_mask`, bool, true on response tokens, the end token included; all are
-        `(batch, 2, length)` and candidate 0 is the chosen one; `y`, int32 `(batch,)`, is the index
-        of the preferred candidate, 0.
+        `(batch, 2, length)` and candidate 0 is the chosen one, or `(batch, candidates, length)`,
+        best first. `y`, `(batch,)`, is the margin, float32, or without margins 0, int32.
 
     Raises:
         ValueError: As `demonstrations`.
@@ -145,6 +150,7 @@ def preferences(
     records = records_lib.load(source, split=split, data_dir=data_dir)
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, *candidates = records_lib.preference_texts(records, template)
+    margins = columns_lib.margins(records, margin)
     rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id)
     columns = [_padded(rows, candidate, preprocessor) for candidate in rows.candidates]
     for column in columns:
@@ -152,7 +158,7 @@ def preferences(
         column["response_mask"] = _tail(column["padding_mask"], starts)
     x = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
     dataset = batches(
-        (x, np.zeros(len(records), "int32")),
+        (x, np.zeros(len(records), "int32") if margins is None else margins),
         len(records),
         batch_size,
         shuffle=shuffle,

@@ -1,7 +1,8 @@
 """Records (dictionaries with the field's usual columns) and the texts in them.
 
-Columns: `prompt`; `response` or `completion`; `chosen` and `rejected`; `text` or `messages` for
-demonstrations without a prompt of their own. A text is a string or a list of messages.
+Columns: `prompt`; `response` or `completion`; `chosen` and `rejected`, or `responses`, best first;
+`text` or `messages` for demonstrations without a prompt of their own. A text is a string or a list
+of messages.
 """
 
 import json
@@ -38,7 +39,7 @@ def load(source, *, split="train", data_dir=None, text_column="text"):
     if not rows:
         raise ValueError(f"The source has no rows. Received: {_shorten(source)}")
     rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
-    _refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
+    refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
     return rows
 
 
@@ -99,21 +100,24 @@ def demonstration_texts(records, template="plain"):
 
 
 def preference_texts(records, template="plain"):
-    """Prompts with a preferred and a rejected response.
+    """Prompts with a preferred and a rejected response, or with several, best first.
 
     Without a column `prompt`, or with `chosen` and `rejected` that hold whole dialogues as
     messages, the prompt is what the two have in common: their leading messages, or as in the
     hh-rlhf data their common text up to the last "Assistant:".
 
     Args:
-        records: List of `dict` with the columns `chosen`, `rejected` and perhaps `prompt`.
+        records: List of `dict` with the columns `chosen`, `rejected` and perhaps `prompt`; or with
+            `prompt` and `responses`, a list of as many texts in every row, best first.
         template: How messages become a text.
 
     Returns:
-        Three lists of `str`: prompts, chosen responses, rejected responses.
+        Three lists of `str`: prompts, chosen responses, rejected responses; or with `responses`
+        prompts, the best responses, the second best, and so on.
 
     Raises:
-        ValueError: As `prompt_texts`; or a pair has no common prompt.
+        ValueError: As `prompt_texts`; or a pair has no common prompt; or fewer than two
+            `responses`, or other numbers of them in some rows.
 
     Example:
 
@@ -122,6 +126,8 @@ def preference_texts(records, template="plain"):
     (['Human: Hi\\n\\nAssistant:'], [' Hello!'], [' Go.'])
     """
     dialogue.check_template(template)
+    if _column(records, "chosen", "responses") == "responses":
+        return _ranking_texts(records, template)
     for column in ("chosen", "rejected"):
         _check_texts(records, _column(records, column))
     _check_texts(records, "prompt", lambda row: row.get("prompt") is not None)
@@ -149,6 +155,31 @@ def _preference(row, template):
         _response(prompt, chosen, template),
         _response(prompt, rejected, template),
     )
+
+
+def _ranking_texts(records, template):
+    def is_wrong(row):
+        texts = row.get("responses")
+        return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
+
+    refuse(records, is_wrong, "have no list of two or more texts in 'responses'")
+    count = len(records[0]["responses"])
+    refuse(
+        records,
+        lambda row: len(row["responses"]) != count,
+        f"have another number of 'responses' than the first, {count}",
+    )
+    _check_texts(records, "prompt")
+    rows = _each(
+        records,
+        lambda row: (
+            _prompt(row["prompt"], template),
+            *(_response(row["prompt"], response, template) for response in row["responses"]),
+        ),
+    )
+    names = ("prompt", *["responses"] * count)
+    columns = zip(*rows, strict=True)
+    return tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
 
 
 def _is_dialogue(value):
@@ -214,7 +245,7 @@ def _column(records, *names):
 
 
 def _check_texts(records, column, is_needed=lambda row: True):
-    _refuse(
+    refuse(
         records,
         lambda row: is_needed(row) and not _is_text(row.get(column)),
         f"have no text (a string or a list of messages) in {column!r}",
@@ -227,11 +258,26 @@ def _is_text(value):
 
 
 def _checked(column, texts):
-    _refuse(texts, lambda text: not text.strip(), f"have an empty {column!r}")
+    refuse(texts, lambda text: not text.strip(), f"have an empty {column!r}")
     return texts
 
 
-def _refuse(rows, is_wrong, message):
+def _shorten(value, size=200):
+    text = repr(value)
+    return text if len(text) <= size else text[:size] + "..."
+
+
+def refuse(rows, is_wrong, message):
+    """Raises a `ValueError` that counts the wrong rows, numbers them and shows the first.
+
+    Args:
+        rows: List.
+        is_wrong: Function of a row.
+        message: What is wrong with them, as the end of a sentence about rows.
+
+    Raises:
+        ValueError: A row is wrong.
+    """
     wrong = [number for number, row in enumerate(rows) if is_wrong(row)]
     if wrong:
         numbers = ", ".join(map(str, wrong[:_SHOWN])) + (", ..." if len(wrong) > _SHOWN else "")
@@ -239,11 +285,6 @@ def _refuse(rows, is_wrong, message):
             f"{len(wrong)} of {len(rows)} rows {message}: rows {numbers} (counted from 0). "
             f"The first: {_shorten(rows[wrong[0]])}"
         )
-
-
-def _shorten(value, size=200):
-    text = repr(value)
-    return text if len(text) <= size else text[:size] + "..."
 
 
 def to_json(records):

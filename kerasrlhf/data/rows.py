@@ -18,6 +18,7 @@ class Report(NamedTuple):
         longest: `int`, tokens of the longest row before anything was cut.
         cut_prompts: `int`, prompts that lost their beginning.
         cut_responses: `int`, responses that lost their end, and with it their end token.
+        longest_response: `int`, tokens of the longest response after cutting; 0 without any.
     """
 
     rows: int
@@ -25,6 +26,7 @@ class Report(NamedTuple):
     longest: int
     cut_prompts: int
     cut_responses: int
+    longest_response: int = 0
 
 
 class Rows(NamedTuple):
@@ -52,7 +54,8 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
 
     Args:
         prompts: List of `str`.
-        candidates: List of lists of `str`: none, one or several responses per prompt.
+        candidates: List of lists of `str`: none, one or several responses per prompt. Lists of
+            `int` in place of the `str` are token ids, which are taken as they are.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`.
         end_token_id: See `kerasrlhf.tokens.end_ids`.
@@ -83,7 +86,8 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
     rooms = _rooms(limit - len(start), len(prompts), candidates)
     prompts, prompt_ids, cut_prompts = _cut_fronts(prompts, prompt_ids, rooms, preprocessor)
     length = max(map(len, _joined(start, prompt_ids, candidates)))
-    report = Report(len(prompts), length, longest, cut_prompts, cut_responses)
+    longest_response = max((len(ids) for column in candidates for ids in column), default=0)
+    report = Report(len(prompts), length, longest, cut_prompts, cut_responses, longest_response)
     _warn(report, limit)
     return Rows(prompts, [start + ids for ids in prompt_ids], candidates, report)
 
@@ -120,6 +124,8 @@ def _limit(preprocessor, max_length):
 
 
 def _responses(texts, preprocessor, end_token_id):
+    if not all(isinstance(text, str) for text in texts):
+        return texts
     end = tokens.end_ids(preprocessor, end_token_id)
     rows = tokens.tokenize(texts, preprocessor)
     return [ids if end and ids[-1:] == end else ids + end for ids in rows]

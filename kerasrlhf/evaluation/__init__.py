@@ -1,6 +1,26 @@
 """Measuring what training has done to a model."""
 
+from kerasrlhf.evaluation import optimum
 from kerasrlhf.evaluation.intervals import Interval, mean_interval
+from kerasrlhf.evaluation.preference import (
+    CalibrationBin,
+    PairAccuracy,
+    accuracy_by_group,
+    calibration,
+    preference_accuracy,
+)
 from kerasrlhf.evaluation.text import distinct_n, negative_log_likelihood, perplexity
 
-__all__ = ["Interval", "distinct_n", "mean_interval", "negative_log_likelihood", "perplexity"]
+__all__ = [
+    "CalibrationBin",
+    "Interval",
+    "PairAccuracy",
+    "accuracy_by_group",
+    "calibration",
+    "distinct_n",
+    "mean_interval",
+    "negative_log_likelihood",
+    "optimum",
+    "perplexity",
+    "preference_accuracy",
+]

@@ -34,6 +34,16 @@ def check_rank(name: str, tensor, axes: tuple[str, ...]) -> None:
         )
 
 
+def check_candidates(name: str, scores) -> None:
+    """Raise a `ValueError` when `scores` is not `(batch, candidates)` of two or more candidates."""
+    check_rank(name, scores, ("batch", "candidates"))
+    if scores.shape[1] is not None and scores.shape[1] < 2:
+        raise ValueError(
+            f"`{name}` has the shape {tuple(scores.shape)}, expected (batch, candidates) with at "
+            "least 2 candidates. Stack the preferred one and the others along axis 1."
+        )
+
+
 def check_unit_interval(name: str, value) -> None:
     """Raise a `ValueError` when a Python number lies outside [0, 1]; tensors pass unseen."""
     if isinstance(value, int | float) and not 0 <= value <= 1:

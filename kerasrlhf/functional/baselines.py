@@ -100,8 +100,8 @@ def _grouped(scores, group_size):
     check_rank("scores", scores, ("batch",))
     if group_size < 2:
         raise ValueError(
-            f"`group_size` is {group_size}, expected at least 2: a response is compared with others "
-            "to the same prompt. Raise `group_size`."
+            f"`group_size` is {group_size}, expected at least 2: a response is compared with the "
+            "others to its prompt. Raise `group_size`."
         )
     rows = scores.shape[0]
     if rows is not None and rows % group_size:

@@ -1,4 +1,4 @@
-"""Log probabilities of chosen tokens, the entropy of the choice, and the one shift by a token."""
+"""Log probabilities of chosen tokens, and the entropy of the choice."""
 
 from keras import ops
 
@@ -9,8 +9,8 @@ def token_logprobs(logits, token_ids, temperature=1.0):
     """Log probability of each token under the logits that stand at the same position.
 
     `logits[t, id] / temperature - logsumexp(logits[t] / temperature)`. Nothing is shifted:
-    `logits[:, t]` chose `token_ids[:, t]`; see `align`. No tensor of the vocabulary's size is kept
-    besides the logits.
+    `logits[:, t]` chose `token_ids[:, t]`. No tensor of the vocabulary's size is kept besides the
+    logits.
 
     Args:
         logits: Tensor `(..., vocab)`.
@@ -98,32 +98,3 @@ def token_entropy(logits, temperature=1.0):
     total = ops.sum(weights, axis=-1)
     mean = ops.sum(weights * ops.where(weights > 0, scaled, 0.0), axis=-1) / total
     return ops.log(total) - mean
-
-
-def align(states):
-    """Shift by one token: what was computed in the state *before* token t stands at t afterwards.
-
-    `result[:, t] = states[:, t - 1]` and zeros at `t = 0`. A causal network's output at `t - 1`
-    chooses token `t`; this is the only place where that offset is applied.
-
-    Args:
-        states: Tensor `(batch, length, ...)`: hidden states, logits or values.
-
-    Returns:
-        Tensor of the shape and dtype of `states`.
-
-    Raises:
-        ValueError: When `states` has fewer than two axes.
-
-    Example:
-        >>> align([[1.0, 2.0, 3.0]]).numpy().tolist()
-        [[0.0, 1.0, 2.0]]
-    """
-    states = ops.convert_to_tensor(states)
-    if len(states.shape) < 2:
-        raise ValueError(
-            f"`states` has the shape {tuple(states.shape)}, expected (batch, length, ...). "
-            "Add the missing axis."
-        )
-    padding = [[0, 0], [1, 0]] + [[0, 0]] * (len(states.shape) - 2)
-    return ops.pad(states[:, :-1], padding)

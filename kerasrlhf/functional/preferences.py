@@ -2,10 +2,16 @@
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_rank, check_same_shape, float32
+from kerasrlhf.functional._inputs import (
+    check_candidates,
+    check_rank,
+    check_same_shape,
+    check_unit_interval,
+    float32,
+)
 
 
-def bradley_terry(scores, margin=None):
+def bradley_terry(scores, margin=None, label_smoothing=0.0):
     """Negative log likelihood that candidate 0 beats another one.
 
     `mean over j > 0 of -log sigmoid(scores[0] - scores[j] - margin)`; with two candidates the mean
@@ -14,13 +20,15 @@ def bradley_terry(scores, margin=None):
     Args:
         scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
         margin: Number or tensor `(batch,)` by which the preferred score shall lead; None is 0.
+        label_smoothing: Number in [0, 1]: how probable it is that a label is the wrong way round.
+            The loss is then its expectation over both ways, least at a finite lead.
 
     Returns:
         Tensor `(batch,)`, float32, in nats, at least 0.
 
     Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more, or a
-            margin per row has another number of rows.
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more, a
+            margin per row has another number of rows, or `label_smoothing` is outside [0, 1].
 
     Example:
         >>> round(float(bradley_terry([[1.0, 1.0]])[0]), 4)  # log 2
@@ -28,12 +36,15 @@ def bradley_terry(scores, margin=None):
 
     Reference:
         Stiennon et al. 2020, arXiv 2009.01325, section 3.4; Huang et al. 2024, arXiv 2403.17031
-        (P11); the margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2.
+        (P11); the margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2; smoothed labels: Mitchell
+        2023, "A note on DPO with noisy preferences and relationship to IPO".
     """
+    check_unit_interval("label_smoothing", label_smoothing)
     lead = _leads(scores)
     if margin is not None:
         lead = lead - _per_row(margin, lead)
-    return ops.mean(ops.softplus(-lead), axis=1)
+    # softplus(x) = softplus(-x) + x
+    return ops.mean(ops.softplus(-lead) + label_smoothing * lead, axis=1)
 
 
 def best_of_k(scores):
@@ -59,6 +70,62 @@ def best_of_k(scores):
     """
     scores = _candidate_scores(scores)
     return -ops.log_softmax(scores, axis=1)[:, 0]
+
+
+def plackett_luce(scores):
+    """Negative log likelihood of a whole ranking: each candidate is picked among those left.
+
+    `-sum over k of log softmax(scores[k:])[0]`, for all k but the last, where one is left. With
+    two candidates this is `bradley_terry`.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates, best first.
+
+    Returns:
+        Tensor `(batch,)`, float32, in nats, at least 0.
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+
+    Example:
+        >>> round(float(plackett_luce([[2.0, 2.0, 2.0]])[0]), 4)  # log 3 + log 2
+        1.7918
+
+    Reference:
+        Plackett 1975, "The Analysis of Permutations"; Xia et al. 2008, "Listwise Approach to
+        Learning to Rank" (ListMLE); Rafailov et al. 2023, arXiv 2305.18290, appendix A.3.
+    """
+    scores = _candidate_scores(scores)
+    places = ops.arange(ops.shape(scores)[1])
+    is_left = (places[None, :] >= places[:, None])[None]
+    # Far below every score, and finite: the gradient of what is not left is exactly 0.
+    left = ops.where(is_left, scores[:, None, :], -1e30)
+    return ops.sum(ops.logsumexp(left, axis=2) - scores, axis=1)
+
+
+def squared_sum(scores):
+    """Squared sum of the candidates' scores, which keeps their mean near 0 when added to a loss.
+
+    `(sum over j of scores[j])^2`. Preferences say nothing of a constant that is added to all
+    scores; a small multiple of this term does.
+
+    Args:
+        scores: Tensor `(batch, candidates)`, at least two candidates.
+
+    Returns:
+        Tensor `(batch,)`, float32, in squared units of score.
+
+    Raises:
+        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+
+    Example:
+        >>> squared_sum([[1.0, -1.0], [2.0, 1.0]]).numpy().tolist()
+        [0.0, 9.0]
+
+    Reference:
+        Eisenstein et al. 2023, arXiv 2312.09244, "Helping or Herding?", section 2.
+    """
+    return ops.square(ops.sum(_candidate_scores(scores), axis=1))
 
 
 def accuracy(scores):
@@ -120,12 +187,7 @@ def _leads(scores):
 
 def _candidate_scores(scores):
     scores = float32(scores)
-    check_rank("scores", scores, ("batch", "candidates"))
-    if scores.shape[1] is not None and scores.shape[1] < 2:
-        raise ValueError(
-            f"`scores` has the shape {tuple(scores.shape)}, expected (batch, candidates) with at "
-            "least 2 candidates. Stack the preferred score and the others along axis 1."
-        )
+    check_candidates("scores", scores)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""From one score per response to rewards, advantages and returns per token."""
+"""From scores per response or per token to rewards, advantages and returns per token."""
 
 from keras import ops
 
@@ -13,17 +13,22 @@ from kerasrlhf.functional.kl import k1
 from kerasrlhf.functional.masking import last_true_mask, zero_outside
 
 
-def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """Reward per token: the KL penalty everywhere and the score on the last response token.
+def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, estimator=k1):
+    """Reward per token: the KL penalty everywhere, and scores where they belong.
 
     `reward[t] = -kl_coef (logprobs[t] - ref_logprobs[t]) + (score if t is the last true position)`.
+    The score never stands on padding (M1), and integers become float32 before any sum (M5). Scores
+    per token, as of a process reward model, are added each at its own position instead.
 
     Args:
-        scores: Tensor `(batch,)`, one number per response, integer or float.
+        scores: Tensor `(batch,)`, one number per response, or `(batch, length)`, one per token;
+            integer or float.
         logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
         ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
         mask: Tensor `(batch, length)`, bool, true on response tokens, the end token included.
         kl_coef: Number or scalar tensor, in units of score per nat.
+        estimator: Function of `functional.kl`. Only k1 in the reward has the gradient of the KL
+            (M6); the others are there to be compared with it.
 
     Returns:
         Tensor `(batch, length)`, float32, zero outside the mask; a row without a true position
@@ -43,13 +48,20 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
         Ziegler et al. 2019, arXiv 1909.08593, eq. 2; Huang et al. 2023, "The N Implementation
         Details of RLHF with PPO" (N18).
     """
-    scores, mask = float32(scores), boolean(mask)
-    check_rank("scores", scores, ("batch",))
+    mask = boolean(mask)
     check_rank("mask", mask, ("batch", "length"))
+    penalty = estimator(zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask))
+    return _placed(float32(scores), mask) - float32(kl_coef) * penalty
+
+
+def _placed(scores, mask):
+    """Scores `(batch, length)`: per token as they are, per response on the last token."""
+    if len(scores.shape) == 2:
+        check_same_shape(scores=scores, mask=mask)
+        return zero_outside(scores, mask)
+    check_rank("scores", scores, ("batch",))
     check_same_shape(scores=scores, rows_of_mask=mask[:, 0])
-    penalty = k1(zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask))
-    score_at_end = ops.where(last_true_mask(mask), scores[:, None], 0.0)
-    return score_at_end - float32(kl_coef) * penalty
+    return ops.where(last_true_mask(mask), scores[:, None], 0.0)
 
 
 def discounted_sums(x, discount):

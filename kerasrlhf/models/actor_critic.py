@@ -145,7 +145,8 @@ class ActorCritic(keras.Model):
         padding_mask: Any,
         starts: Any = None,
         width: int | None = None,
-        temperature: float = 1.0,
+        temperature: Any = 1.0,
+        entropy_gradient: bool = False,
     ) -> TokenStats:
         """Log-probabilities, entropy and values of given tokens, as the model is now.
 
@@ -156,10 +157,11 @@ class ActorCritic(keras.Model):
             width: int, tokens of the window. None: all behind token 0. Only windows are projected
                 to the vocabulary.
             temperature: the sampler's; logits are divided by it (detail N10).
+            entropy_gradient: whether the entropy carries a gradient, which costs memory.
 
         Returns:
             `TokenStats`, zero outside the windows. What belongs to token `t` was made in the state
-            before it; entropy carries no gradient.
+            before it.
         """
         if starts is None:
             starts = ops.ones((token_ids.shape[0],), "int32")
@@ -169,7 +171,9 @@ class ActorCritic(keras.Model):
         )
         per_window = TokenStats(
             logprobs.token_logprobs(logits, chosen, temperature),
-            logprobs.token_entropy(ops.stop_gradient(logits), temperature),
+            logprobs.token_entropy(
+                logits if entropy_gradient else ops.stop_gradient(logits), temperature
+            ),
             self._window_values(states, token_ids, padding_mask, starts, width),
         )
         length = token_ids.shape[1]
@@ -186,14 +190,23 @@ class ActorCritic(keras.Model):
         values = self._window_values(None, token_ids, padding_mask, starts, width)
         return windows.lay_back(values, starts, token_ids.shape[1])
 
-    def sample(self, token_ids: Any, padding_mask: Any, uniforms: Any, sampler: Sampler) -> Samples:
+    def sample(
+        self,
+        token_ids: Any,
+        padding_mask: Any,
+        uniforms: Any,
+        sampler: Sampler,
+        temperature: Any = None,
+    ) -> Samples:
         """Responses to tokenised prompts, with their log-probabilities and values.
 
         Args:
             token_ids: int32 `(batch, prompt)`, right-padded, static shape.
             padding_mask: bool `(batch, prompt)`.
-            uniforms: float32 `(batch, sampler.length, 2)`, from `replica.uniforms`.
+            uniforms: float32 `(batch * group, sampler.length, 2)`, from `replica.uniforms`: a
+                group of responses to every prompt.
             sampler: how to draw.
+            temperature: float32 scalar in place of the sampler's, or None.
 
         Returns:
             `Samples`; values are zeros when the critic is a network of its own.
@@ -206,6 +219,7 @@ class ActorCritic(keras.Model):
             sampler,
             self.stop_token_ids(sampler),
             self.value_head if self.critic is None else None,
+            temperature,
         )
 
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:

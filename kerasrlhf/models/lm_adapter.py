@@ -1,22 +1,28 @@
 """The only file that knows how keras-hub builds its language models.
 
-Everything else asks here for hidden states, logits, a key-value cache, a copy, a preset. The
-functions take a `keras_hub.models.CausalLM` and work for every text family whose
-`call_with_cache(token_ids, cache, index)` returns `(logits, hidden_states, cache)`.
+Everything else asks here for hidden states, logits, a cache, a copy, a preset. The functions take
+a `keras_hub.models.CausalLM` and work for every text family; what a family does otherwise than the
+rest is written where it matters, by name.
 """
 
 from __future__ import annotations
 
-import json
-import pathlib
+import contextlib
+import functools
+import inspect
 import types
-from collections.abc import Callable
-from typing import Any
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import keras
 import keras_hub
 import tensorflow as tf
 from keras import ops
+from keras_hub.src.utils import preset_utils
+
+_layouts = weakref.WeakKeyDictionary()
 
 
 def check(causal_lm: Any) -> None:
@@ -32,14 +38,35 @@ def check(causal_lm: Any) -> None:
 
 def check_backbone(backbone: Any) -> None:
     """Raises a `ValueError` when `backbone` is not one of a text family."""
-    inputs = getattr(backbone, "input", None) if isinstance(backbone, keras.Model) else None
-    names = sorted(inputs) if isinstance(inputs, dict) else []
-    if names != ["padding_mask", "token_ids"] or not hasattr(backbone, "vocabulary_size"):
+    names = _input_names(backbone)
+    if isinstance(backbone, keras_hub.models.Gemma3nBackbone):
+        _complete_gemma3n(backbone)
+    if (
+        set(names) - {"position_ids"} != {"padding_mask", "token_ids"}
+        or not hasattr(backbone, "vocabulary_size")
+        or isinstance(backbone.output, dict)
+    ):
         raise ValueError(
-            "Expected a keras-hub text model whose backbone reads `token_ids` and `padding_mask`. "
-            f"Received: {backbone!r} of type {type(backbone).__name__}, which reads {names}."
+            "Expected a keras-hub text model whose backbone reads `token_ids` and `padding_mask` "
+            "and gives hidden states; of a family with images or sound, one that was made without "
+            f"those encoders. Received: {backbone!r} of type {type(backbone).__name__}, which "
+            f"reads {names}."
         )
     _keep_tied_embeddings(backbone)
+
+
+def _complete_gemma3n(backbone: keras.Model) -> None:
+    """Gives Gemma 3n the name that others have, and freezes what its layers never read."""
+    backbone.vocabulary_size = backbone.text_vocab_size
+    for layer in backbone._flatten_layers():
+        if getattr(layer, "is_kv_shared_layer", False) and hasattr(layer, "k_proj"):
+            for unread in (layer.k_proj, layer.v_proj, layer.k_norm):
+                unread.trainable = False
+
+
+def _input_names(backbone: Any) -> list[str]:
+    inputs = getattr(backbone, "inputs", None) if isinstance(backbone, keras.Model) else None
+    return sorted(x.name for x in inputs or [])
 
 
 def _keep_tied_embeddings(backbone: keras.Model) -> None:
@@ -59,28 +86,52 @@ def _keep_tied_embeddings(backbone: keras.Model) -> None:
     backbone.get_config = types.MethodType(get_config, backbone)
 
 
-def backbone_inputs(token_ids: Any, padding_mask: Any) -> dict:
+def check_adapters(backbone: keras.Model) -> None:
+    """Raises a `ValueError` when `enable_lora` froze a backbone without adapting any layer.
+
+    keras-hub looks for layers by name, and some families name theirs otherwise.
+    """
+    if getattr(backbone, "_lora_enabled_layers", None) == []:
+        kinds = (keras.layers.Dense, keras.layers.EinsumDense)
+        found = sorted({x.name for x in backbone._flatten_layers() if isinstance(x, kinds)})
+        raise ValueError(
+            f"`enable_lora` found none of the layers {backbone.default_lora_layer_names()} in "
+            f"{type(backbone).__name__} and left everything frozen. Name the layers to adapt: "
+            f"`backbone.enable_lora(rank, target_layer_names=[...])`, of {found}."
+        )
+
+
+def backbone_inputs(backbone: keras.Model, token_ids: Any, padding_mask: Any) -> dict:
     """The input structure of a text backbone."""
-    return {
-        "token_ids": ops.cast(token_ids, "int32"),
-        "padding_mask": ops.cast(padding_mask, "int32"),
-    }
+    token_ids = ops.cast(token_ids, "int32")
+    inputs = {"token_ids": token_ids, "padding_mask": ops.cast(padding_mask, "int32")}
+    if "position_ids" in _input_names(backbone):  # Gemma 4
+        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        inputs["position_ids"] = ops.zeros_like(token_ids) + positions[None]
+    return inputs
+
+
+def _final_states(backbone: keras.Model) -> keras.KerasTensor:
+    """The final hidden states in the backbone's graph; RWKV-7's goes on to the logits."""
+    projection = getattr(backbone, "head", None)
+    return backbone.output if projection is None else projection.input
 
 
 def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
     """Final hidden states `(batch, length, width)` of a CausalLM or a backbone, dropout off (N13).
 
-    Attention is causal and rows are padded on the right, so the states of real tokens do not
+    Every family is causal and rows are padded on the right, so the states of real tokens do not
     depend on how much padding follows them (N3).
     """
     backbone = getattr(model, "backbone", None) or model
-    return backbone(backbone_inputs(token_ids, padding_mask), training=False)
+    states = _final_states(backbone)
+    trunk = backbone if states is backbone.output else keras.Model(backbone.input, states)
+    return trunk(backbone_inputs(backbone, token_ids, padding_mask), training=False)
 
 
 def width(model: keras.Model) -> int:
     """Units of the final hidden state."""
-    backbone = getattr(model, "backbone", None) or model
-    return int(backbone.output.shape[-1])
+    return int(_final_states(getattr(model, "backbone", None) or model).shape[-1])
 
 
 def vocabulary_size(causal_lm: keras.Model) -> int:
@@ -95,13 +146,20 @@ def max_length(causal_lm: keras.Model) -> int | None:
 
 
 def head(causal_lm: keras.Model) -> Callable:
-    """The part of the model behind the backbone: hidden states to float32 logits.
+    """The part of the model behind its final hidden states: from them to float32 logits.
 
     It is cut out of the model's own graph, so that scaling and soft caps of a family stay in.
     """
-    (node,) = causal_lm.backbone._inbound_nodes[-1:]
-    function = keras.Function([node.output_tensors[0]], causal_lm.output)
-    return lambda hidden: ops.cast(function([hidden]), "float32")
+    backbone = causal_lm.backbone
+    if isinstance(causal_lm, keras_hub.models.Gemma3nCausalLM):
+        # Its graph holds the output embeddings as they were when it was made.
+        function = functools.partial(backbone.language_model.token_embedding, reverse=True)
+    elif hasattr(backbone, "head"):
+        function = keras.Function(_final_states(backbone), causal_lm.output)
+    else:
+        (node,) = backbone._inbound_nodes[-1:]
+        function = keras.Function(node.output_tensors[0], causal_lm.output)
+    return lambda hidden: ops.cast(function(hidden), "float32")
 
 
 def freeze_unread(backbone: keras.Model) -> None:
@@ -113,40 +171,94 @@ def freeze_unread(backbone: keras.Model) -> None:
     for layer in backbone._flatten_layers():
         if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
             layer.reverse_embeddings.trainable = False
+    if hasattr(backbone, "head"):
+        backbone.head.trainable = False
+
+
+def cache_layout(causal_lm: keras.Model, length: int) -> Any:
+    """How the family's cache is laid out, or None when sampling cannot use it.
+
+    Sampling writes a position anew after the prompts were read, so the cache must hold an entry
+    for every position, as keys and values do. A recurrent state (RWKV-7, the linear attention of
+    Qwen 3.5) has none: what a row's padding did to it cannot be undone.
+
+    Returns:
+        `tf.TensorSpec`s in the structure of the cache, for a batch of 1, with None for the axis of
+        the positions; read off symbolic runs of keras-hub's own builder, so nothing is computed.
+    """
+    known = _layouts.setdefault(causal_lm, {})
+    if length not in known:
+        known[length] = _read_layout(causal_lm, length)
+    return known[length]
+
+
+def _read_layout(causal_lm, length):
+    if "cache_update_index" not in inspect.signature(causal_lm.call_with_cache).parameters:
+        return None
+
+    def unite(one, other):
+        shapes = zip(one.shape, other.shape, strict=True)
+        return tf.TensorSpec([a if a == b else None for a, b in shapes], one.dtype)
+
+    layout = tf.nest.map_structure(unite, *(_cache_spec(causal_lm, length + i) for i in (0, 1)))
+    every_position = [list(x.shape).count(None) == 1 for x in tf.nest.flatten(layout)]
+    return layout if all(every_position) else None
+
+
+def _cache_spec(causal_lm: keras.Model, length: int) -> Any:
+    parameters = [*inspect.signature(causal_lm._build_cache).parameters.values()][1:]
+    no_images = [None for x in parameters if x.default is x.empty]
+    build = tf.function(lambda ids: causal_lm._build_cache(ids, *no_images)[-1], autograph=False)
+    with tf.init_scope():
+        traced = build.get_concrete_function(tf.TensorSpec((1, length), "int32"))
+    return traced.structured_outputs
 
 
 def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
-    """A zero key-value cache for `batch` rows of `length` tokens, in the family's own structure.
+    """What `step` starts from for `batch` rows of `length` tokens.
 
-    The structure is read off a symbolic run of keras-hub's own builder: nothing is computed.
+    Zero keys and values in the family's own structure. Where `cache_layout` is None, the tokens
+    themselves, int32 `(batch, length)`: `step` then reads the whole row anew, with a warning.
     """
-    build = tf.function(lambda ids: causal_lm._build_cache(ids)[-1], autograph=False)
-    with tf.init_scope():
-        traced = build.get_concrete_function(tf.TensorSpec((1, length), "int32"))
-    spec = traced.structured_outputs
+    layout = cache_layout(causal_lm, length)
+    if layout is None:
+        warnings.warn(
+            f"{type(causal_lm).__name__} has no cache with an entry for every position, so "
+            "responses are sampled without one: the whole row is read anew for every token. The "
+            "result is the same; sampling takes longer, the more so the longer the rows.",
+            stacklevel=2,
+        )
+        return ops.zeros((batch, length), "int32")
 
-    def zeros(x):
-        return ops.zeros((batch, *x.shape[1:]), dtype=x.dtype)
+    def zeros(spec):
+        return ops.zeros((batch, *(length if n is None else n for n in spec.shape[1:])), spec.dtype)
 
-    return _unstacked(tf.nest.map_structure(zeros, spec))
+    return _unstacked(tf.nest.map_structure(zeros, layout))
+
+
+class _KeysValues(NamedTuple):
+    """One layer's part of an unstacked cache."""
+
+    keys: Any
+    values: Any
 
 
 def _unstacked(cache: Any) -> Any:
     """The keys and values of each layer as tensors of their own, where the layout is the usual one.
 
-    keras-hub stacks them into `(batch, layers, 2, length, heads, units)` and copies the whole at
+    Most families stack them into `(batch, layers, 2, length, heads, units)` and copy the whole at
     every step. As separate loop variables XLA cancels the stacking against the slicing and writes
     the new column in place.
     """
     if not hasattr(cache, "shape") or len(cache.shape) != 6 or cache.shape[2] != 2:
         return cache
     layers = [cache[:, layer] for layer in range(cache.shape[1])]
-    return tuple((layer[:, 0], layer[:, 1]) for layer in layers)
+    return tuple(_KeysValues(layer[:, 0], layer[:, 1]) for layer in layers)
 
 
 def _stacked(cache: Any) -> Any:
     """The inverse of `_unstacked`."""
-    if not isinstance(cache, tuple):
+    if not isinstance(cache[0], _KeysValues):
         return cache
     return ops.stack([ops.stack(layer, axis=1) for layer in cache], axis=1)
 
@@ -164,8 +276,52 @@ def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tupl
         Float32 logits `(batch, columns, vocab)`, hidden states `(batch, columns, width)` and the
         new cache. Unused logits cost nothing in compiled code.
     """
-    logits, hidden, cache = causal_lm.call_with_cache(token_ids, _stacked(cache), index)
+    index = ops.convert_to_tensor(index, "int32")
+    if hasattr(cache, "shape") and len(cache.shape) == 2:
+        return _step_anew(causal_lm, token_ids, cache, index)
+    cache = _stacked(cache)
+    options = {}
+    if isinstance(causal_lm, keras_hub.models.Gemma3nCausalLM):
+        # It would make a mask of the new columns alone.
+        options["padding_mask"] = ops.ones((cache.shape[0], cache.shape[4]), "bool")
+    with _placed_queries(causal_lm, token_ids.shape[1], index):
+        logits, hidden, cache = causal_lm.call_with_cache(token_ids, cache, index, **options)
     return ops.cast(logits, "float32"), hidden, _unstacked(cache)
+
+
+def _step_anew(causal_lm, token_ids, tokens, index):
+    """`step` with the tokens of all rows in place of a cache."""
+    tokens = ops.slice_update(tokens, [0, index], token_ids)
+    columns = index + ops.arange(token_ids.shape[1], dtype="int32")
+    known = ops.arange(tokens.shape[1], dtype="int32")[None] <= columns[-1]
+    hidden = hidden_states(causal_lm, tokens, ops.broadcast_to(known, tokens.shape))
+    hidden = ops.take(hidden, columns, axis=1)
+    return head(causal_lm)(hidden), hidden, tokens
+
+
+@contextlib.contextmanager
+def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterator[None]:
+    """Rotates the queries of GPT-NeoX to where they stand.
+
+    Its cached step keeps keys unrotated and rotates all of them, as is right, but takes the new
+    queries for the first tokens of the row.
+    """
+    if not isinstance(causal_lm, keras_hub.models.GPTNeoXCausalLM):
+        yield
+        return
+    attentions = [x._self_attention_layer for x in causal_lm.backbone.transformer_layers]
+    rotations = [x.rotary_embedding_layer for x in attentions]
+
+    def placed(rotation):
+        return lambda x: rotation(x, start_index=index if x.shape[1] == columns else 0)
+
+    try:
+        for attention, rotation in zip(attentions, rotations, strict=True):
+            attention.rotary_embedding_layer = placed(rotation)
+        yield
+    finally:
+        for attention, rotation in zip(attentions, rotations, strict=True):
+            attention.rotary_embedding_layer = rotation
 
 
 def end_token_ids(causal_lm: keras.Model) -> tuple[int, ...]:
@@ -192,7 +348,9 @@ def copy(causal_lm: keras.Model) -> keras.Model:
     twin.trainable = False
     if backbone is causal_lm:
         return twin
-    model = type(causal_lm)(backbone=twin, preprocessor=causal_lm.preprocessor)
+    parts = {"backbone": twin, "preprocessor": causal_lm.preprocessor}
+    names = {*inspect.signature(type(causal_lm)).parameters} - {*parts, "kwargs"}
+    model = type(causal_lm)(**parts, **{name: getattr(causal_lm, name) for name in names})
     model.trainable = False
     return model
 
@@ -214,55 +372,12 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
             getattr(target, name).assign(getattr(source, name))
 
 
-def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """`CausalLM.from_preset` with two traps removed and a clear error.
+def task_class(preset: str) -> type:
+    """The class that loads a preset's language model.
 
-    A local Hugging Face folder of a Llama model keeps its own `rms_norm_eps` (keras-hub's
-    converter ignores it), and tied embeddings stay tied.
-
-    Raises:
-        ValueError: nothing that can be loaded is found under that name.
+    `CausalLM` finds it by the backbone. Gemma 4 has two, of which it takes either, by the order of
+    a set: the other is an assistant that drafts tokens for a larger model.
     """
-    preset = str(preset)
-    config = _huggingface_config(preset)
-    try:
-        if config and "rms_norm_eps" in config and "llama" in config.get("model_type", ""):
-            backbone = keras_hub.models.Backbone.from_preset(
-                preset, layer_norm_epsilon=config["rms_norm_eps"], **kwargs
-            )
-            kwargs = {"backbone": backbone}
-        causal_lm = keras_hub.models.CausalLM.from_preset(preset, **kwargs)
-    except ImportError as error:
-        raise ValueError(
-            f"The preset {preset!r} needs a package that is not installed: {error}. For a "
-            'Hugging Face folder run `pip install "kerasrlhf[huggingface]"`.'
-        ) from error
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"No language model could be loaded from the preset {preset!r}. Expected a built-in "
-            "keras-hub name, a `kaggle://` or `hf://` handle, or a local folder in keras-hub's or "
-            f"Hugging Face's format. The loader said: {error}"
-        ) from error
-    check(causal_lm)
-    return causal_lm
-
-
-def _huggingface_config(preset: str) -> dict | None:
-    """The `config.json` of a local Hugging Face folder, None for anything else."""
-    path = pathlib.Path(preset) / "config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config if "model_type" in config else None
-
-
-def load_backbone(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """A backbone from a preset folder that `save_to_preset` wrote."""
-    return keras_hub.models.Backbone.from_preset(str(preset), **kwargs)
-
-
-def load_preprocessor(preset: str | pathlib.Path) -> Any:
-    """The preprocessor of a preset folder, None when it holds none."""
-    if not (pathlib.Path(preset) / "preprocessor.json").is_file():
-        return None
-    return keras_hub.models.CausalLMPreprocessor.from_preset(str(preset))
+    backbone = preset_utils.get_preset_loader(preset).check_backbone_class()
+    models = keras_hub.models
+    return models.Gemma4CausalLM if backbone is models.Gemma4Backbone else models.CausalLM

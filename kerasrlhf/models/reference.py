@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kerasrlhf.models import lm_adapter, lora
+from kerasrlhf.models.reverse import prompt_logprobs
 from kerasrlhf.models.windows import window_logprobs
 
 
@@ -70,10 +71,21 @@ class Reference:
 
         Args and layout are those of `ActorCritic.token_stats`; zero outside the window.
         """
-        off = contextlib.nullcontext()
-        if not self._adapters:
-            off = lora.adapters_off(self.causal_lm.backbone, self._values)
-        with off:
+        with self._frozen():
             return window_logprobs(
                 self.causal_lm, token_ids, padding_mask, starts, width, temperature
             )
+
+    def prompt_logprobs(
+        self, token_ids: Any, padding_mask: Any, prompt_lengths: Any, prompt_columns: int
+    ) -> tuple[Any, Any]:
+        """`reverse.prompt_logprobs`: what the response tells this model of its prompt."""
+        with self._frozen():
+            return prompt_logprobs(
+                self.causal_lm, token_ids, padding_mask, prompt_lengths, prompt_columns
+            )
+
+    def _frozen(self):
+        if self._adapters:
+            return contextlib.nullcontext()
+        return lora.adapters_off(self.causal_lm.backbone, self._values)

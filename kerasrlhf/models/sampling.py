@@ -1,4 +1,4 @@
-"""Drawing responses: one loop over a key-value cache that yields everything PPO needs.
+"""Drawing responses: one loop over a cache that yields everything PPO needs.
 
 The decode step already has the hidden state that chose a token, so log-probabilities and values
 of a response cost no second forward pass. All rows advance one column at a time; a row whose
@@ -7,9 +7,12 @@ prompt is longer than the shortest keeps its prompt tokens until its own respons
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import tensorflow as tf
 from keras import ops
 
 from kerasrlhf.functional import masking
@@ -69,19 +72,20 @@ def _filtered(logits: Any, sampler: Sampler) -> Any:
     return logits
 
 
-def draw(logits: Any, uniforms: Any, sampler: Sampler) -> tuple[Any, Any]:
+def draw(logits: Any, uniforms: Any, sampler: Sampler, temperature: Any = None) -> tuple[Any, Any]:
     """Draws one token a row.
 
     Args:
         logits: float32 `(batch, vocab)`.
         uniforms: float32 `(batch, 2)` in [0, 1).
-        sampler: temperature and filters. At temperature 0 the likeliest token is taken.
+        sampler: temperature, filters and epsilon. At temperature 0 the likeliest token is taken.
+        temperature: scalar tensor that takes the place of the sampler's, or None.
 
     Returns:
         Token ids int32 `(batch,)` and their log-probabilities float32 `(batch,)` under the
-        model's distribution at the sampler's temperature (N10), before any filter.
+        model's distribution at the temperature (N10), before any filter and any mixing.
     """
-    scaled = logits / (sampler.temperature or 1.0)
+    scaled = logits / ((sampler.temperature or 1.0) if temperature is None else temperature)
     highest = ops.max(scaled, axis=-1, keepdims=True)
     blocks = _blocks(scaled)
     sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
@@ -92,9 +96,98 @@ def draw(logits: Any, uniforms: Any, sampler: Sampler) -> tuple[Any, Any]:
         if not sampler.trainable:
             blocks = _blocks(_filtered(scaled, sampler))
             sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
-        token = _categorical(blocks, sums, highest, uniforms)
+        token = _mixed(blocks, sums, highest, uniforms, sampler.epsilon, logits.shape[-1])
     chosen = ops.take_along_axis(scaled - highest, token[:, None], axis=-1)[:, 0]
     return token, chosen - normaliser
+
+
+def _mixed(blocks, sums, highest, uniforms, epsilon, vocab):
+    """An index as `_categorical` draws it or, `epsilon` of the time, any of the vocabulary."""
+    if epsilon == 0:
+        return _categorical(blocks, sums, highest, uniforms)
+    # What is left of the first number, once it has decided, is uniform again.
+    first, second = uniforms[:, 0], uniforms[:, 1]
+    rest = ops.stack([ops.maximum(first - epsilon, 0.0) / (1.0 - epsilon), second], axis=1)
+    anything = ops.minimum(ops.cast(second * vocab, "int32"), vocab - 1)
+    return ops.where(first < epsilon, anything, _categorical(blocks, sums, highest, rest))
+
+
+def mixture_logprobs(logprobs: Any, epsilon: float, vocab: int) -> Any:
+    """`log((1 - epsilon) p + epsilon / vocab)` from `log p`; any shape, in nats.
+
+    Example:
+        >>> import math
+        >>> mixed = mixture_logprobs(ops.convert_to_tensor([-math.inf]), epsilon=0.5, vocab=4)
+        >>> round(math.exp(float(mixed[0])), 4)
+        0.125
+    """
+    if epsilon == 0:
+        return logprobs
+    return ops.logaddexp(logprobs + math.log1p(-epsilon), math.log(epsilon / vocab))
+
+
+class _State(NamedTuple):
+    """What the loop writes: the fields of `Samples`, and how many tokens a row has drawn."""
+
+    token_ids: Any
+    logprobs: Any
+    behavior_logprobs: Any
+    values: Any
+    counts: Any
+    ended: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """What decides the next token of every row, apart from the model.
+
+    prompt_lengths: int32 `(batch,)`.
+    uniforms, sampler, stop_token_ids, value_head, temperature: as `sample` takes them.
+    """
+
+    prompt_lengths: Any
+    uniforms: Any
+    sampler: Sampler
+    stop_token_ids: tuple[int, ...]
+    value_head: Callable | None
+    temperature: Any
+
+    def column(self, position, logits, hidden, state):
+        """The tokens `(batch,)` at `position`, drawn or standing there already, and the state."""
+        own = position - self.prompt_lengths
+        active = ops.logical_and(own >= 0, own < self.sampler.length)
+        active = ops.logical_and(active, ~state.ended)
+        index = ops.clip(own, 0, self.sampler.length - 1)
+        uniforms = ops.take_along_axis(self.uniforms, index[:, None, None], axis=1)[:, 0]
+        drawn, logprob = draw(logits, uniforms, self.sampler, self.temperature)
+        token = ops.where(active, drawn, _column(state.token_ids, position))
+        values = state.values
+        if self.value_head is not None:
+            values = _put(values, position, ops.where(active, self.value_head(hidden), 0.0))
+        behaviors = state.behavior_logprobs
+        if self.sampler.epsilon > 0:
+            behavior = mixture_logprobs(logprob, self.sampler.epsilon, logits.shape[-1])
+            behaviors = _put(behaviors, position, ops.where(active, behavior, 0.0))
+        counts = state.counts + ops.cast(active, "int32")
+        return token, _State(
+            token_ids=_put(state.token_ids, position, token),
+            logprobs=_put(state.logprobs, position, ops.where(active, logprob, 0.0)),
+            behavior_logprobs=behaviors,
+            values=values,
+            counts=counts,
+            ended=ops.logical_or(state.ended, self._stops(token, active, counts)),
+        )
+
+    def _stops(self, token, active, counts):
+        stops = ops.zeros_like(active)
+        for stop in self.stop_token_ids:
+            stops = ops.logical_or(stops, token == stop)
+        return ops.logical_and(ops.logical_and(active, stops), counts >= self.sampler.min_length)
+
+    def unfinished(self, position, state):
+        """Whether some row has a token to draw behind `position`."""
+        last = self.prompt_lengths + self.sampler.length
+        return ops.any(ops.logical_and(position + 1 < last, ~state.ended))
 
 
 def sample(
@@ -105,78 +198,80 @@ def sample(
     sampler: Sampler,
     stop_token_ids: tuple[int, ...] = (),
     value_head: Callable | None = None,
+    temperature: Any = None,
 ) -> Samples:
-    """Draws a response to every prompt.
+    """Draws one or several responses to every prompt.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
         token_ids: int32 `(batch, prompt)`, right-padded, static shape.
         padding_mask: bool `(batch, prompt)`, at least one true position a row.
-        uniforms: float32 `(batch, sampler.length, 2)`; with them the draw is a pure function.
+        uniforms: float32 `(batch * group, sampler.length, 2)`; with them the draw is a pure
+            function. A group of responses to one prompt shares the prompt's forward pass; their
+            rows stand next to each other.
         sampler: how to draw.
         stop_token_ids: ids that end a response.
         value_head: hidden states `(batch, width)` to values `(batch,)`, or None for zeros.
+        temperature: float32 scalar in place of the sampler's, or None.
 
     Returns:
         `Samples` of `length = prompt + sampler.length` columns. Every row that does not meet a
         stop token gets its full number of new tokens, however long its prompt is.
     """
-    batch, columns = token_ids.shape
-    length = columns + sampler.length
-    prompt_lengths = ops.sum(ops.cast(padding_mask, "int32"), axis=-1)
-    last = prompt_lengths + sampler.length
+    group = uniforms.shape[0] // token_ids.shape[0]
+    lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
+    choice = _Choice(lengths, uniforms, sampler, stop_token_ids, value_head, temperature)
     pad = lm_adapter.pad_token_id(causal_lm)
     prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
-    tokens = ops.pad(prompt, [[0, 0], [0, sampler.length]], constant_values=pad)
-
-    def choose(position, logits, hidden, state):
-        tokens, logprobs, values, counts, ended = state
-        own = position - prompt_lengths
-        active = ops.logical_and(ops.logical_and(own >= 0, position < last), ~ended)
-        index = ops.clip(own, 0, sampler.length - 1)
-        uniform = ops.take_along_axis(uniforms, index[:, None, None], axis=1)[:, 0]
-        drawn, logprob = draw(logits, uniform, sampler)
-        standing = _column(tokens, position)
-        token = ops.where(active, drawn, standing)
-        tokens = _put(tokens, position, token)
-        logprobs = _put(logprobs, position, ops.where(active, logprob, 0.0))
-        if value_head is not None:
-            values = _put(values, position, ops.where(active, value_head(hidden), 0.0))
-        counts = counts + ops.cast(active, "int32")
-        stops = ops.zeros_like(ended)
-        for stop in stop_token_ids:
-            stops = ops.logical_or(stops, token == stop)
-        stops = ops.logical_and(ops.logical_and(active, stops), counts >= sampler.min_length)
-        return token, (tokens, logprobs, values, counts, ops.logical_or(ended, stops))
-
-    head = lm_adapter.head(causal_lm)
-    cache = lm_adapter.empty_cache(causal_lm, batch, length)
-    _, hidden, cache = lm_adapter.step(causal_lm, prompt, cache, 0)
-    position = ops.min(prompt_lengths)
-    hidden = _column(hidden, position - 1)
-    zeros = ops.zeros((batch, length), "float32")
-    state = (tokens, zeros, zeros, ops.zeros((batch,), "int32"), ops.zeros((batch,), "bool"))
-    token, state = choose(position, head(hidden[:, None])[:, 0], hidden, state)
+    position, token, cache, state = _begin(causal_lm, prompt, choice, pad)
 
     def unfinished(position, token, cache, state):
-        return ops.any(ops.logical_and(position + 1 < last, ~state[-1]))
+        return choice.unfinished(position, state)
 
     def advance(position, token, cache, state):
         logits, hidden, cache = lm_adapter.step(causal_lm, token[:, None], cache, position)
-        token, state = choose(position + 1, logits[:, 0], hidden[:, 0], state)
+        token, state = choice.column(position + 1, logits[:, 0], hidden[:, 0], state)
         return position + 1, token, cache, state
 
     *_, state = ops.while_loop(unfinished, advance, (position, token, cache, state))
-    tokens, logprobs, values, counts, ended = state
+    columns = state.token_ids.shape[1]
     return Samples(
-        token_ids=tokens,
-        padding_mask=masking.response_mask(0 * prompt_lengths, prompt_lengths + counts, length),
-        response_mask=masking.response_mask(prompt_lengths, counts, length),
-        prompt_lengths=prompt_lengths,
-        ended=ended,
-        logprobs=logprobs,
-        values=values,
+        token_ids=state.token_ids,
+        padding_mask=masking.response_mask(0 * lengths, lengths + state.counts, columns),
+        response_mask=masking.response_mask(lengths, state.counts, columns),
+        prompt_lengths=lengths,
+        ended=state.ended,
+        logprobs=state.logprobs,
+        values=state.values,
+        behavior_logprobs=state.behavior_logprobs if sampler.epsilon > 0 else state.logprobs,
     )
+
+
+def _begin(causal_lm, prompt, choice, pad):
+    """Reads the prompts once each and chooses the column behind the shortest for every row."""
+    prompts, columns = prompt.shape
+    rows, length = choice.uniforms.shape[0], columns + choice.sampler.length
+    cache = lm_adapter.empty_cache(causal_lm, prompts, length)
+    _, hidden, cache = lm_adapter.step(causal_lm, prompt, cache, 0)
+    position = ops.min(choice.prompt_lengths)
+    # The projection to the vocabulary is dear: one column is projected, not the whole prompt.
+    hidden = _column(hidden, position - 1)
+    logits = lm_adapter.head(causal_lm)(hidden[:, None])[:, 0]
+    if rows != prompts:
+        cache, hidden, logits, prompt = tf.nest.map_structure(
+            lambda x: ops.repeat(x, rows // prompts, axis=0), (cache, hidden, logits, prompt)
+        )
+    zeros = ops.zeros((rows, length), "float32")
+    state = _State(
+        token_ids=ops.pad(prompt, [[0, 0], [0, choice.sampler.length]], constant_values=pad),
+        logprobs=zeros,
+        behavior_logprobs=zeros,
+        values=zeros,
+        counts=ops.zeros((rows,), "int32"),
+        ended=ops.zeros((rows,), "bool"),
+    )
+    token, state = choice.column(position, logits, hidden, state)
+    return position, token, cache, state
 
 
 def _column(x: Any, position: Any) -> Any:

@@ -23,7 +23,7 @@ def positions(starts: Any, width: int) -> Any:
 def states_before(hidden: Any, starts: Any, width: int) -> Any:
     """The states that chose the window's tokens: `(batch, width, units)`.
 
-    This is the shift by one for models: token `t` is chosen in state `t - 1`.
+    This is the one shift by a token: token `t` is chosen in state `t - 1`.
     """
     return ops.take_along_axis(hidden, positions(starts, width)[:, :, None] - 1, axis=1)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica
-from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf import replica, tokens
+from kerasrlhf.functional import masking
+from kerasrlhf.models import windows
+from kerasrlhf.models.reward_ensemble import RewardEnsemble
+from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.types import Rollout, Sampler, Samples
 
 
@@ -19,14 +24,27 @@ class Collected(NamedTuple):
 
     rollout: for the trainer.
     episodes: texts and columns.
-    raw_scores: float32 `(batch,)`, before the rules.
+    raw_scores: float32 `(batch,)`, before the rules; of a process reward model the sums over steps.
     seconds: dict of `rollout` and `score`.
+    spread: float32 `(batch,)`, standard deviation between the members of a `RewardEnsemble`, summed
+        over steps where these have scores; None of any other reward.
     """
 
     rollout: Rollout
     episodes: scoring.Episodes
     raw_scores: np.ndarray
     seconds: dict[str, float]
+    spread: np.ndarray | None = None
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Float32 `(batch,)`, one number per response after the rules: sums of scores per token."""
+        return _totals(self.rollout.scores.numpy())
+
+
+def _totals(scores: np.ndarray) -> np.ndarray:
+    """One number a row of scores `(batch,)` or `(batch, length)`."""
+    return scores.reshape(len(scores), -1).sum(axis=1)
 
 
 class Collector:
@@ -40,13 +58,18 @@ class Collector:
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: `RewardModel` or callable.
+        reward: `RewardModel`, `ProcessRewardModel`, `RewardEnsemble` or callable.
         sampler: how to draw.
         rules: `ScoreRules`.
         strategy: replicas that share the rows.
         jit_compile: compile with XLA.
         parts: int. The responses are read in this many parts, one after the other: logits of a
             whole batch at once would set the peak of memory.
+        group_size: int, responses to every prompt.
+        reread: bool. `logprobs` of the rollout are read as training reads them, not taken from
+            sampling; `behavior_logprobs` remain those of sampling.
+        reverse_reward: float. The score gains this times the mean log-probability, under the
+            reference, of the prompt's tokens given the response.
     """
 
     def __init__(
@@ -55,72 +78,153 @@ class Collector:
         reference: Any,
         reward: Any,
         sampler: Sampler,
-        rules: scoring.ScoreRules,
+        rules: ScoreRules,
         strategy: tf.distribute.Strategy,
         jit_compile: bool,
         parts: int = 1,
+        group_size: int = 1,
+        reread: bool = False,
+        reverse_reward: float = 0.0,
     ):
         self.actor, self.reference, self.reward = actor, reference, reward
         self.sampler, self.rules, self.parts = sampler, rules, parts
-        is_model = isinstance(reward, RewardModel)
+        self.group_size, self.reread, self.reverse_reward = group_size, reread, reverse_reward
+        is_model = isinstance(reward, Scorer)
         self._token_reward = is_model and scoring.shares_tokens(reward, actor.causal_lm)
         self._text_reward = is_model and not self._token_reward
         self._sample = replica.rowwise(self._sample_rows, strategy, jit_compile)
         self._read = replica.rowwise(self._read_rows, strategy, jit_compile)
+        self._reread = replica.rowwise(self._reread_rows, strategy, jit_compile)
 
-    def _sample_rows(self, token_ids, padding_mask, uniforms):
-        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler)
+    def _sample_rows(self, token_ids, padding_mask, uniforms, temperature):
+        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
 
-    def _read_rows(self, samples):
+    def _read_rows(self, samples, temperature):
         ids, mask, starts = samples.token_ids, samples.padding_mask, samples.prompt_lengths
-        width = self.sampler.length
-        inside = samples.response_mask
-        ref_logprobs = self.reference.logprobs(ids, mask, starts, width, self.sampler.temperature)
-        values = samples.values
+        inside, width = samples.response_mask, self.sampler.length
+        heat = self.sampler.temperature if temperature is None else temperature
+        ref_logprobs = self.reference.logprobs(ids, mask, starts, width, heat)
+        values, logprobs = samples.values, samples.logprobs
         if self.actor.critic is not None:
             values = self.actor.token_values(ids, mask, starts, width)
-        scores = tf.zeros_like(starts, tf.float32)
+        if self.reread:
+            logprobs = windows.window_logprobs(self.actor.causal_lm, ids, mask, starts, width, heat)
+        nothing = prompt_means = tf.zeros_like(starts, tf.float32)
+        scored = Scored(nothing, nothing)
         if self._token_reward:
-            scores = self.reward({"token_ids": ids, "padding_mask": mask})
-        return tf.where(inside, ref_logprobs, 0.0), tf.where(inside, values, 0.0), scores
+            scored = self.reward.read(ids, mask, starts)
+        if self.reverse_reward:
+            prompt_means = self._prompt_means(samples)
+        per_token = [tf.where(inside, x, 0.0) for x in (logprobs, ref_logprobs, values)]
+        return *per_token, *scored, prompt_means
 
-    def _read_in_parts(self, samples):
+    def _prompt_means(self, samples):
+        logprobs, inside = self.reference.prompt_logprobs(
+            samples.token_ids,
+            samples.padding_mask,
+            samples.prompt_lengths,
+            samples.token_ids.shape[1] - self.sampler.length,
+        )
+        count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
+        return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
+
+    def _read_in_parts(self, samples, temperature):
         split = [tf.split(x, self.parts) for x in samples]
-        read = [self._read(Samples(*part)) for part in zip(*split, strict=True)]
-        return [tf.concat(parts, axis=0) for parts in zip(*read, strict=True)]
+        parts = [Samples(*part) for part in zip(*split, strict=True)]
+        read = [self._read(part, temperature) for part in parts]
+        return [tf.concat(columns, axis=0) for columns in zip(*read, strict=True)]
 
-    def __call__(self, batch: dict, uniforms: tf.Tensor, kl_coef: float) -> Collected:
+    def __call__(
+        self,
+        batch: dict,
+        uniforms: tf.Tensor,
+        kl_coef: float,
+        iteration: int = 0,
+        temperature: tf.Tensor | None = None,
+        deviation: Callable[[np.ndarray], float] = lambda raw: 1.0,
+    ) -> Collected:
         """Samples and scores one batch.
 
         Args:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and as far as
                 there are any `prompt` and `record` strings `(batch,)`.
-            uniforms: float32 `(batch, sampler.length, 2)`.
+            uniforms: float32 `(batch * group_size, sampler.length, 2)`.
             kl_coef: float, goes into the rollout as it is.
+            iteration: int, goes into the rollout as it is.
+            temperature: float32 scalar in place of the sampler's, or None.
+            deviation: raw scores `(batch * group_size,)` to the running deviation of scores.
         """
         start = time.perf_counter()
-        samples = self._sample(batch["token_ids"], batch["padding_mask"], uniforms)
+        samples = self._sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
         samples = Samples(*samples)
         ended = samples.ended.numpy()
         sampled = time.perf_counter()
-        ref_logprobs, values, token_scores = self._read_in_parts(samples)
-        episodes = scoring.read_episodes(samples, batch, self.actor.causal_lm.preprocessor)
-        raw = self._scores(samples, episodes, token_scores)
-        scores = self.rules.apply(raw, ended)
+        logprobs, ref_logprobs, values, *read = self._read_in_parts(samples, temperature)
+        episodes = scoring.read_episodes(
+            samples, self._for_each_row(batch), self.actor.causal_lm.preprocessor
+        )
+        raw, spread = self._scored(samples, episodes, *read)
         rollout = Rollout(
-            *samples[:-1],
-            values=values,
+            **samples._replace(logprobs=logprobs, values=values)._asdict(),
             ref_logprobs=ref_logprobs,
-            scores=tf.constant(scores),
+            scores=tf.constant(self._ruled(raw, samples, ended, deviation)),
             kl_coef=tf.constant(kl_coef, tf.float32),
+            iteration=tf.constant(iteration, tf.int32),
         )
         scored = time.perf_counter()
         seconds = {"rollout": sampled - start, "score": scored - sampled}
-        return Collected(rollout, episodes, raw, seconds)
+        spread = _totals(spread) if isinstance(self.reward, RewardEnsemble) else None
+        return Collected(rollout, episodes, _totals(raw), seconds, spread)
 
-    def _scores(self, samples, episodes, token_scores):
+    def refreshed(self, rollout: Rollout, temperature: tf.Tensor | None = None) -> Rollout:
+        """An older rollout as the actor sees it now: its log-probabilities and values."""
+        logprobs, values = self._reread(
+            rollout.token_ids,
+            rollout.padding_mask,
+            rollout.response_mask,
+            rollout.prompt_lengths,
+            temperature,
+        )
+        return rollout._replace(logprobs=logprobs, values=values)
+
+    def _reread_rows(self, ids, mask, inside, starts, temperature):
+        heat = self.sampler.temperature if temperature is None else temperature
+        stats = self.actor.token_stats(ids, mask, starts, self.sampler.length, heat)
+        return [tf.where(inside, x, 0.0) for x in (stats.logprobs, stats.values)]
+
+    def _for_each_row(self, batch):
+        """The batch's strings once for every response."""
+        strings = {name: batch[name] for name in ("prompt", "record") if name in batch}
+        if self.group_size == 1:
+            return strings
+        return {name: np.repeat(np.asarray(x), self.group_size) for name, x in strings.items()}
+
+    def _scored(self, samples, episodes, scores, spread, prompt_means):
+        """Scores and spread as arrays: as read already, or of the texts."""
         if self._token_reward:
-            return token_scores.numpy()
-        if self._text_reward:
-            return self.reward.score(episodes.prompts, episodes.responses)
-        return scoring.call_reward(self.reward, episodes, samples)
+            scored = Scored(scores.numpy(), spread.numpy())
+        elif self._text_reward:
+            scored = self.reward.read_texts(episodes.prompts, episodes.responses)
+        else:
+            scores = scoring.call_reward(self.reward, episodes, samples)
+            scored = Scored(scores, np.zeros_like(scores))
+        if not self.reverse_reward:
+            return scored
+        told = self.reverse_reward * prompt_means.numpy()
+        if scored.scores.ndim == 2:
+            told = told[:, None] * masking.last_true_mask(samples.response_mask).numpy()
+        return scored._replace(scores=scored.scores + told)
+
+    def _ruled(self, raw, samples, ended, deviation):
+        mask = samples.response_mask
+        responses = None
+        if self.rules.counts_tokens:
+            responses = tokens.masked_rows(np.asarray(samples.token_ids), np.asarray(mask))
+        return self.rules.apply(
+            raw,
+            ended,
+            masking.last_true_mask(mask).numpy(),
+            responses,
+            self.sampler.length,
+            deviation(_totals(raw)) if self.rules.running_scale else 1.0,
+        )

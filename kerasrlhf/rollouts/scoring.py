@@ -12,62 +12,8 @@ from keras import ops
 
 from kerasrlhf import tokens
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.types import Samples, require_number
-
-
-class ScoreRules(NamedTuple):
-    """What happens to a score between the reward and the trainer, in this order.
-
-    scale: float, the score is multiplied by it.
-    clip: float or None, the scaled score is cut to [-clip, clip].
-    missing_end_score: float or None, *replaces* the score of a response without a stop token
-        (details N15 and P23, -1 in the original).
-    missing_end_penalty: float or None, is *subtracted* from such a score: the second published
-        form.
-    """
-
-    scale: float = 1.0
-    clip: float | None = None
-    missing_end_score: float | None = None
-    missing_end_penalty: float | None = None
-
-    def check(self, can_end: bool) -> None:
-        """Raises a `ValueError` for rules that contradict each other or the sampler."""
-        require_number("score_scale", self.scale)
-        if self.clip is not None:
-            require_number("score_clip", self.clip, above=0.0)
-        for name in ("missing_end_score", "missing_end_penalty"):
-            if getattr(self, name) is not None:
-                require_number(name, getattr(self, name))
-        rules = (self.missing_end_score, self.missing_end_penalty)
-        if None not in rules:
-            raise ValueError(
-                "`missing_end_score` replaces a score and `missing_end_penalty` lowers it: give "
-                f"one of them. Received: {rules[0]} and {rules[1]}."
-            )
-        if any(rule is not None for rule in rules) and not can_end:
-            raise ValueError(
-                "A rule for responses without a stop token needs stop tokens, and the sampler has "
-                "none. Set `Sampler(stop_token_ids=...)` or drop the rule."
-            )
-
-    def apply(self, scores: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """Scores float32 `(batch,)` after the rules; `ended` bool `(batch,)`.
-
-        Example:
-            >>> ScoreRules(missing_end_score=-1.0).apply(
-            ...     np.array([2.0, 3.0]), np.array([True, False])).tolist()
-            [2.0, -1.0]
-        """
-        scores = np.asarray(scores, "float32") * np.float32(self.scale)
-        if self.clip is not None:
-            scores = np.clip(scores, -self.clip, self.clip)
-        if self.missing_end_score is not None:
-            scores = np.where(ended, scores, np.float32(self.missing_end_score))
-        if self.missing_end_penalty is not None:
-            scores = np.where(ended, scores, scores - np.float32(self.missing_end_penalty))
-        return scores.astype("float32")
+from kerasrlhf.models.scorer import Scorer, same_tokenizer
+from kerasrlhf.types import Samples
 
 
 class Episodes(NamedTuple):
@@ -109,18 +55,19 @@ def _strings(values: Any) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(values).tolist()]
 
 
-def shares_tokens(reward: RewardModel, causal_lm: Any) -> bool:
+def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
     """Whether a reward model reads the token ids of `causal_lm` as they are (M12).
 
     With another tokenizer, or the same tokens under other ids, it gets the texts.
 
     Raises:
-        ValueError: it has no tokenizer of its own and another vocabulary.
+        ValueError: it has no tokenizer of its own and another vocabulary, or it has another
+            tokenizer and gives scores per token.
     """
     ours = getattr(causal_lm.preprocessor, "tokenizer", None)
     theirs = getattr(reward.preprocessor, "tokenizer", None)
-    sizes = lm_adapter.vocabulary_size(causal_lm), reward.backbone.vocabulary_size
     if ours is None or theirs is None:
+        sizes = lm_adapter.vocabulary_size(causal_lm), reward.vocabulary_size
         if sizes[0] > sizes[1]:
             raise ValueError(
                 "Without tokenizers the reward model reads the actor's token ids, so both need "
@@ -128,14 +75,14 @@ def shares_tokens(reward: RewardModel, causal_lm: Any) -> bool:
                 f"with {sizes[1]}. Give both their preprocessors to score through text."
             )
         return True
-    if ours is theirs:
-        return True
-    return type(ours) is type(theirs) and _vocabulary(ours) == _vocabulary(theirs)
-
-
-def _vocabulary(tokenizer):
-    """Tokens with their ids; `get_vocabulary` of byte-pair tokenizers gives a set of tokens."""
-    return getattr(tokenizer, "vocabulary", None) or tokenizer.get_vocabulary()
+    shared = same_tokenizer(ours, theirs)
+    if reward.is_per_token and not shared:
+        raise ValueError(
+            "A process reward model scores the actor's own tokens, so both need one tokenizer. "
+            f"Received a {type(theirs).__name__} beside the actor's {type(ours).__name__}, with "
+            "another vocabulary. Train it from a model of the actor's family."
+        )
+    return shared
 
 
 def call_reward(function: Callable, episodes: Episodes, samples: Samples) -> np.ndarray:

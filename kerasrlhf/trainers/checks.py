@@ -10,11 +10,13 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
+from kerasrlhf.functional import masking
+from kerasrlhf.functional.kl import ESTIMATORS
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, require_number
 
 # Mean |ratio - 1| of a first update that is arithmetic and not a mistake.
 _RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -32,10 +34,11 @@ def check_parts(actor: Any, reward: Any, sampler: Any, kl: Any) -> None:
             "`reward` must be a RewardModel or a function of prompts and responses. "
             f"Received: {reward!r} of type {type(reward).__name__}."
         )
-    if isinstance(reward, keras.Model) and not isinstance(reward, RewardModel):
+    if isinstance(reward, keras.Model) and not isinstance(reward, Scorer):
         raise ValueError(
             f"`reward` is a Keras model of type {type(reward).__name__}, which is not a "
-            "RewardModel. Wrap it in a function of prompts and responses, or use RewardModel."
+            "RewardModel, ProcessRewardModel or RewardEnsemble. Wrap it in a function of prompts "
+            "and responses, or use one of these."
         )
     if not isinstance(sampler, Sampler):
         raise ValueError(f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r}.")
@@ -46,6 +49,76 @@ def check_parts(actor: Any, reward: Any, sampler: Any, kl: Any) -> None:
             "Training samples from the model's own distribution: the temperature must be above 0, "
             "without `top_k` and `top_p`. Otherwise what is sampled and what is trained differ and "
             f"the KL turns negative. Received: {sampler}."
+        )
+
+
+def check_no_critic(actor: ActorCritic, algorithm: str) -> None:
+    """Raises a `ValueError` for a second network that the algorithm would never read."""
+    if actor.critic is not None:
+        raise ValueError(
+            f"{algorithm} learns without a critic, and the actor has one of its own, which would "
+            "only cost memory. Build it with `ActorCritic(causal_lm)`."
+        )
+
+
+def checked_kl(kl_in: str, kl_estimator: str | None) -> tuple[str, str]:
+    """Where the KL goes and by which estimator.
+
+    Raises:
+        ValueError: an unknown place or estimator, or k1 in the loss.
+    """
+    if kl_in not in ("reward", "loss"):
+        raise ValueError(f'`kl_in` must be "reward" or "loss". Received: {kl_in!r}.')
+    estimator = kl_estimator or {"reward": "k1", "loss": "k2"}[kl_in]
+    if estimator not in ESTIMATORS:
+        raise ValueError(
+            f"`kl_estimator` must be one of {sorted(ESTIMATORS)}. Received: {kl_estimator!r}."
+        )
+    if kl_in == "loss" and estimator == "k1":
+        raise ValueError(
+            "k1 in the loss does nothing: its gradient is 0 on average. Use "
+            '`kl_estimator="k2"` or `"k3"`, or `kl_in="reward"`.'
+        )
+    return kl_in, estimator
+
+
+def checked_reduction(loss_reduction: str) -> str:
+    """`loss_reduction`, or a `ValueError` that names the possible ones."""
+    if loss_reduction not in masking.REDUCTIONS:
+        raise ValueError(
+            f"`loss_reduction` must be one of {masking.REDUCTIONS}. Received: {loss_reduction!r}."
+        )
+    return loss_reduction
+
+
+def optional(name: str, value: Any, above: float = 0.0) -> float | None:
+    """None as it is, a number checked to be above `above`."""
+    return None if value is None else require_number(name, value, above=above)
+
+
+def unit_interval(name: str, value: Any) -> float:
+    """A number checked to lie in [0, 1]."""
+    number = require_number(name, value, minimum=0.0)
+    if number > 1:
+        raise ValueError(f"`{name}` must be at most 1. Received: {value}.")
+    return number
+
+
+def check_group(group_size: int) -> None:
+    """Raises a `ValueError` for an algorithm that compares responses to one prompt and has one."""
+    if group_size < 2:
+        raise ValueError(
+            "The algorithm compares responses to the same prompt: `group_size` must be at least 2. "
+            f"Received: {group_size}."
+        )
+
+
+def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
+    """Raises a `ValueError` for language modelling without text, or text without a use."""
+    if (ptx_coef > 0 or lm_every is not None) != (ptx_data is not None):
+        raise ValueError(
+            "Language modelling beside RL needs `ptx_data`, and `ptx_coef` above 0 or `lm_every`. "
+            f"Received: ptx_coef={ptx_coef}, lm_every={lm_every}, ptx_data={ptx_data!r}."
         )
 
 

@@ -12,39 +12,34 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
-from kerasrlhf.functional import masking, value_losses
+from kerasrlhf.functional import kl as kl_estimators
+from kerasrlhf.functional import masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collected, Collector
-from kerasrlhf.rollouts.scoring import ScoreRules
-from kerasrlhf.trainers import checks
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
+from kerasrlhf.trainers import checks, updates
+from kerasrlhf.trainers.gradients import Counts, Gradients
+from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.parts import Parts
-from kerasrlhf.trainers.replay import Replay
-from kerasrlhf.trainers.statistics import (
-    SHOWN,
-    VALIDATED,
-    rollout_statistics,
-    shown_statistics,
-    time_statistics,
-    trackers,
-)
+from kerasrlhf.trainers.statistics import rollout_statistics, time_statistics
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats, require_int, require_number
 
 
-class OnPolicyTrainer(keras.Model):
+class OnPolicyTrainer(IterativeModel):
     """A `keras.Model` whose `fit` runs one iteration a batch of prompts.
 
-    An iteration samples a response to every prompt, scores it, turns the rollout into advantages
+    An iteration samples responses to every prompt, scores them, turns the rollout into advantages
     and returns, and updates the actor several times. Final classes say how in two hooks:
 
         estimate(rollout) -> Experience             once an iteration
         objective(stats, minibatch) -> loss, dict   per token, once an update
 
-    Losses are per token and divided once, by the number of response tokens in the whole minibatch,
-    so that micro-batches, replicas and padding leave the gradient as it is.
+    Losses are per token and weighted once, by counts over the whole minibatch, so that
+    micro-batches, replicas and padding leave the gradient as it is (M3).
 
     Args:
         actor: `ActorCritic`.
@@ -52,18 +47,47 @@ class OnPolicyTrainer(keras.Model):
         reference: None (the actor as it is now, frozen), or a CausalLM of the same vocabulary.
         sampler: `Sampler` without filters, with a temperature above 0.
         kl: `FixedKL` or `AdaptiveKL`.
+        group_size: int. Responses to every prompt; they share the prompt's forward pass.
         update_epochs: int. Passes over a rollout.
         num_minibatches: int. Optimiser steps a pass; divides the batch.
         micro_batches: int. Parts that a minibatch is computed in, one after the other, to save
             memory; the gradient is the same.
+        kl_in: `"reward"`: the KL to the reference lowers the rewards. `"loss"`: it is a term of
+            the loss.
+        kl_estimator: `"k1"`, `"k2"` or `"k3"` (`functional.kl`). None: k1 in the reward, whose
+            gradient is that of the KL; k2 in the loss, for the same reason.
+        loss_reduction: `"token"`, `"sequence"` or `"fixed"` (`functional.masking.loss_weights`).
+        entropy_coef: float. Bonus for the entropy of the policy, in score units per nat.
+        target_kl: float or None. After an epoch whose mean `approxkl` a token is above it, the
+            iteration makes no further updates.
+        importance_cap: float or None. Log-probabilities are read as training reads them, and
+            advantages count `min(p_trained / p_sampled, importance_cap)` times: truncated
+            importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` or
+            a memory the weights are there anyway, and None does not cap them.
+        mask_overlong: bool. Responses without a stop token teach nothing.
+        temperature_schedule: callable from the iteration to the temperature, such as a Keras
+            learning-rate schedule, in place of the sampler's.
         ptx_coef: float. Weight of the language-modelling loss that every update adds (PPO-ptx).
-        ptx_data: dataset as `data.demonstrations` gives it; needed when `ptx_coef` is not 0.
-        score_scale, score_clip, missing_end_score, missing_end_penalty: see `ScoreRules`.
+        ptx_data: dataset as `data.demonstrations` gives it; needed for `ptx_coef` and `lm_every`.
+            Every update reads one batch of it; micro-batches and replicas divide its rows too.
+        lm_every, lm_steps: int. After every `lm_every` iterations, `lm_steps` optimiser steps of
+            language modelling alone. None: never.
+        reverse_coef: float. Weight of the loss of predicting the prompt from the response.
+        reverse_reward: float. Weight in the score of the mean log-probability that the reference
+            gives the prompt's tokens after the response: responses that tell of their prompt.
+        memory: `RolloutMemory` or None. Rollouts are kept there and older ones reused.
+        memory_reuse: int. Older rollouts that an iteration learns from, after its own.
         seed: int. With the iteration it determines every sample and permutation.
+        **options: `score_scale`, `score_clip`, `score_running_scale`, `score_per_token`,
+            `repetition_penalty`, `repetition_ngram`, `overlong_buffer`, `overlong_penalty`,
+            `missing_end_score`, `missing_end_penalty` as `rollouts.rules.ScoreRules` describes
+            them.
 
     Raises:
         ValueError: an argument outside its range, or parts that do not fit together.
     """
+
+    learns_values = False
 
     def __init__(
         self,
@@ -73,39 +97,71 @@ class OnPolicyTrainer(keras.Model):
         *,
         sampler: Sampler,
         kl: FixedKL,
+        group_size: int = 1,
         update_epochs: int = 4,
         num_minibatches: int = 1,
         micro_batches: int = 1,
+        kl_in: str = "reward",
+        kl_estimator: str | None = None,
+        loss_reduction: str = "token",
+        entropy_coef: float = 0.0,
+        target_kl: float | None = None,
+        importance_cap: float | None = None,
+        mask_overlong: bool = False,
+        temperature_schedule: Callable | None = None,
         ptx_coef: float = 0.0,
         ptx_data: tf.data.Dataset | None = None,
-        score_scale: float = 1.0,
-        score_clip: float | None = None,
-        missing_end_score: float | None = None,
-        missing_end_penalty: float | None = None,
+        lm_every: int | None = None,
+        lm_steps: int = 1,
+        reverse_coef: float = 0.0,
+        reverse_reward: float = 0.0,
+        memory: RolloutMemory | None = None,
+        memory_reuse: int = 1,
         seed: int = 0,
-        **kwargs: Any,
+        name: str | None = None,
+        **options: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name)
         checks.check_parts(actor, reward, sampler, kl)
+        if not self.learns_values:
+            checks.check_no_critic(actor, type(self).__name__)
+        self.group_size = require_int("group_size", group_size, minimum=1)
         self.update_epochs = require_int("update_epochs", update_epochs, minimum=1)
         self.num_minibatches = require_int("num_minibatches", num_minibatches, minimum=1)
         self.micro_batches = require_int("micro_batches", micro_batches, minimum=1)
+        self.kl_in, self.kl_estimator = checks.checked_kl(kl_in, kl_estimator)
+        self.loss_reduction = checks.checked_reduction(loss_reduction)
+        self.entropy_coef = require_number("entropy_coef", entropy_coef, minimum=0.0)
+        self.target_kl = checks.optional("target_kl", target_kl)
+        self.importance_cap = checks.optional("importance_cap", importance_cap)
+        self.mask_overlong = mask_overlong
+        self.temperature_schedule = temperature_schedule
         self.ptx_coef = require_number("ptx_coef", ptx_coef, minimum=0.0)
+        self.lm_every = lm_every and require_int("lm_every", lm_every, minimum=1)
+        self.lm_steps = require_int("lm_steps", lm_steps, minimum=1)
+        checks.check_text(self.ptx_coef, ptx_data, self.lm_every)
+        self.reverse_coef = require_number("reverse_coef", reverse_coef, minimum=0.0)
+        self.reverse_reward = require_number("reverse_reward", reverse_reward, minimum=0.0)
+        self.memory_reuse = require_int("memory_reuse", memory_reuse, minimum=0)
         self.seed = require_int("seed", seed, minimum=0)
-        if (self.ptx_coef > 0) != (ptx_data is not None):
+        rules = ScoreRules.of(options)
+        can_end = bool(actor.stop_token_ids(sampler))
+        rules.check(can_end, sampler.length)
+        if mask_overlong and not can_end:
             raise ValueError(
-                "Language modelling beside RL needs both `ptx_coef` above 0 and `ptx_data`. "
-                f"Received: ptx_coef={ptx_coef}, ptx_data={ptx_data!r}."
+                "`mask_overlong` leaves out responses without a stop token, and the sampler has no "
+                "stop tokens. Set `Sampler(stop_token_ids=...)` or `mask_overlong=False`."
             )
-        rules = ScoreRules(score_scale, score_clip, missing_end_score, missing_end_penalty)
-        rules.check(can_end=bool(actor.stop_token_ids(sampler)))
         self.actor, self.kl, self.sampler = actor, kl, sampler
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
-        self._trackers, self._validation = trackers(SHOWN), trackers(VALIDATED)
+        self.score_moments = keras.Variable(
+            np.zeros(3), dtype="float32", trainable=False, name="score_moments"
+        )
         # In one opaque object: Keras would put frozen networks, also those that a property gives,
         # into every checkpoint.
-        self._parts = Parts(Reference.of(actor.causal_lm, reference), reward, rules, ptx_data)
-        self.replay = Replay()
+        self._parts = Parts(
+            Reference.of(actor.causal_lm, reference), reward, rules, ptx_data, memory
+        )
         self.built = True
 
     def estimate(self, rollout: Rollout) -> Experience:
@@ -115,6 +171,60 @@ class OnPolicyTrainer(keras.Model):
     def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
         """Loss per token `(batch, length)`, and per-token tensors to log the masked means of."""
         raise NotImplementedError
+
+    def rewards(self, rollout: Rollout) -> Any:
+        """Rewards per token float32 `(batch, length)`: scores, and the KL where it is in them."""
+        mask, in_reward = rollout.response_mask, self.kl_in == "reward"
+        return returns.token_rewards(
+            rollout.scores,
+            rollout.logprobs,
+            rollout.ref_logprobs,
+            mask,
+            rollout.kl_coef if in_reward else 0.0,
+            kl_estimators.ESTIMATORS[self.kl_estimator],
+        )
+
+    def experience(
+        self, rollout: Rollout, advantages: Any, targets: Any = None, **extras: Any
+    ) -> Experience:
+        """What `estimate` returns, made from its results.
+
+        Args:
+            rollout: as given to `estimate`.
+            advantages: float32 `(batch, length)`, or `(batch,)` for all tokens of a response.
+            targets: float32 `(batch, length)`, what a critic is to learn; None without one.
+            **extras: tensors `(batch, …)` that `objective` is to find in `minibatch.extras`.
+        """
+        mask = rollout.response_mask
+        weights = ops.ones(mask.shape)
+        if self.reweighs:
+            weights = policy_losses.importance_weights(
+                rollout.logprobs, rollout.behavior_logprobs, self.importance_cap
+            )
+        if len(advantages.shape) == 1:
+            advantages = advantages[:, None]
+        return Experience(
+            token_ids=rollout.token_ids,
+            padding_mask=rollout.padding_mask,
+            response_mask=mask,
+            prompt_lengths=rollout.prompt_lengths,
+            logprobs=rollout.logprobs,
+            ref_logprobs=rollout.ref_logprobs,
+            values=rollout.values,
+            advantages=masking.zero_outside(advantages * weights, mask),
+            returns=ops.zeros(mask.shape) if targets is None else targets,
+            kl_weights=rollout.kl_coef * weights if self.kl_in == "loss" else None,
+            extras=extras or None,
+        )
+
+    @property
+    def reweighs(self) -> bool:
+        """Whether what is trained may differ from what was sampled from."""
+        return (
+            self.importance_cap is not None
+            or self.sampler.epsilon > 0
+            or self._parts.memory is not None
+        )
 
     @property
     def reference(self) -> Reference:
@@ -132,12 +242,8 @@ class OnPolicyTrainer(keras.Model):
         return self._parts.last
 
     @property
-    def metrics(self):
-        return [*self._trackers.values()]
-
-    @property
     def updates_per_iteration(self) -> int:
-        """Optimiser steps of one iteration."""
+        """Optimiser steps of one iteration (M2); learning rates that fall to 0 count them (N5)."""
         return self.update_epochs * self.num_minibatches
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
@@ -168,16 +274,19 @@ class OnPolicyTrainer(keras.Model):
             parts.rules,
             strategy,
             jit_compile,
-            self.num_minibatches,
+            parts=self.num_minibatches,
+            group_size=self.group_size,
+            reread=self.importance_cap is not None,
+            reverse_reward=self.reverse_reward,
         )
         parts.estimate = replica.compiled(self.estimate, jit_compile)
-        parts.update = replica.update(
-            self._gradients_and_sums,
-            self.optimizer,
-            self.trainable_variables,
-            strategy,
-            jit_compile,
-        )
+        gradients = Gradients(self)
+        optimised = (self.optimizer, self.trainable_variables, strategy, jit_compile)
+        parts.update = replica.update(gradients.of_minibatch, *optimised)
+        parts.learn_text = replica.update(gradients.of_text, *optimised)
+        if run_eagerly:
+            for name in ("collect", "estimate", "update", "learn_text"):
+                setattr(parts, name, replica.line_by_line(getattr(parts, name)))
 
     def iterate(self, batch: dict) -> dict[str, float]:
         """One iteration: sample, score, estimate, `update_epochs * num_minibatches` updates.
@@ -192,87 +301,45 @@ class OnPolicyTrainer(keras.Model):
         """
         self._assert_compile_called("iterate")
         batch = self._check_batch(batch)
-        start = time.perf_counter()
         iteration = int(self.iteration.numpy())
-        rows = int(batch["token_ids"].shape[0])
-        uniforms = replica.uniforms(self.seed, iteration, rows, self.sampler.length)
-        kl_coef = float(self.kl.coef.numpy())
-        collected = self._parts.collect(batch, uniforms, kl_coef)
-        experience = Experience(*self._parts.estimate(collected.rollout))
-        updates = self._update(experience, iteration)
-        explained = value_losses.explained_variance(
-            experience.values, experience.returns, experience.response_mask
+        texts = self._parts.ptx_batches(
+            updates.texts_of(self, iteration),
+            self.micro_batches,
+            replica.replicas(self.distribute_strategy),
         )
-        statistics = {**rollout_statistics(collected), **updates}
-        statistics["value/explained_variance"] = float(explained)
-        self.kl.update(statistics["objective/kl"], episodes=rows)
+        start = time.perf_counter()
+        collected = self._collect(batch, iteration, self._including)
+        heat = self._temperature(iteration)
+        statistics = rollout_statistics(collected)
+        statistics |= updates.learn(self, collected.rollout, iteration, texts, heat)
+        updates.reuse(self, collected.rollout, iteration, heat)
+        statistics |= updates.learn_texts(self, texts)
+        episodes = len(collected.raw_scores)
+        self.kl.update(statistics["objective/kl"], episodes=episodes)
         self.iteration.assign_add(1)
         seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
-        statistics |= time_statistics(seconds, tokens=statistics["objective/length"] * rows)
+        statistics |= time_statistics(seconds, tokens=statistics["objective/length"] * episodes)
         self._parts.statistics, self._parts.last = statistics, collected
         return statistics
 
-    def _update(self, experience: Experience, iteration: int) -> dict[str, float]:
-        rows = int(experience.token_ids.shape[0])
-        order = minibatches.permutations(
-            self.seed, iteration, rows, self.update_epochs, self.num_minibatches
-        )
-        logs = [self.train_step(minibatches.take(experience, index)) for index in order]
-        logs = [{name: float(value) for name, value in log.items()} for log in logs]
-        dtype = self.actor.causal_lm.backbone.compute_dtype
-        checks.check_first_ratio(logs[0]["policy/ratio_error"], dtype, iteration)
-        statistics = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
-        # Of the first update only: afterwards the policy has moved and the error means nothing.
-        statistics["policy/ratio_error"] = logs[0]["policy/ratio_error"]
-        return statistics
+    def _temperature(self, iteration):
+        if self.temperature_schedule is None:
+            return None
+        heat = require_number("temperature", float(self.temperature_schedule(iteration)), above=0.0)
+        return tf.constant(heat, tf.float32)
 
-    def train_step(self, minibatch: Experience) -> dict[str, Any]:
-        """One optimiser step on a minibatch of the whole batch's rows, over all replicas."""
-        tokens = masking.masked_sum(
-            ops.ones(minibatch.response_mask.shape), minibatch.response_mask
-        )
-        ptx = self._parts.next_ptx_batch()
-        return self._parts.update(minibatch, tokens, ptx)
+    def train_step(
+        self, minibatch: Experience, text: tuple | None = None, temperature: Any = None
+    ) -> dict[str, Any]:
+        """One optimiser step on a minibatch of the whole batch's rows, over all replicas.
 
-    def _gradients_and_sums(self, minibatch, tokens, ptx):
-        """Gradients of the loss over the given rows, divided by the whole minibatch's `tokens`."""
-        variables = self.trainable_variables
-        size = minibatch[0].shape[0] // self.micro_batches
-
-        def part(index):
-            rows = minibatch
-            if self.micro_batches > 1:
-                rows = minibatches.part(minibatch, index, size)
-            return replica.dense_gradients(lambda: self._loss(Experience(*rows), tokens), variables)
-
-        gradients, sums = replica.accumulated(part, self.micro_batches)
-        if ptx is not None:
-            more, text = replica.dense_gradients(lambda: self._text_loss(*ptx), variables)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
-            total = sums["loss/total"] + self.ptx_coef * text
-            sums = {**sums, "loss/ptx": text, "loss/total": total}
-        return gradients, sums
-
-    def _loss(self, minibatch, tokens):
-        stats = self.actor.token_stats(
-            minibatch.token_ids,
-            minibatch.padding_mask,
-            minibatch.prompt_lengths,
-            self.sampler.length,
-            self.sampler.temperature,
-        )
-        loss, logs = self.objective(stats, minibatch)
-        logs = {"loss/total": loss, "policy/entropy": stats.entropy, **logs}
-        mask = minibatch.response_mask
-        sums = {name: masking.masked_sum(x, mask) / tokens for name, x in logs.items()}
-        return sums["loss/total"], sums
-
-    def _text_loss(self, inputs, targets, weights, weight_sum):
-        """`ptx_coef` times the cross-entropy, and the cross-entropy in nats per counted token."""
-        logits = self.actor(inputs)["logits"]
-        losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-        loss = ops.sum(losses * ops.cast(weights, "float32")) / weight_sum
-        return self.ptx_coef * loss, loss
+        Args:
+            minibatch: rows of the iteration's experience.
+            text: a batch of `Parts.ptx_batches`, None without `ptx_coef`.
+            temperature: float32 scalar in place of the sampler's, or None.
+        """
+        counts = Counts.of(minibatch, self.loss_reduction, self.sampler.length)
+        return self._parts.update(minibatch, counts, text, temperature)
 
     def _check_batch(self, batch: Any) -> dict:
         """The whole batch on the host, checked against sampler, minibatches and replicas."""
@@ -282,42 +349,6 @@ class OnPolicyTrainer(keras.Model):
         replicas = replica.replicas(self.distribute_strategy)
         checks.check_division(rows, self.num_minibatches, self.micro_batches, replicas)
         return batch
-
-    def make_train_function(self, force=False):
-        def train_function(iterator):
-            batch = next(iterator)
-            recorded = self.replay.next()
-            if recorded is None:
-                statistics = self.iterate(batch)
-                self.replay.record(shown_statistics(statistics))
-                recorded = self.replay.records[-1]
-            else:
-                self._parts.skip_ptx_batches(self.updates_per_iteration)
-            for name, tracker in self._trackers.items():
-                tracker.update_state(recorded[name])
-            return {name: tracker.result() for name, tracker in self._trackers.items()}
-
-        self.train_function = train_function
-
-    def make_test_function(self, force=False):
-        for tracker in self._validation.values():
-            tracker.reset_state()
-        count = iter(range(2**31))
-
-        def test_function(iterator):
-            batch = next(iterator)
-            index = next(count)
-            if self.replay.validation is not None:
-                return dict(self.replay.validation)
-            if self.replay.active:
-                # Not recorded, and the weights of this moment are gone: there is nothing to show.
-                return {}
-            statistics = rollout_statistics(self.collect(batch, index))
-            for name, tracker in self._validation.items():
-                tracker.update_state(statistics[f"objective/{name}"])
-            return {name: tracker.result() for name, tracker in self._validation.items()}
-
-        self.test_function = test_function
 
     def collect(self, batch: dict, index: int = 0) -> Collected:
         """Samples and scores prompts without learning from them.
@@ -331,10 +362,28 @@ class OnPolicyTrainer(keras.Model):
             `Collected`: the rollout, its texts, and the scores before the rules.
         """
         self._assert_compile_called("collect")
-        batch = self._check_batch(batch)
-        rows = int(batch["token_ids"].shape[0])
-        uniforms = replica.uniforms(self.seed, -1 - index, rows, self.sampler.length)
-        return self._parts.collect(batch, uniforms, float(self.kl.coef.numpy()))
+        return self._collect(self._check_batch(batch), -1 - index)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing to build; Keras would average a batch of strings over replicas here."""
+    def pass_over(self, iteration: int) -> None:
+        self._parts.skip_ptx_batches(updates.texts_of(self, iteration))
+
+    def _collect(self, batch, stream, including=None):
+        """Samples and scores with the random numbers of `stream`, an iteration or below 0."""
+        rows = int(batch["token_ids"].shape[0]) * self.group_size
+        iteration = int(self.iteration.numpy())
+        return self._parts.collect(
+            batch,
+            replica.uniforms(self.seed, stream, rows, self.sampler.length),
+            float(self.kl.coef.numpy()),
+            iteration,
+            self._temperature(iteration),
+            including or (lambda raw: RunningMoments(*self.score_moments.numpy()).deviation),
+        )
+
+    def _including(self, raw):
+        """The running deviation of scores with those of a new rollout."""
+        if not self._parts.rules.running_scale:
+            return 1.0
+        moments = RunningMoments(*self.score_moments.numpy()).including(raw)
+        self.score_moments.assign(moments)
+        return moments.deviation

@@ -7,15 +7,17 @@ from typing import Any
 import tensorflow as tf
 
 from kerasrlhf.models.reference import Reference
-from kerasrlhf.rollouts.scoring import ScoreRules
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.rules import ScoreRules
 
 
 class Parts:
     """What a trainer holds without Keras tracking it: frozen networks and compiled functions.
 
     Attributes:
-        reference, reward, rules: as given.
-        collect, estimate, update: the compiled parts of an iteration; None before `compile`.
+        reference, reward, rules, memory: as given.
+        collect, estimate, update, learn_text: the compiled parts of an iteration; None before
+            `compile`.
         statistics, last: of the last iteration.
     """
 
@@ -25,18 +27,39 @@ class Parts:
         reward: Any,
         rules: ScoreRules,
         ptx_data: tf.data.Dataset | None,
+        memory: RolloutMemory | None,
     ):
         self.reference, self.reward, self.rules = reference, reward, rules
-        self.collect = self.estimate = self.update = None
+        self.memory = memory
+        self.collect = self.estimate = self.update = self.learn_text = None
         self.statistics, self.last = {}, None
         self._texts = iter(ptx_data.repeat()) if ptx_data is not None else None
 
-    def next_ptx_batch(self) -> tuple | None:
-        """The next batch of text and the number of its counted tokens, or None."""
+    def ptx_batches(self, count: int, micro_batches: int, replicas: int) -> list[tuple | None]:
+        """The next batches of text, each with the number of its counted tokens.
+
+        Args:
+            count: int, how many.
+            micro_batches, replicas: int, what the rows of every batch are divided between.
+
+        Returns:
+            `count` tuples of inputs, targets, weights and a float32 scalar; Nones without text.
+
+        Raises:
+            ValueError: rows that cannot be divided into parts of equal size.
+        """
         if self._texts is None:
-            return None
-        inputs, targets, weights = next(self._texts)
-        return inputs, targets, weights, tf.maximum(tf.reduce_sum(weights), 1.0)
+            return [None] * count
+        batches = [next(self._texts) for _ in range(count)]
+        multiple = micro_batches * replicas
+        for rows in (int(weights.shape[0]) for _, _, weights in batches):
+            if rows % multiple:
+                raise ValueError(
+                    f"A batch of {rows} texts of `ptx_data` cannot be divided into {micro_batches} "
+                    f"micro-batches on {replicas} replicas. Use a batch size that is a multiple of "
+                    f"{multiple}, and drop a smaller last batch (`drop_remainder=True`)."
+                )
+        return [(*batch, tf.maximum(tf.reduce_sum(batch[-1]), 1.0)) for batch in batches]
 
     def skip_ptx_batches(self, count: int) -> None:
         """Passes over the batches that updates done before a resume have read."""

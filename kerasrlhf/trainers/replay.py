@@ -28,6 +28,11 @@ class Replay:
         return self._position is not None and self._position < self._until
 
     @property
+    def position(self) -> int:
+        """How many recorded iterations have been passed over."""
+        return self._position or 0
+
+    @property
     def validation(self) -> dict[str, float] | None:
         """The recorded validation that belongs here, or None where one is to be done."""
         return None if self._position is None else self.validations.get(self._position)

@@ -27,9 +27,12 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     kl = masking.masked_sum(kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), mask, axis=-1)
     entropy = masking.masked_sum(-rollout.logprobs, mask, axis=-1)
     lengths = masking.masked_sum(ops.ones(mask.shape), mask, axis=-1)
-    scores = rollout.scores.numpy()
+    scores = collected.scores
     mean_kl = float(ops.mean(kl))
     kl_coef = float(rollout.kl_coef)
+    spread = {}
+    if collected.spread is not None:
+        spread["objective/score_spread"] = float(collected.spread.mean())
     return {
         "objective/score": float(scores.mean()),
         "objective/score_std": float(scores.std()),
@@ -40,6 +43,7 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
         "objective/entropy": float(ops.mean(entropy)),
         "objective/length": float(ops.mean(lengths)),
         "objective/ended": float(ops.mean(ops.cast(rollout.ended, "float32"))),
+        **spread,
     }
 
 

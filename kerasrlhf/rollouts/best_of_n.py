@@ -1,0 +1,149 @@
+"""Sampling several responses and keeping the best: the baseline that costs no training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kerasrlhf import replica, tokens
+from kerasrlhf.models.reference import Reference
+from kerasrlhf.rollouts.collect import Collector
+from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.types import Sampler, require_int
+
+
+class BestOfN(NamedTuple):
+    """The responses that were drawn to every prompt, and which of them is best.
+
+    prompts: list of strings.
+    responses: list of lists of strings, `n` a prompt.
+    scores: float32 `(prompts, n)`.
+    """
+
+    prompts: list[str]
+    responses: list[list[str]]
+    scores: np.ndarray
+
+    @property
+    def winners(self) -> list[str]:
+        """The response with the highest score of every prompt."""
+        best = self.scores.argmax(axis=1)
+        return [row[i] for row, i in zip(self.responses, best, strict=True)]
+
+    def demonstrations(self) -> list[dict[str, str]]:
+        """Records of the winners: `data.demonstrations` of them fine-tunes on the best of n."""
+        return [
+            {"prompt": prompt, "response": response}
+            for prompt, response in zip(self.prompts, self.winners, strict=True)
+        ]
+
+    def preferences(self) -> list[dict[str, str]]:
+        """Records of the best against the worst, for reward models and DPO; ties are left out."""
+        sizes = zip(self.prompts, self.responses, self.scores, strict=True)
+        return [
+            {"prompt": prompt, "chosen": row[score.argmax()], "rejected": row[score.argmin()]}
+            for prompt, row, score in sizes
+            if score.max() > score.min()
+        ]
+
+
+def best_of_n(
+    actor: Any,
+    reward: Any,
+    prompts: list[str],
+    n: int,
+    sampler: Sampler,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    jit_compile: bool = True,
+) -> BestOfN:
+    """Draws `n` responses to every prompt and scores them.
+
+    Args:
+        actor: `ActorCritic` with a tokenizer.
+        reward: `RewardModel` or callable, as a trainer takes it.
+        prompts: list of strings.
+        n: int, at least 2.
+        sampler: how to draw; filters are welcome, temperature 0 would draw one response `n` times.
+        batch_size: int. Prompts that are answered at once, `n` rows each.
+        seed: int.
+        jit_compile: compile with XLA.
+
+    Returns:
+        `BestOfN`.
+
+    Raises:
+        ValueError: `n` below 2, a greedy sampler, no prompts, or a reward that does not fit.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
+        >>> found = rlhf.best_of_n(
+        ...     actor, lambda prompts, responses: [len(r) for r in responses],
+        ...     ["Tom was sad."], n=2, sampler=rlhf.Sampler(length=4), jit_compile=False)
+        >>> found.scores.shape, len(found.winners)
+        ((1, 2), 1)
+
+    Reference:
+        Stiennon et al. 2020 (arXiv 2009.01325), section 4.3; Nakano et al. 2021
+        (arXiv 2112.09332), rejection sampling.
+    """
+    require_int("n", n, minimum=2)
+    require_int("batch_size", batch_size, minimum=1)
+    if sampler.temperature == 0:
+        raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
+    rows = tokens.encode(list(prompts), actor.causal_lm.preprocessor)
+    size = min(batch_size, len(rows))
+    # The last batch is filled up with row 0: one shape, compiled once.
+    ids, mask = tokens.padded(rows + rows[:1] * (-len(rows) % size))
+    actor.check_length(ids.shape[1], sampler)
+    texts = np.array([*prompts, *list(prompts)[:1] * (-len(rows) % size)], object)
+    collect = Collector(
+        actor,
+        Reference(actor.causal_lm),
+        reward,
+        sampler,
+        ScoreRules(),
+        tf.distribute.get_strategy(),
+        jit_compile,
+        group_size=n,
+    )
+    responses, scores = [], []
+    for index in range(len(ids) // size):
+        part = slice(index * size, (index + 1) * size)
+        batch = {
+            "token_ids": tf.constant(ids[part], tf.int32),
+            "padding_mask": tf.constant(mask[part], tf.bool),
+            "prompt": texts[part],
+        }
+        uniforms = replica.uniforms(seed, index, size * n, sampler.length)
+        collected = collect(batch, uniforms, 0.0)
+        responses += collected.episodes.responses
+        scores.append(collected.raw_scores)
+    grid = np.concatenate(scores).reshape(-1, n)[: len(rows)]
+    grouped = [responses[i * n : (i + 1) * n] for i in range(len(rows))]
+    return BestOfN(list(prompts), grouped, grid)
+
+
+def best_of_n_kl(n: int) -> float:
+    """Upper bound of the KL of best-of-n to the policy it draws from, in nats a response.
+
+    `log n - (n - 1) / n`; it is exact when no two responses have the same score.
+
+    Args:
+        n: int, at least 1.
+
+    Example:
+        >>> best_of_n_kl(1), round(best_of_n_kl(4), 4)
+        (0.0, 0.6363)
+
+    Reference:
+        Stiennon et al. 2020 (arXiv 2009.01325), appendix G.3; Beirami et al. 2024
+        (arXiv 2401.01879): it is a bound.
+    """
+    require_int("n", n, minimum=1)
+    return math.log(n) - (n - 1) / n

@@ -1,0 +1,136 @@
+"""Kahneman-Tversky optimisation: good and bad responses, each judged by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kerasrlhf import replica
+from kerasrlhf.functional import direct
+from kerasrlhf.losses import KTO as KTOLoss
+from kerasrlhf.models.reference import Reference
+from kerasrlhf.trainers.direct import DirectTrainer
+from kerasrlhf.types import require_number
+
+
+class KTO(DirectTrainer):
+    """Kahneman-Tversky optimisation: chosen responses above a reference point, others below it.
+
+    The score of a response is `beta (log pi - log ref - z0)`; the loss is `lambda_D
+    sigmoid(-score)` of the chosen one and `lambda_U sigmoid(score)` of the rejected one. Unlike
+    DPO's it does not compare the two, and it levels off for responses far on either side, wrong
+    labels included. The reference point `z0 = max(0, mean of log pi - log ref)` over the batch is
+    an estimate of the KL divergence from responses that do not belong to the prompt: the prompt of
+    each row with the responses of the next. It carries no gradient and is one number for the
+    batch of all replicas. What does not fit behind another prompt, within the length of a row, is
+    cut off; a last batch of one row has no other response, and a `z0` of 0.
+
+    Args:
+        causal_lm: as in `DPO`.
+        reference: as in `DPO`.
+        beta: units of score per nat.
+        desirable_weight: `lambda_D`, at least 0.
+        undesirable_weight: `lambda_U`, at least 0.
+        **kwargs: `response_length` of `DirectTrainer`, and those of `keras.Model`.
+
+    Call arguments, Returns: as in `DirectTrainer`; the scores are implicit rewards from `z0` up.
+
+    Raises:
+        ValueError: as `DPO`; a negative weight, or batches of one row.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> lm = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES).causal_lm
+        >>> pair = {"prompt": "Tom was", "chosen": " glad.", "rejected": " sad."}
+        >>> pairs = rlhf.data.preferences([pair] * 2, lm.preprocessor, batch_size=2)
+        >>> kto = rlhf.KTO(lm, undesirable_weight=3.0)
+        >>> kto.compile("adam", jit_compile=False)
+        >>> round(kto.evaluate(pairs, verbose=0)[0], 4)  # (1 / 2 + 3 / 2) / 2
+        1.0
+
+    Reference:
+        Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv
+        2402.01306, eq. 8.
+    """
+
+    def __init__(
+        self,
+        causal_lm: keras.Model,
+        reference: Any = None,
+        beta: float = 0.1,
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(causal_lm, **kwargs)
+        self.beta = require_number("beta", beta, above=0.0)
+        self.desirable_weight = require_number("desirable_weight", desirable_weight, minimum=0.0)
+        self.undesirable_weight = require_number(
+            "undesirable_weight", undesirable_weight, minimum=0.0
+        )
+        self.reference = Reference.of(causal_lm, reference)
+
+    def scores(self, inputs):
+        return self._rewards(inputs, self.beta, self._reference_point(inputs))
+
+    def default_loss(self):
+        return KTOLoss(self.desirable_weight, self.undesirable_weight)
+
+    def _rewards(self, inputs, beta=1.0, reference_point=0.0):
+        logprobs, ref_logprobs = self.logprobs(inputs), self.ref_logprobs(inputs)
+        return direct.implicit_reward(logprobs, ref_logprobs, beta, reference_point)
+
+    def _reference_point(self, inputs):
+        """`z0`, float32 scalar, in nats."""
+        alone = replica.replicas(self.distribute_strategy) == 1
+        if alone and inputs["token_ids"].shape[0] == 1:
+            raise ValueError(
+                "KTO estimates a KL divergence from a prompt with the response of another row, and "
+                "received a batch of one row. Use a batch size of at least 2."
+            )
+        kl = replica.batch_mean(self._rewards(mismatched(inputs)))
+        others = ops.shape(inputs["token_ids"])[0] > 1 if alone else True
+        return ops.where(others, ops.maximum(kl, 0.0), 0.0)
+
+
+def mismatched(inputs: dict) -> dict:
+    """The prompt of each row with the responses of the next row, in rows of the same length.
+
+    Args:
+        inputs: `token_ids` int32, `padding_mask` and `response_mask` bool, `(batch, candidates,
+            length)`, as `rlhf.data.preferences` gives them.
+
+    Returns:
+        A dict of that form. Responses lose what does not fit.
+
+    Example:
+        >>> batch = {
+        ...     "token_ids": ops.convert_to_tensor([[[1, 2, 8, 0]], [[3, 6, 7, 0]]]),
+        ...     "padding_mask": ops.convert_to_tensor([[[1, 1, 1, 0]], [[1, 1, 1, 0]]]),
+        ...     "response_mask": ops.convert_to_tensor([[[0, 0, 1, 0]], [[0, 1, 1, 0]]]),
+        ... }
+        >>> mismatched(batch)["token_ids"].numpy().tolist()
+        [[[1, 2, 6, 7]], [[3, 8, 0, 0]]]
+    """
+    names = ("token_ids", "padding_mask", "response_mask")
+    own = ops.stack([ops.cast(inputs[name], "int32") for name in names], axis=-2)
+    other = replica.next_rows(own)
+    length = own.shape[-1]
+    columns = ops.arange(length, dtype="int32")
+    start = _prompt_lengths(own)
+    source = columns - start + _prompt_lengths(other)
+    index = ops.clip(source, 0, length - 1)[..., None, :]
+    moved = ops.take_along_axis(other, ops.repeat(index, len(names), axis=-2), axis=-1)
+    moved = ops.where((source < length)[..., None, :], moved, 0)
+    rows = ops.where((columns < start)[..., None, :], own, moved)
+    ids, padding, response = ops.unstack(rows, axis=-2)
+    return dict(zip(names, (ids, padding > 0, response > 0), strict=True))
+
+
+def _prompt_lengths(rows):
+    """Int32 `(batch, candidates, 1)`: real tokens before the first one of the response."""
+    padding, response = rows[..., 1, :], rows[..., 2, :]
+    before = ops.cumsum(response, axis=-1) == 0
+    return ops.sum(ops.where(before, padding, 0), axis=-1, keepdims=True)
