@@ -13,12 +13,14 @@ from kerasrlhf import (
     presets,
     tasks,
 )
+from kerasrlhf.front import RLHF
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.best_of_n import BestOfN, best_of_n, best_of_n_kl
 from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.rewards import load_reward
 from kerasrlhf.trainers.direct import DirectTrainer
 from kerasrlhf.trainers.dpo import DPO, IPO
 from kerasrlhf.trainers.grpo import GRPO
@@ -40,6 +42,7 @@ __all__ = [
     "KTO",
     "ORPO",
     "PPO",
+    "RLHF",
     "RLOO",
     "ActorCritic",
     "AdaptiveKL",
@@ -67,6 +70,7 @@ __all__ = [
     "evaluation",
     "files",
     "functional",
+    "load_reward",
     "losses",
     "metrics",
     "presets",

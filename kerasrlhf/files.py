@@ -51,9 +51,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, in one piece."""
+    """Writes `value` as indented JSON, in one piece; paths become strings."""
+    text = json.dumps(value, indent=2, default=os.fspath, ensure_ascii=False)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -189,6 +189,7 @@ def update(
     variables: list[keras.Variable],
     strategy: tf.distribute.Strategy,
     jit_compile: bool,
+    prepare: Callable = lambda *minibatch: minibatch,
 ) -> Callable:
     """One optimiser step as a function of a minibatch, the same on one device and on many.
 
@@ -200,6 +201,8 @@ def update(
         variables: what is updated.
         strategy: the rows of the minibatch are divided between its replicas.
         jit_compile: compile with XLA.
+        prepare: maps the whole minibatch to what `gradients_and_sums` takes, before the rows are
+            divided: the place for counts over all rows.
 
     Returns:
         A function of the whole minibatch that updates the variables and returns the summed sums.
@@ -207,7 +210,7 @@ def update(
     if not is_distributed(strategy):
 
         def step(*minibatch):
-            gradients, sums = gradients_and_sums(*minibatch)
+            gradients, sums = gradients_and_sums(*prepare(*minibatch))
             optimizer.apply(gradients, variables)
             return sums
 
@@ -227,7 +230,7 @@ def update(
 
     @tf.function(autograph=False)
     def run(*minibatch):
-        sums = strategy.run(on_replica, args=minibatch)
+        sums = strategy.run(on_replica, args=prepare(*minibatch))
         return tf.nest.map_structure(
             lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None), sums
         )

@@ -120,7 +120,8 @@ class Rollout(NamedTuple):
 
     The first fields are those of `Samples`; further:
     ref_logprobs: float32 `(batch, length)`, of the frozen reference.
-    scores: float32 `(batch,)`, one number per response, after all rules.
+    scores: float32 `(batch,)`, one number per response, after all rules; of a process reward model
+        `(batch, length)`, each at its own token.
     kl_coef: float32 scalar, nats to score.
     behavior_logprobs: float32 `(batch, length)`, of what the tokens were drawn from. `logprobs`
         are those of the policy when the updates begin.

@@ -188,7 +188,7 @@ def main(config):
 def build(config):
     """The compiled trainer."""
     options = {"dtype": config.dtype} if config.dtype else {}
-    reward = load_reward(config.reward)
+    reward = rlhf.load_reward(config.reward)
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
@@ -214,18 +214,6 @@ def build(config):
         rate = keras.optimizers.schedules.PolynomialDecay(rate, updates, end_learning_rate=0.0)
     ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
     return ppo
-
-
-def load_reward(name):
-    """A saved reward model, or a function."""
-    if (pathlib.Path(name) / "reward_model.json").is_file():
-        return rlhf.RewardModel.from_preset(name)
-    if ":" in name:
-        return rlhf.cli.load_function(name)
-    raise ValueError(
-        f"There is no reward model in {name!r}: expected a folder that recipes/reward_model.py "
-        "wrote (with reward_model.json), or a function as path/to/file.py:function."
-    )
 
 
 def brevity(responses):

@@ -2,8 +2,9 @@
 
     python recipes/reward_model.py --model runs/sft/model --data pairs.jsonl --output runs/reward
 
-The data has records with `prompt`, `chosen` and `rejected`; a column `source`, where there is one,
-splits the accuracy into groups. In `output` stand the reward model (`model`, which
+The data has records with `prompt`, `chosen` and `rejected`, or `prompt` and `responses`, best
+first; a column `margin` is how far the chosen score shall lead; a column `source`, where there is
+one, splits the accuracy into groups. In `output` stand the reward model (`model`, which
 `recipes/ppo.py` takes as `--reward`), `report.json`, and curves for TensorBoard (`logs`). A trial
 that takes seconds: `python recipes/reward_model.py --preset smoke`.
 """
@@ -11,7 +12,7 @@ that takes seconds: `python recipes/reward_model.py --preset smoke`.
 import dataclasses
 import json
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import keras
 import numpy as np
@@ -29,6 +30,10 @@ class Config:
             preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         batch_size: Pairs of an update.
+        loss: What is minimised; of two responses they are the same. Margins are bradley_terry's.
+        center: Coefficient that keeps the scores' mean near 0, such as 0.01; 0 for none.
+        ensemble: Reward models, each with a seed of its own; with several, their mean less their
+            standard deviation is the score.
         epochs: Passes over the pairs; more than one overfits soon.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
@@ -48,6 +53,9 @@ class Config:
     model: str = rlhf.presets.TINY_STORIES
     output: pathlib.Path = pathlib.Path("runs/reward")
     batch_size: int = 16
+    loss: Literal["bradley_terry", "plackett_luce", "best_of_k"] = "bradley_terry"
+    center: float = 0.0
+    ensemble: int = 1
     epochs: int = 1
     learning_rate: float = 1e-4
     max_length: int | None = None
@@ -81,6 +89,15 @@ class Config:
             raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
         if self.resume and self.lora_rank:
             raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+        if self.ensemble < 1:
+            raise ValueError(f"ensemble is a number of models. Received: {self.ensemble}")
+
+
+LOSSES = {
+    "bradley_terry": rlhf.losses.BradleyTerry,
+    "plackett_luce": rlhf.losses.PlackettLuce,
+    "best_of_k": rlhf.losses.BestOfK,
+}
 
 
 def main(config):
@@ -92,54 +109,43 @@ def main(config):
     options = {"dtype": config.dtype} if config.dtype else {}
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
     preprocessor = policy.causal_lm.preprocessor
-    reward = rlhf.RewardModel.from_causal_lm(policy.causal_lm)
-    if config.lora_rank:
-        reward.backbone.enable_lora(config.lora_rank)
 
-    common = {"max_length": config.max_length, "seed": config.seed}
-    pairs = rlhf.data.preferences(
-        train, preprocessor, config.batch_size, drop_remainder=True, **common
-    )
-    unseen = rlhf.data.preferences(
-        held_out, preprocessor, config.batch_size, shuffle=False, **common
-    )
-    print(f"{len(train)} pairs, {len(held_out)} held out; {pairs.report}")
-    reward.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.PolynomialDecay(
-                config.learning_rate, config.epochs * len(pairs), end_learning_rate=0.0
-            ),
-            epsilon=1e-5,
-        ),
-        jit_compile=config.jit_compile,
-    )
+    def batches(records, **options):
+        options = {"max_length": config.max_length, **options}
+        return rlhf.data.preferences(records, preprocessor, config.batch_size, **options)
 
-    def normalize():
+    unseen = batches(held_out, shuffle=False)
+    print(f"{len(train)} pairs, {len(held_out)} held out; {unseen.report}")
+
+    def normalize(reward):
         prompts = [p[-400:] for p in rlhf.data.records.preference_texts(train)[0]]
         sampler = rlhf.Sampler(config.response_length)
         return reward.normalize(prompts[: config.normalize], policy=policy, sampler=sampler)
 
-    if config.normalize:
-        normalize()
-    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
-    if config.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
-    reward.fit(
-        pairs,
-        validation_data=unseen,
-        epochs=config.epochs,
-        shuffle=False,  # the dataset shuffles itself
-        callbacks=callbacks,
-        verbose=2,
-    )
+    def member(index):
+        seed = config.seed + index
+        keras.utils.set_random_seed(seed)
+        reward = rlhf.RewardModel.from_causal_lm(policy.causal_lm)
+        if config.lora_rank:
+            reward.backbone.enable_lora(config.lora_rank)
+        if config.normalize:
+            normalize(reward)
+        folder = config.output if config.ensemble == 1 else config.output / f"member_{index}"
+        fit(config, reward, batches(train, seed=seed, drop_remainder=True), unseen, folder)
+        return reward
+
+    members = [member(index) for index in range(config.ensemble)]
+    reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
     # On the scale that the loss was minimised at, where differences are log odds.
     scores = np.asarray(reward.predict(unseen, verbose=0), "float64")
-    gain, bias = normalize() if config.normalize else (1.0, 0.0)
-    chosen, rejected = scores[:, 0], scores[:, 1]
-    sourced = [i for i, record in enumerate(held_out) if "source" in record]
+    gain, bias = normalize(reward) if config.normalize else (1.0, 0.0)
+    first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking
+    chosen, rejected = scores[:, first].ravel(), scores[:, second].ravel()
+    rows = np.repeat(np.arange(len(held_out)), len(first))
+    sourced = [i for i, row in enumerate(rows) if "source" in held_out[row]]
     by_source = {}
     if sourced:
-        names = [str(held_out[i]["source"]) for i in sourced]
+        names = [str(held_out[rows[i]]["source"]) for i in sourced]
         by_source = rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
     report = {
         "config": dataclasses.asdict(config),
@@ -157,6 +163,29 @@ def main(config):
     (config.output / "report.json").write_text(text, encoding="utf-8")
     print(f"the reward model is in {config.output / 'model'}, the numbers in report.json beside it")
     return report
+
+
+def fit(config, reward, pairs, unseen, folder):
+    """Trains one reward model, with curves and backups in `folder`."""
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, config.epochs * len(pairs), end_learning_rate=0.0
+    )
+    reward.compile(
+        keras.optimizers.Adam(rate, epsilon=1e-5),
+        LOSSES[config.loss](center_coef=config.center),
+        jit_compile=config.jit_compile,
+    )
+    callbacks = [rlhf.callbacks.TensorBoard(folder / "logs")]
+    if config.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(folder / "backup"))
+    reward.fit(
+        pairs,
+        validation_data=unseen,
+        epochs=config.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=callbacks,
+        verbose=2,
+    )
 
 
 def show(report):

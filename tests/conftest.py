@@ -1,4 +1,4 @@
-"""Shared setting of the tests: two logical CPU devices and one fixed seed."""
+"""Shared setting of the tests: four logical CPU devices, one fixed seed, and one trajectory."""
 
 import os
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
+    [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
 
@@ -24,3 +24,11 @@ def fixed_seed():
 def own_collective_keys():
     """Strategies of several tests in one process must not share the keys of their collectives."""
     tf.distribute.MirroredStrategy._collective_key_base += 100_000
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """The trajectory that others are compared with: graphs without XLA, one part a minibatch."""
+    import trajectories  # after the devices are set
+
+    return trajectories.run(trajectories.trainer())

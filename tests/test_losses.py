@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf.functional import preferences
-from kerasrlhf.losses import BestOfK, BradleyTerry
+from kerasrlhf.functional import direct, preferences
+from kerasrlhf.losses import (
+    IPO,
+    KTO,
+    ORPO,
+    BestOfK,
+    BradleyTerry,
+    PlackettLuce,
+    StepCrossEntropy,
+)
 from kerasrlhf.metrics import PreferenceAccuracy, PreferenceMargin
 
 SCORES = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
@@ -18,7 +26,35 @@ LOSSES = {
         {"margin": 0.5},
         lambda scores: preferences.bradley_terry(scores, 0.5),
     ),
+    "bradley_terry_smoothed": (
+        BradleyTerry,
+        {"label_smoothing": 0.2},
+        lambda scores: preferences.bradley_terry(scores, label_smoothing=0.2),
+    ),
     "best_of_k": (BestOfK, {}, preferences.best_of_k),
+    "ipo": (IPO, {"beta": 0.3}, lambda scores: direct.ipo(scores, 0.3)),
+    "kto": (
+        KTO,
+        {"desirable_weight": 1.5, "undesirable_weight": 0.5},
+        lambda scores: direct.kto(scores, 1.5, 0.5),
+    ),
+    "orpo": (ORPO, {"coef": 0.3}, lambda scores: direct.orpo(scores, 0.3)),
+    "plackett_luce": (PlackettLuce, {}, preferences.plackett_luce),
+    "bradley_terry_centred": (
+        BradleyTerry,
+        {"center_coef": 0.1},
+        lambda scores: preferences.bradley_terry(scores) + 0.1 * scores.sum(axis=1) ** 2,
+    ),
+    "best_of_k_centred": (
+        BestOfK,
+        {"center_coef": 0.1},
+        lambda scores: preferences.best_of_k(scores) + 0.1 * scores.sum(axis=1) ** 2,
+    ),
+    "plackett_luce_centred": (
+        PlackettLuce,
+        {"center_coef": 0.1},
+        lambda scores: preferences.plackett_luce(scores) + 0.1 * scores.sum(axis=1) ** 2,
+    ),
 }
 METRICS = {
     "accuracy": (PreferenceAccuracy, preferences.accuracy),
@@ -91,3 +127,42 @@ def test_fit_learns_to_rank_and_logs_the_metrics():
     assert history["accuracy"][-1] > 0.9
     assert history["margin"][-1] > 0.0
     assert history["loss"][-1] < np.log(2.0)
+
+
+def test_labels_are_margins():
+    """-log sigmoid(r_c - r_r - m), one m a pair; a number in the loss is every pair's instead."""
+    scores, margins = [[2.0, 1.0], [0.5, 1.5], [3.0, 3.0]], np.array([0.0, 2.0, -1.0], "float32")
+    expected = [np.log1p(np.exp(-(a - b - m))) for (a, b), m in zip(scores, margins, strict=True)]
+    np.testing.assert_allclose(BradleyTerry(reduction="none")(margins, scores), expected, rtol=1e-5)
+    fixed = [np.log1p(np.exp(-(a - b - 0.5))) for a, b in scores]
+    loss = BradleyTerry(margin=0.5, reduction="none")
+    np.testing.assert_allclose(loss(margins, scores), fixed, rtol=1e-5)
+    plain = [np.log1p(np.exp(-(a - b))) for a, b in scores]
+    for loss, labels in (
+        (BradleyTerry(reduction="none"), np.zeros(3, "int32")),
+        (BradleyTerry(margin=None, reduction="none"), margins),
+    ):
+        np.testing.assert_allclose(loss(labels, scores), plain, rtol=1e-5)
+
+
+def test_step_cross_entropy_is_nats_per_labelled_step():
+    scores = np.array([[2.0, -1.0, 50.0], [0.5, 99.0, -3.0]], "float32")
+    labels = np.array([[1.0, 0.0, 0.0], [0.25, 0.0, 1.0]], "float32")
+    weight = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]], "float32")
+    right = 1 / (1 + np.exp(-scores.astype("float64")))
+    nats = -labels * np.log(right) - (1 - labels) * np.log(1 - np.minimum(right, 1 - 1e-15))
+    expected = (nats * weight).sum() / 4
+    found = StepCrossEntropy()(labels, scores, sample_weight=weight)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert StepCrossEntropy().call(labels, scores).shape == (2, 3)
+    again = keras.losses.deserialize(keras.losses.serialize(StepCrossEntropy()))
+    assert float(again(labels, scores, sample_weight=weight)) == float(found)
+
+
+def test_options_out_of_range_are_named():
+    with pytest.raises(ValueError, match='a number or "labels"'):
+        BradleyTerry(margin="column")
+    with pytest.raises(ValueError, match="`center_coef` must be at least 0"):
+        PlackettLuce(center_coef=-0.1)
+    with pytest.raises(ValueError, match=r"`margin` has the shape \(6, 3\)"):
+        BradleyTerry()(np.zeros((6, 3)), SCORES)

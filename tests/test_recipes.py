@@ -15,7 +15,8 @@ import pytest
 import kerasrlhf as rlhf
 
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
-NAMES = ("sft", "reward_model", "ppo")
+NAMES = ("sft", "reward_model", "ppo", "dpo")
+OTHERS = ("rloo", "grpo", "ppo_ptx", "best_of_n")
 
 
 def load(name):
@@ -52,6 +53,11 @@ def ppo(folder, reward):
     return smoke(load("ppo"), folder / "ppo", *options)
 
 
+@pytest.fixture(scope="module")
+def dpo(folder, sft):
+    return smoke(load("dpo"), folder / "dpo", "--model", str(folder / "sft/model"))
+
+
 def test_sft_learns_and_saves_what_it_learnt(folder, sft):
     assert sft["perplexity"]["after"] < 0.5 * sft["perplexity"]["before"]
     assert len(sft["samples"]) == 2
@@ -77,6 +83,85 @@ def test_reward_model_reports_groups_and_calibration(folder, reward):
     assert float(model.gain.numpy()) == pytest.approx(reward["gain"])
 
 
+def test_several_reward_models_are_one(folder, sft, tmp_path):
+    model = str(folder / "sft/model")
+    options = ["--model", model, "--ensemble", "2", "--loss", "plackett_luce", "--center", "0.01"]
+    report = smoke(load("reward_model"), tmp_path, *options, "--normalize", "0", "--epochs", "1")
+    assert report["accuracy"]["pairs"] == 6 and report["accuracy"]["accuracy"] > 0.8
+    ensemble = rlhf.RewardEnsemble.from_preset(tmp_path / "model")
+    one, other = (m.score_head.get_weights()[0] for m in ensemble.members)
+    assert np.abs(one - other).max() > 0.01
+    for index in (0, 1):
+        assert list((tmp_path / f"member_{index}" / "logs").glob("events.out.tfevents.*"))
+
+
+def test_dpo_begins_at_its_reference_and_saves_the_policy(folder, dpo):
+    assert dpo["before"] == pytest.approx({"loss": np.log(2), "accuracy": 0.5, "margin": 0}, 1e-4)
+    assert dpo["after"]["loss"] < 0.5 and dpo["accuracy"]["accuracy"] > 0.8
+    assert sum(x["pairs"] for x in dpo["by_source"].values()) == dpo["accuracy"]["pairs"] == 6
+    assert [set(x) for x in dpo["samples"]] == [{"prompt", "before", "after"}] * 2
+    policy, start = (
+        keras_hub.models.CausalLM.from_preset(str(folder / name))
+        for name in ("dpo/policy", "sft/model")
+    )
+    pairs = rlhf.data.preferences(str(RECIPES / "smoke.jsonl"), policy.preprocessor, 24)
+    scores = rlhf.DPO(policy, start, beta=0.1).predict(pairs, verbose=0)
+    assert (scores[:, 0] > scores[:, 1]).mean() > 0.8
+
+
+@pytest.mark.parametrize("method", ["ipo", "kto", "orpo"])
+def test_other_methods_of_the_recipe_learn_too(method, sft, folder, tmp_path):
+    options = ["--model", str(folder / "sft/model"), "--samples", "0", "--lora-rank", "4"]
+    report = smoke(load("dpo"), tmp_path, "--method", method, *options)
+    assert report["after"]["loss"] < report["before"]["loss"]
+    assert report["after"]["margin"] > report["before"]["margin"]
+
+
+def differs_from_the_start(output):
+    policy, start = (
+        keras_hub.models.CausalLM.from_preset(str(preset))
+        for preset in (output / "policy", rlhf.presets.TINY_STORIES)
+    )
+    pairs = zip(policy.get_weights(), start.get_weights(), strict=True)
+    return any(np.abs(a - b).max() > 1e-5 for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "ppo_ptx"])
+def test_on_policy_recipes_report_and_save_the_policy(name, tmp_path):
+    report = smoke(load(name), tmp_path)
+    assert report["before"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(report["after"]["kl"]) > 1e-4
+    # Only the reward: what `reverse_reward` adds in the smoke of ppo_ptx is about -0.6.
+    assert -0.3 < report["before"]["score"] < 0.3
+    assert differs_from_the_start(tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert written["config"]["output"] == str(tmp_path)
+    assert {name: written[name] for name in ("before", "after")} == {
+        name: report[name] for name in ("before", "after")
+    }
+    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+    if name == "ppo_ptx":
+        assert 1 < report["before"]["perplexity"] != report["after"]["perplexity"]
+    else:
+        with pytest.raises(ValueError, match="--resume"):
+            smoke(load(name), tmp_path)
+
+
+def test_best_of_n_keeps_the_winners_and_distils_them(tmp_path):
+    report = smoke(load("best_of_n"), tmp_path)
+    lines = (tmp_path / "winners.jsonl").read_text("utf-8").splitlines()
+    won = [rlhf.tasks.sentiment.happy_words([json.loads(x)["response"]])[0] for x in lines]
+    assert len(won) == 8
+    assert report["train"]["best"] == pytest.approx(np.mean(won))
+    assert report["train"]["best"] > report["train"]["mean"]
+    assert report["kl_bound"] == pytest.approx(np.log(2) - 0.5)
+    assert report["before"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(report["after"]["kl"]) > 1e-4
+    assert report["before"]["best_of_n"] >= report["before"]["score"]
+    assert differs_from_the_start(tmp_path)
+    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
 def test_ppo_reports_and_saves_the_policy(folder, ppo):
     assert set(ppo["before"]) == {"score", "kl", "length"} == set(ppo["after"])
     assert ppo["before"]["kl"] == pytest.approx(0.0, abs=1e-4)
@@ -90,7 +175,7 @@ def test_ppo_reports_and_saves_the_policy(folder, ppo):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reports_and_curves_are_written(folder, ppo, name):
+def test_reports_and_curves_are_written(folder, ppo, dpo, name):
     output = folder / {"reward_model": "reward"}.get(name, name)
     report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["config"]["output"] == str(output)
@@ -145,7 +230,7 @@ def test_pretraining_makes_a_preset(tmp_path, capsys):
     assert tokens[0] == tokens[1]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "pretrain_tiny"])
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS, "pretrain_tiny"])
 def test_every_field_has_a_help_text(name, capsys):
     recipe = load(name)
     with pytest.raises(SystemExit) as caught:
@@ -163,10 +248,16 @@ ERRORS = {
     "share": ("sft", ["--held-out", "1.5"], "share between 0 and 1"),
     "lora": ("reward_model", ["--resume", "--lora-rank", "2"], "resume with lora_rank 0"),
     "pairs": ("reward_model", ["--data", "{wrong}"], "Expected a column 'chosen'"),
+    "method": ("dpo", ["--method", "ppo"], "expected {dpo,ipo,kto,orpo}"),
+    "smoothing": ("dpo", ["--method", "ipo", "--label-smoothing", "0.1"], "an option of dpo"),
     "prompts": ("ppo", ["--prompts", "{wrong}"], "Expected a column 'prompt'"),
     "reward": ("ppo", ["--reward", "no/such/reward"], "There is no reward model"),
     "function": ("ppo", ["--reward", "ppo:no_such"], "Cannot import the module"),
     "held out": ("ppo", ["--held-out", "4"], "multiple of batch_size"),
+    "groups": ("rloo", ["--held-out", "6"], "must be a multiple of batch_size"),
+    "variant": ("grpo", ["--variant", "gpro"], "expected {grpo,dr_grpo}"),
+    "texts": ("ppo_ptx", ["--text-length", "8"], "must be above 8"),
+    "n": ("best_of_n", ["--n", "1"], "`n` must be"),
     "iterations": ("ppo", ["--validate-every", "3"], "must divide iterations"),
 }
 

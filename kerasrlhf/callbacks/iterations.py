@@ -72,7 +72,7 @@ def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[s
     kl = masking.masked_sum(
         kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
     )
-    numbers = [np.asarray(x, "float64") for x in (rollout.scores, collected.raw_scores, kl)]
+    numbers = [np.asarray(x, "float64") for x in (collected.scores, collected.raw_scores, kl)]
     inside, real = (np.asarray(x) for x in (rollout.response_mask, rollout.padding_mask))
     ids = np.asarray(rollout.token_ids)
     rows = []

@@ -96,6 +96,11 @@ def best_of_n(
     require_int("batch_size", batch_size, minimum=1)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
+    if not callable(reward):
+        raise ValueError(
+            "`reward` must be a RewardModel or a function of prompts and responses. "
+            f"Received: {reward!r} of type {type(reward).__name__}."
+        )
     rows = tokens.encode(list(prompts), actor.causal_lm.preprocessor)
     size = min(batch_size, len(rows))
     # The last batch is filled up with row 0: one shape, compiled once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ _OPENINGS = (
     "One day, {name} fell down and got hurt. The {thing} was dirty too.",
     "{name} could not find the {thing} anywhere. {name} sat alone in the room.",
     "The wind took the {thing} far away. {name} was upset.",
+)
+
+_HAPPY = (
+    "happy glad smile smiled smiles laugh laughed fun love loved loves play played hug hugged "
+    "thank thanks friend friends good nice kind proud excited enjoy enjoyed joy great"
+)
+_UNHAPPY = (
+    "sad cry cried crying scared afraid angry mad upset hurt lost broke broken alone mean bad "
+    "worried sorry lonely yelled dirty fell pain dark"
 )
 
 
@@ -45,6 +55,25 @@ def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
     order = np.random.default_rng(seed).permutation(len(combinations))[:count]
     texts = [template.format(name=name, thing=thing) for template, name, thing in combinations]
     return [texts[index] for index in order]
+
+
+def happy_words(responses: list[str]) -> list[float]:
+    """A reward that needs no further package: happy words against unhappy ones.
+
+    `(happy - unhappy) / (happy + unhappy + 1)`, between -1 and 1; a word counts once a response,
+    so that repeating it gains nothing.
+
+    Args:
+        responses: list of strings.
+
+    Example:
+        >>> happy_words([" She was happy, happy!", " He was sad and cried, but had fun.", ""])
+        [0.5, -0.25, 0.0]
+    """
+    happy, unhappy = set(_HAPPY.split()), set(_UNHAPPY.split())
+    words = [set(re.findall(r"[a-z]+", text.lower())) for text in responses]
+    counts = [(len(found & happy), len(found & unhappy)) for found in words]
+    return [(more - less) / (more + less + 1) for more, less in counts]
 
 
 def vader_scores(texts: list[str]) -> np.ndarray:

@@ -50,6 +50,12 @@ class Gradients:
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
+    def counted(self, minibatch, text, temperature):
+        """A whole minibatch with its counts: the arguments of `of_minibatch`."""
+        trainer = self.trainer
+        counts = Counts.of(minibatch, trainer.loss_reduction, trainer.sampler.length)
+        return minibatch, counts, text, temperature
+
     def of_minibatch(self, minibatch, counts, text, temperature):
         """Gradients and logged sums of a minibatch, in micro-batches, all divided by `counts`."""
         trainer = self.trainer

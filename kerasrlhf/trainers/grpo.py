@@ -16,10 +16,17 @@ class GRPO(OnPolicyTrainer):
     """Group relative policy optimisation, and its form without biases, Dr. GRPO.
 
     The advantage of every token of a response is its score less the mean of its group, divided by
-    the group's standard deviation. The KL to the reference is a term of the loss (k3). Because of
-    the division the objective is not the expected score: groups of nearly equal scores count as
-    much as others. Because of the mean over each response, tokens of short responses count more.
-    `variant="dr_grpo"` leaves out both.
+    the group's standard deviation. The KL to the reference is a term of the loss (k3), and the loss
+    a mean over each response, so that tokens of short ones count more.
+
+    What is made large is then not `E[score] - coef * KL`. Because of the division groups of nearly
+    equal scores count as much as others: in groups of two the advantage is a sign, and what counts
+    is the chance to beat another response. Without the division, advantages are still
+    `(group_size - 1) / group_size` of what they are in `RLOO`, which a KL in the loss does not
+    shrink with, and k3 pulls by `D(reference, policy)`. `variant="dr_grpo"` divides by neither
+    deviation nor length and has the KL in the reward: its gradient is that of
+    `E[score] - coef * KL`, as RLOO's is. With `kl_in="reward"` plain GRPO comes to rest there too:
+    at the best policy score less KL is the same for all responses, and all advantages are 0.
 
     Args:
         actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
@@ -28,10 +35,10 @@ class GRPO(OnPolicyTrainer):
         update_epochs: int.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
         cliprange_high: float, above 0. How far the ratio counts upward, when that differs.
-        variant: `"grpo"`, or `"dr_grpo"`: advantages are not divided by the deviation, and the loss
-            is a sum over tokens divided by a constant (`loss_reduction="fixed"`).
-        kl_in, kl_estimator, loss_reduction: as in `OnPolicyTrainer`, with the defaults of the
-            paper.
+        variant: `"grpo"`, or `"dr_grpo"`: advantages are not divided by the deviation.
+        kl_in, kl_estimator, loss_reduction: as in `OnPolicyTrainer`. None: `"loss"`, k3 and
+            `"sequence"` as in the paper; for `"dr_grpo"` `"reward"`, k1 and `"fixed"`. Its paper
+            has no KL at all: give a coefficient of 0 for that.
         **kwargs: those of `OnPolicyTrainer`.
 
     Raises:
@@ -58,13 +65,14 @@ class GRPO(OnPolicyTrainer):
         cliprange: float = 0.2,
         cliprange_high: float | None = None,
         variant: str = "grpo",
-        kl_in: str = "loss",
+        kl_in: str | None = None,
         kl_estimator: str | None = None,
         loss_reduction: str | None = None,
         **kwargs: Any,
     ):
         if variant not in ("grpo", "dr_grpo"):
             raise ValueError(f'`variant` must be "grpo" or "dr_grpo". Received: {variant!r}.')
+        kl_in = kl_in or ("loss" if variant == "grpo" else "reward")
         super().__init__(
             *args,
             group_size=group_size,

@@ -17,11 +17,12 @@ from kerasrlhf.functional import masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collected, Collector
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
 from kerasrlhf.trainers import checks, updates
-from kerasrlhf.trainers.gradients import Counts, Gradients
+from kerasrlhf.trainers.gradients import Gradients
 from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.parts import Parts
@@ -55,7 +56,9 @@ class OnPolicyTrainer(IterativeModel):
         kl_in: `"reward"`: the KL to the reference lowers the rewards. `"loss"`: it is a term of
             the loss.
         kl_estimator: `"k1"`, `"k2"` or `"k3"` (`functional.kl`). None: k1 in the reward, whose
-            gradient is that of the KL; k2 in the loss, for the same reason.
+            gradient is that of the KL of whole responses; k2 in the loss, whose gradient is that
+            of the KL of every token, the tokens before it held fixed. The gradient of k3 in the
+            loss is that of `D(reference, policy)`, another best policy.
         loss_reduction: `"token"`, `"sequence"` or `"fixed"` (`functional.masking.loss_weights`).
         entropy_coef: float. Bonus for the entropy of the policy, in score units per nat.
         target_kl: float or None. After an epoch whose mean `approxkl` a token is above it, the
@@ -64,7 +67,8 @@ class OnPolicyTrainer(IterativeModel):
             advantages count `min(p_trained / p_sampled, importance_cap)` times: truncated
             importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` or
             a memory the weights are there anyway, and None does not cap them.
-        mask_overlong: bool. Responses without a stop token teach nothing.
+        mask_overlong: bool. Responses without a stop token teach nothing themselves; in the
+            baselines of others they count.
         temperature_schedule: callable from the iteration to the temperature, such as a Keras
             learning-rate schedule, in place of the sampler's.
         ptx_coef: float. Weight of the language-modelling loss that every update adds (PPO-ptx).
@@ -137,7 +141,7 @@ class OnPolicyTrainer(IterativeModel):
         self.mask_overlong = mask_overlong
         self.temperature_schedule = temperature_schedule
         self.ptx_coef = require_number("ptx_coef", ptx_coef, minimum=0.0)
-        self.lm_every = lm_every and require_int("lm_every", lm_every, minimum=1)
+        self.lm_every = None if lm_every is None else require_int("lm_every", lm_every, minimum=1)
         self.lm_steps = require_int("lm_steps", lm_steps, minimum=1)
         checks.check_text(self.ptx_coef, ptx_data, self.lm_every)
         self.reverse_coef = require_number("reverse_coef", reverse_coef, minimum=0.0)
@@ -282,10 +286,11 @@ class OnPolicyTrainer(IterativeModel):
         parts.estimate = replica.compiled(self.estimate, jit_compile)
         gradients = Gradients(self)
         optimised = (self.optimizer, self.trainable_variables, strategy, jit_compile)
-        parts.update = replica.update(gradients.of_minibatch, *optimised)
+        parts.take = replica.compiled(minibatches.take, jit_compile=False)
+        parts.update = replica.update(gradients.of_minibatch, *optimised, prepare=gradients.counted)
         parts.learn_text = replica.update(gradients.of_text, *optimised)
         if run_eagerly:
-            for name in ("collect", "estimate", "update", "learn_text"):
+            for name in ("collect", "estimate", "take", "update", "learn_text"):
                 setattr(parts, name, replica.line_by_line(getattr(parts, name)))
 
     def iterate(self, batch: dict) -> dict[str, float]:
@@ -338,8 +343,7 @@ class OnPolicyTrainer(IterativeModel):
             text: a batch of `Parts.ptx_batches`, None without `ptx_coef`.
             temperature: float32 scalar in place of the sampler's, or None.
         """
-        counts = Counts.of(minibatch, self.loss_reduction, self.sampler.length)
-        return self._parts.update(minibatch, counts, text, temperature)
+        return self._parts.update(minibatch, text, temperature)
 
     def _check_batch(self, batch: Any) -> dict:
         """The whole batch on the host, checked against sampler, minibatches and replicas."""

@@ -28,7 +28,8 @@ class OnlineDPO(OnPolicyTrainer):
         group_size: int, at least 2.
         update_epochs: int.
         labels: `"soft"` or `"hard"`.
-        **kwargs: those of `OnPolicyTrainer`, but `kl_in` and `loss_reduction`.
+        **kwargs: those of `OnPolicyTrainer`, but `kl_in`, `kl_estimator`, `loss_reduction` and
+            `importance_cap`: the loss has the KL in it, counts pairs, and holds for any samples.
 
     Raises:
         ValueError: an argument outside its range, or parts that do not fit together.
@@ -54,6 +55,12 @@ class OnlineDPO(OnPolicyTrainer):
         labels: str = "soft",
         **kwargs: Any,
     ):
+        unused = {"kl_in", "kl_estimator", "loss_reduction", "importance_cap"} & {*kwargs}
+        if unused:
+            raise ValueError(
+                "The loss of OnlineDPO has the KL in it, counts pairs of responses, and needs no "
+                f"importance weights. Leave out {sorted(unused)}."
+            )
         # A response counts once, however long it is: its loss stands on each of its tokens.
         super().__init__(
             *args,
@@ -93,7 +100,16 @@ class OnlineDPO(OnPolicyTrainer):
         logits = extras["beta"] * ops.repeat(ops.sum(signed, axis=1), self.group_size)
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
-        paired = ops.cast(extras["side"] != 0, "float32")
-        loss = ops.broadcast_to((paired * losses)[:, None], mask.shape)
+        loss = ops.broadcast_to((self._paired(minibatch) * losses)[:, None], mask.shape)
         agrees = ops.broadcast_to(ops.cast(logits > 0, "float32")[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
+
+    def _paired(self, minibatch):
+        """1 for responses in a pair; one that `mask_overlong` leaves out takes both with it."""
+        marked = minibatch.extras["side"] != 0
+        missing = ops.logical_and(
+            marked, ops.logical_not(ops.any(minibatch.response_mask, axis=-1))
+        )
+        broken = ops.any(ops.reshape(missing, (-1, self.group_size)), axis=1)
+        whole = ops.logical_not(ops.repeat(broken, self.group_size))
+        return ops.cast(ops.logical_and(marked, whole), "float32")

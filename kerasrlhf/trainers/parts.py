@@ -16,7 +16,7 @@ class Parts:
 
     Attributes:
         reference, reward, rules, memory: as given.
-        collect, estimate, update, learn_text: the compiled parts of an iteration; None before
+        collect, estimate, take, update, learn_text: the compiled parts of an iteration; None before
             `compile`.
         statistics, last: of the last iteration.
     """
@@ -31,7 +31,7 @@ class Parts:
     ):
         self.reference, self.reward, self.rules = reference, reward, rules
         self.memory = memory
-        self.collect = self.estimate = self.update = self.learn_text = None
+        self.collect = self.estimate = self.take = self.update = self.learn_text = None
         self.statistics, self.last = {}, None
         self._texts = iter(ptx_data.repeat()) if ptx_data is not None else None
 

@@ -66,8 +66,9 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask
         if self.group_baseline:
-            relative = baselines.group_mean(rollout.scores, self.group_size)
-            rollout = rollout._replace(scores=relative)
+            rows = mask.shape[0]
+            totals = ops.sum(ops.reshape(rollout.scores, (rows, -1)), axis=1)
+            rollout = rollout._replace(scores=baselines.group_mean(totals, self.group_size))
         to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
         return self.experience(rollout, masking.whiten(to_come, mask))
 

@@ -26,6 +26,8 @@ class RLOO(OnPolicyTrainer):
         update_epochs: int. 1 stays on policy.
         cliprange: float, above 0: the ratio is clipped as in PPO, for more than one update of a
             rollout. None: the plain policy gradient.
+        loss_reduction: as in `OnPolicyTrainer`. `"fixed"` divides by a constant; `"token"` divides
+            by the number of sampled tokens, which depends on the samples and so is biased.
         **kwargs: those of `OnPolicyTrainer`.
 
     Raises:
@@ -50,9 +52,16 @@ class RLOO(OnPolicyTrainer):
         group_size: int = 4,
         update_epochs: int = 1,
         cliprange: float | None = None,
+        loss_reduction: str = "fixed",
         **kwargs: Any,
     ):
-        super().__init__(*args, group_size=group_size, update_epochs=update_epochs, **kwargs)
+        super().__init__(
+            *args,
+            group_size=group_size,
+            update_epochs=update_epochs,
+            loss_reduction=loss_reduction,
+            **kwargs,
+        )
         checks.check_group(self.group_size)
         self.cliprange = checks.optional("cliprange", cliprange)
 

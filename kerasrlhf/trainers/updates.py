@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from kerasrlhf.functional import value_losses
@@ -34,10 +35,10 @@ def learn(
     Returns:
         Means over the updates by name.
     """
+    experience = Experience(*trainer._parts.estimate(rollout))
     if trainer.mask_overlong:
         mask = ops.logical_and(rollout.response_mask, rollout.ended[:, None])
-        rollout = rollout._replace(response_mask=mask)
-    experience = Experience(*trainer._parts.estimate(rollout))
+        experience = experience._replace(response_mask=mask)
     order = minibatches.permutations(
         trainer.seed,
         iteration,
@@ -50,7 +51,8 @@ def learn(
     texts = (texts or [])[: _updates_with_text(trainer)] or [None] * len(order)
     logs = []
     for index, text in zip(order, texts, strict=True):
-        logs.append(trainer.train_step(minibatches.take(experience, index), text, temperature))
+        minibatch = Experience(*trainer._parts.take(experience, tf.constant(index)))
+        logs.append(trainer.train_step(minibatch, text, temperature))
         if _has_gone_far(trainer, logs):
             break
     statistics = _means(trainer, logs, iteration)

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ppo_runs import Run, letters
 
 import kerasrlhf as rlhf
@@ -47,20 +48,9 @@ def assert_same(result, other):
         np.testing.assert_allclose(values, other_history[name], rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_resumed_is_uninterrupted(tmp_path, lora):
-    first = Run(lora=lora)
-    expected = first.fit(2, validate=True)
-    assert len(expected[1]["val_score"]) == 2
-    first.again().fit(1, [rlhf.callbacks.Resume(tmp_path)], validate=True)
-    # Nothing but the files passes from one process to the next.
-    second = Run(lora=lora)
-    assert_same(second.fit(2, [rlhf.callbacks.Resume(tmp_path)], validate=True), expected)
-
-
 @pytest.mark.slow
 def test_resumed_is_uninterrupted_on_two_replicas(tmp_path):
-    with rlhf.cluster.strategy().scope():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         run = Run()
         assert run.trainer.distribute_strategy.num_replicas_in_sync == 2
         expected = run.fit(2, validate=True)
@@ -137,8 +127,8 @@ def test_the_state_holds_the_trained_variables_alone(run, tmp_path):
         "resume.json",
     ]
     trainer = run.trainer
-    # Iteration and KL coefficient come on top, neither reference nor reward.
-    expected = len(trainer.actor.variables) + 2 + len(trainer.optimizer.variables)
+    # Iteration, KL coefficient and score moments come on top, neither reference nor reward.
+    expected = len(trainer.actor.variables) + 3 + len(trainer.optimizer.variables)
     with np.load(tmp_path / "resume-00000002.npz") as arrays:
         assert len(arrays.files) == expected
 

@@ -109,6 +109,16 @@ def test_preferences_put_the_chosen_response_first(gpt2):
     assert y.tolist() == [0] and y.dtype == "int32"
 
 
+def test_preferences_tell_where_the_responses_stand(gpt2):
+    """The prompt "ab" with its start token is three tokens; end tokens count, padding does not."""
+    dataset = data.preferences(PAIRS, gpt2, 1)
+    x, _ = only(dataset)
+    expected = [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
+    assert x["response_mask"].astype(int).tolist() == [expected]
+    assert x["response_mask"].dtype == bool
+    assert dataset.report.longest_response == 4
+
+
 def test_prompts_carry_their_text_and_their_record(gpt2):
     record = {"prompt": "ab", "label": 3, "tags": ["é", None], "score": 0.5, "array": np.arange(2)}
     batch = only(data.prompts([record], gpt2, 1))
@@ -172,7 +182,7 @@ class TestCuts:
         x, _, weight = only(dataset)
         assert x["token_ids"].tolist() == [[0, *ids(gpt2, "bcde")]]
         assert weight.tolist() == [[1, 1, 1, 1, 0]]
-        assert dataset.report == data.Report(1, 5, 9, 1, 1)
+        assert dataset.report == data.Report(1, 5, 9, 1, 1, 4)
 
     def test_something_stands_before_a_response_without_start_token(self, gpt2):
         preprocessor = without(gpt2, add_start_token=False)

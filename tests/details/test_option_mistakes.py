@@ -1,6 +1,7 @@
 """M13: an option that is read and never used. Every one of PPO and of its parts does something."""
 
 import dataclasses
+import functools
 import inspect
 
 import helpers
@@ -10,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.trainers.ppo import PPO
@@ -32,47 +35,79 @@ OPTIONS = {
     "gamma": lambda: {"gamma": 0.5},
     "lam": lambda: {"lam": 0.1},
     "cliprange": lambda: {"cliprange": 0.01},
+    "cliprange_high": lambda: {"cliprange_high": 0.01},
+    "dual_clip": lambda: {"dual_clip": 1.01},
     "cliprange_value": lambda: {"cliprange_value": 0.001},
     "vf_coef": lambda: {"vf_coef": 2.0},
+    "critic_warmup": lambda: {"critic_warmup": 1},
+    "critic_warmup_kl": lambda: {"critic_warmup": 1, "critic_warmup_kl": 0.1},
     "whiten_rewards": lambda: {"whiten_rewards": True},
     "whiten_advantages": lambda: {"whiten_advantages": False},
+    "group_size": lambda: {"group_size": 2},
     "update_epochs": lambda: {"update_epochs": 3},
     "num_minibatches": lambda: {"num_minibatches": 4},
     "micro_batches": lambda: {"micro_batches": 2},
+    "kl_in": lambda: {"kl_in": "loss"},
+    "kl_estimator": lambda: {"kl_in": "loss", "kl_estimator": "k3"},
+    "loss_reduction": lambda: {"loss_reduction": "sequence"},
+    "entropy_coef": lambda: {"entropy_coef": 0.5},
+    "target_kl": lambda: {"target_kl": 1e-4},
+    "importance_cap": lambda: {"importance_cap": 0.5},
+    "mask_overlong": lambda: {"mask_overlong": True},
+    "temperature_schedule": lambda: {"temperature_schedule": lambda iteration: 0.5},
     "ptx_coef": lambda: {"ptx_coef": 0.5, "ptx_data": text()},
+    "lm_every": lambda: {"lm_every": 2, "ptx_data": text()},
+    "lm_steps": lambda: {"lm_every": 2, "lm_steps": 2, "ptx_data": text()},
+    "reverse_coef": lambda: {"reverse_coef": 0.5},
+    "reverse_reward": lambda: {"reverse_reward": 0.5},
+    "memory": lambda: {"memory": RolloutMemory(2)},
+    "memory_reuse": lambda: {"memory": RolloutMemory(2), "memory_reuse": 0},
     "score_scale": lambda: {"score_scale": 0.5},
     "score_clip": lambda: {"score_clip": 0.2},
+    "score_running_scale": lambda: {"score_running_scale": True},
+    "score_per_token": lambda: {"score_per_token": True},
+    "repetition_penalty": lambda: {"repetition_penalty": 5.0, "repetition_ngram": 1},
+    "repetition_ngram": lambda: {"repetition_penalty": 5.0, "repetition_ngram": 2},
+    "overlong_buffer": lambda: {"overlong_buffer": 3},
+    "overlong_penalty": lambda: {"overlong_buffer": 3, "overlong_penalty": 5.0},
     "missing_end_score": lambda: {"missing_end_score": -3.0},
     "missing_end_penalty": lambda: {"missing_end_penalty": 3.0},
     "seed": lambda: {"seed": 1},
 }
+# What works only beside another option is compared with that option alone.
+BESIDE = {
+    "critic_warmup_kl": "critic_warmup",
+    "kl_estimator": "kl_in",
+    "lm_steps": "lm_every",
+    "memory_reuse": "memory",
+    "overlong_penalty": "overlong_buffer",
+    "repetition_ngram": "repetition_penalty",
+}
 
 
-def outcome(monkeypatch, **options):
-    """All weights after one iteration, and how often the actor was read in its updates."""
+@functools.cache
+def outcome(name=None):
+    """All weights after two iterations, and how often the actor was read in their updates."""
     options = {
         "reference": helpers.lm(seed=5, num_layers=1),
         "sampler": SAMPLER,
         "kl": FixedKL(0.2),
         "update_epochs": 2,
         "num_minibatches": 2,
-        **options,
+        **(OPTIONS[name]() if name else {}),
     }
     made = helpers.ppo(helpers.actor(num_layers=1), **options)
-    made.compile(keras.optimizers.SGD(0.3), jit_compile=False)
+    made.compile(keras.optimizers.SGD(0.05), jit_compile=False)
     reads, original = [], ActorCritic.token_stats
-    monkeypatch.setattr(
-        ActorCritic, "token_stats", lambda *args: reads.append(1) or original(*args)
-    )
-    made.iterate(BATCH)
-    monkeypatch.undo()
-    return np.concatenate([np.array(v).ravel() for v in made.actor.weights]), len(reads)
-
-
-@pytest.fixture(scope="module")
-def plain():
     with pytest.MonkeyPatch.context() as patch:
-        return outcome(patch)
+        patch.setattr(
+            ActorCritic,
+            "token_stats",
+            lambda *args, **kwargs: reads.append(1) or original(*args, **kwargs),
+        )
+        for _ in range(2):
+            made.iterate(BATCH)
+    return np.concatenate([np.array(v).ravel() for v in made.actor.weights]), len(reads)
 
 
 def parameters(function):
@@ -80,25 +115,26 @@ def parameters(function):
         name
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD
-    } - {"self", "actor", "reward"}
+    } - {"self", "actor", "reward", "name"}
 
 
 def test_m13_the_list_of_options_is_complete():
-    assert parameters(PPO.__init__) | parameters(OnPolicyTrainer.__init__) == (
+    prefixed = {"scale", "clip", "running_scale", "per_token"}
+    rules = {f"score_{name}" if name in prefixed else name for name in ScoreRules._fields}
+    assert parameters(PPO.__init__) | parameters(OnPolicyTrainer.__init__) | rules == (
         {*OPTIONS} | {"ptx_data"}
     )
 
 
 @pytest.mark.parametrize("name", sorted({*OPTIONS} - {"micro_batches"}))
-def test_m13_every_option_changes_what_is_learnt(name, plain, monkeypatch):
-    weights, _ = outcome(monkeypatch, **OPTIONS[name]())
-    assert np.abs(weights - plain[0]).max() > 1e-4
+def test_m13_every_option_changes_what_is_learnt(name):
+    assert np.abs(outcome(name)[0] - outcome(BESIDE.get(name))[0]).max() > 1e-4
 
 
-def test_m13_micro_batches_change_the_parts_and_nothing_else(plain, monkeypatch):
-    weights, reads = outcome(monkeypatch, **OPTIONS["micro_batches"]())
-    assert (plain[1], reads) == (4, 8)
-    np.testing.assert_allclose(weights, plain[0], atol=1e-4)
+def test_m13_micro_batches_change_the_parts_and_nothing_else():
+    (weights, reads), (expected, once) = outcome("micro_batches"), outcome()
+    assert (once, reads) == (8, 16)
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
 SAMPLERS = {
@@ -108,6 +144,7 @@ SAMPLERS = {
     "top_p": {"top_p": 0.3},
     "stop_token_ids": {"stop_token_ids": None},
     "min_length": {"min_length": 4},
+    "epsilon": {"epsilon": 0.7},
 }
 
 

@@ -11,6 +11,7 @@ from kerasrlhf.functional import masking, value_losses
 from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.rollouts.scoring import Episodes
 from kerasrlhf.trainers.checks import check_first_ratio
+from kerasrlhf.trainers.gradients import policy_logs
 from kerasrlhf.trainers.statistics import rollout_statistics
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats
 
@@ -39,8 +40,9 @@ def batch_logs(made, columns=0, filling=0.0):
     mask = np.pad(MASK, [(0, 0), (0, columns)])
     lengths = np.ones(2, "int32")
     batch = Experience(mask * 1, mask, mask, lengths, old, old, values, advantages, targets)
-    loss, logs = made.objective(TokenStats(new, new, values), batch)
-    logs = {"loss": loss, **logs}
+    stats = TokenStats(new, new, values)
+    loss, logs = made.objective(stats, batch)
+    logs = {"loss": loss, **logs, **policy_logs(stats, batch)}
     explained = value_losses.explained_variance(values, targets, mask)
     means = {name: float(masking.masked_mean(x, mask)) for name, x in logs.items()}
     return {**means, "value/explained_variance": float(explained)}

@@ -1,5 +1,6 @@
 """Rewards, advantages and losses against NumPy loops written from the papers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -27,6 +28,25 @@ def test_token_rewards_against_a_loop():
             if t == end - 1:
                 expected[row, t] += SCORES[row]
     np.testing.assert_allclose(rewards, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_per_token_are_added_at_their_own_tokens():
+    """Process rewards: each score at its step, and none outside the mask."""
+    scores = np.where(MASK, C, np.nan).astype("float32")
+    rewards = np.array(returns.token_rewards(scores, A, B, MASK, kl_coef=0.3))
+    for row in range(SHAPE[0]):
+        for t in range(SHAPE[1]):
+            expected = C[row, t] - 0.3 * (A[row, t] - B[row, t]) if MASK[row, t] else 0.0
+            assert rewards[row, t] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_score_per_response_is_a_score_per_token_at_the_end():
+    ends = np.array([[t == end - 1 and end > start for t in range(12)] for start, end in RUNS])
+    placed = np.where(ends, SCORES[:, None], 0.0)
+    np.testing.assert_array_equal(
+        returns.token_rewards(placed, A, B, MASK, 0.3),
+        returns.token_rewards(SCORES, A, B, MASK, 0.3),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
@@ -138,3 +158,57 @@ def test_ties_are_shared_out_and_a_lead_is_over_the_best_other():
     scores = [[2.0, 2.0, 1.0], [1.0, 1.0, 1.0], [3.0, 1.0, 2.0], [0.0, 1.0, 1.0]]
     np.testing.assert_allclose(preferences.accuracy(scores), [0.5, 1 / 3, 1.0, 0.0])
     np.testing.assert_allclose(preferences.lead(scores), [0.0, 0.0, 1.0, -1.0])
+
+
+def plackett_luce(scores):
+    """Minus the log of the product of shares exp(s_k) / sum of exp(s_j) over those left."""
+    likelihood, left = 1.0, list(np.exp(np.asarray(scores, "float64")))
+    while len(left) > 1:
+        likelihood *= left[0] / sum(left)
+        left.pop(0)
+    return -math.log(likelihood)
+
+
+def test_plackett_luce_against_the_product_of_choices():
+    scores = RNG.normal(size=(6, 4)).astype("float32")
+    found = preferences.plackett_luce(scores)
+    assert found.shape == (6,) and found.dtype == "float32"
+    np.testing.assert_allclose(found, [plackett_luce(row) for row in scores], rtol=1e-5)
+
+
+def test_plackett_luce_is_a_distribution_over_the_orders():
+    orders = np.array(list(itertools.permutations([0.3, -1.2, 2.0, 0.9])), "float32")
+    assert len(orders) == 24
+    total = np.exp(-np.array(preferences.plackett_luce(orders), "float64")).sum()
+    assert total == pytest.approx(1.0, rel=1e-6)
+
+
+def test_plackett_luce_of_two_is_bradley_terry_and_begins_with_the_best_of_k():
+    scores = RNG.normal(size=(6, 3)).astype("float32")
+    np.testing.assert_allclose(
+        preferences.plackett_luce(scores[:, :2]),
+        preferences.bradley_terry(scores[:, :2]),
+        rtol=1e-5,
+    )
+    rest = preferences.plackett_luce(scores[:, 1:])
+    np.testing.assert_allclose(
+        preferences.plackett_luce(scores), preferences.best_of_k(scores) + rest, rtol=1e-5
+    )
+
+
+def test_plackett_luce_stays_finite_where_scores_are_far_apart():
+    scores = tf.Variable([[-300.0, 0.0, 300.0], [300.0, 0.0, -300.0]])
+    with tf.GradientTape() as tape:
+        losses = preferences.plackett_luce(scores)
+    np.testing.assert_allclose(losses, [600 + 300, 0.0], atol=1e-4)
+    np.testing.assert_allclose(tape.gradient(losses, scores)[0], [-1, -1, 2], atol=1e-5)
+
+
+def test_the_squared_sum_takes_all_candidates_of_a_row():
+    np.testing.assert_array_equal(
+        preferences.squared_sum([[1.0, 2.0, -4.0], [3.0, -3.0, 0.0]]), [1.0, 0.0]
+    )
+    with pytest.raises(ValueError, match="at least 2"):
+        preferences.squared_sum([[1.0]])
+    with pytest.raises(ValueError, match="batch, candidates"):
+        preferences.plackett_luce([1.0, 2.0])

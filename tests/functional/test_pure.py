@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasrlhf import functional
 from kerasrlhf.functional import (
+    direct,
     kl,
     logprobs,
     masking,
@@ -39,6 +40,8 @@ MASKED = {
     "masked_variance": (masking.masked_variance, [A], [MASK]),
     "whiten": (masking.whiten, [A], [MASK]),
     "whiten_keeping_the_mean": (lambda x, m: masking.whiten(x, m, center=False), [A], [MASK]),
+    "response_logprobs": (direct.response_logprobs, [A], [MASK]),
+    "response_means": (lambda x, m: direct.response_logprobs(x, m, True), [A], [MASK]),
     "last_true": (masking.last_true, [A], [MASK]),
     "explained_variance": (value_losses.explained_variance, [A, B], [MASK]),
     "gae": (lambda r, v, m: returns.gae(r, v, m, 0.9, 0.8), [A, B], [MASK]),
@@ -65,10 +68,19 @@ UNMASKED = {
     "discounted_sums": (lambda x: returns.discounted_sums(x, 0.7), [A], []),
     "token_logprobs": (lambda x, i: logprobs.token_logprobs(x, i, 0.7), [LOGITS], [IDS]),
     "token_entropy": (lambda x: logprobs.token_entropy(x, 0.7), [LOGITS], []),
-    "align": (logprobs.align, [LOGITS], []),
     "bradley_terry": (preferences.bradley_terry, [CANDIDATES], []),
     "bradley_terry_margin": (preferences.bradley_terry, [CANDIDATES], [SCORES]),
     "best_of_k": (preferences.best_of_k, [CANDIDATES], []),
+    "bradley_terry_smoothed": (
+        lambda x: preferences.bradley_terry(x, label_smoothing=0.2),
+        [CANDIDATES],
+        [],
+    ),
+    "implicit_reward": (lambda p, q: direct.implicit_reward(p, q, 0.3, 0.1), [A, B], []),
+    "ipo": (lambda x: direct.ipo(x, 0.5), [CANDIDATES], []),
+    "kto": (lambda x: direct.kto(x, 1.5, 0.5), [CANDIDATES], []),
+    "log_odds": (lambda x: direct.log_odds(-abs(x)), [CANDIDATES], []),
+    "orpo": (lambda x: direct.orpo(-abs(x)), [CANDIDATES], []),
     "accuracy": (preferences.accuracy, [CANDIDATES], []),
     "lead": (preferences.lead, [CANDIDATES], []),
 }
@@ -109,17 +121,13 @@ def test_compiled_equals_eager(compiled, name, mode):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "align"])
+@pytest.mark.parametrize("name", EVERY)
 def test_results_are_float32_whatever_comes_in(name, dtype):
     floats = [tf.cast(x, dtype) for x in EVERY[name][1]]
     rounded = [tf.cast(x, "float32") for x in floats]
     for result, expected in zip(evaluate(name, floats), evaluate(name, rounded), strict=True):
         assert result.dtype in (np.float32, np.bool_)
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_align_moves_states_in_their_own_dtype():
-    assert logprobs.align(tf.cast(LOGITS, "bfloat16")).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("garbage", [np.inf, -np.inf, np.nan, 1e30])
@@ -219,7 +227,7 @@ WRONG = {
     ),
     "scores_as_column": (
         lambda: returns.token_rewards(SCORES[:, None], A, B, MASK, 0.1),
-        "expected \\(batch,\\)",
+        "both must have the same",
     ),
     "one_candidate": (lambda: preferences.bradley_terry(CANDIDATES[:, :1]), "at least 2"),
     "scores_without_candidates": (lambda: preferences.best_of_k(SCORES), "batch, candidates"),
@@ -229,7 +237,6 @@ WRONG = {
     ),
     "lengths": (lambda: masking.response_mask([1, 2], [1], 4), "`response_lengths`"),
     "flat_mask": (lambda: masking.last_true_mask(MASK[0]), "batch, length"),
-    "flat_states": (lambda: logprobs.align(SCORES), "`states`"),
 }
 
 

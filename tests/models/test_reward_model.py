@@ -98,7 +98,7 @@ def fitted():
     before = [np.array(w) for w in causal_lm.weights]
     model = RewardModel.from_causal_lm(causal_lm)
     model.compile(keras.optimizers.Adam(0.02))
-    data = tf.data.Dataset.from_tensors((pairs(), np.zeros((8, 2), "float32")))
+    data = tf.data.Dataset.from_tensors((pairs(), np.zeros(8, "float32")))
     history = model.fit(data, epochs=30, verbose=0).history
     return causal_lm, before, model, history
 
@@ -140,7 +140,7 @@ def test_the_first_preference_loss_is_that_of_equal_scores():
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
     for weight in model.score_head.weights:
         weight.assign(keras.ops.zeros_like(weight))
-    results = model.evaluate(pairs(), np.zeros((8, 2)), verbose=0, return_dict=True)
+    results = model.evaluate(pairs(), np.zeros(8), verbose=0, return_dict=True)
     assert results["loss"] == pytest.approx(np.log(2), rel=1e-5)
 
 
@@ -301,7 +301,7 @@ def test_output_embeddings_are_no_part_of_training():
     assert len(model.trainable_variables) == len(model.weights) - 3  # and gain and bias
     assert len(causal_lm.trainable_variables) == len(causal_lm.weights)
     model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
-    model.fit(pairs(), np.zeros((8, 2), "float32"), verbose=0)
+    model.fit(pairs(), np.zeros(8, "float32"), verbose=0)
     assert len(RewardModel(causal_lm).trainable_variables) == len(model.trainable_variables)
 
 
@@ -322,7 +322,7 @@ def test_other_things_than_text_models_are_refused(model):
 
 def test_two_replicas_fit_what_one_fits():
     weights = []
-    data = tf.data.Dataset.from_tensor_slices((pairs(), np.zeros((8, 2), "float32"))).batch(8)
+    data = tf.data.Dataset.from_tensor_slices((pairs(), np.zeros(8, "float32"))).batch(8)
     for strategy in (
         tf.distribute.get_strategy(),
         tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),

@@ -10,7 +10,7 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collector
-from kerasrlhf.rollouts.scoring import ScoreRules
+from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.types import Sampler
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
@@ -87,13 +87,13 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
     reward = RewardModel(helpers.lm(texts=True, vocab=23 if same else 20, seed=2))
     helpers.filled(reward.score_head, seed=6)
     texts = []
-    original = reward.score
+    original = reward.read_texts
 
-    def score(prompts, responses):
+    def read_texts(prompts, responses):
         texts.append((prompts, responses))
         return original(prompts, responses)
 
-    monkeypatch.setattr(reward, "score", score)
+    monkeypatch.setattr(reward, "read_texts", read_texts)
     result = collect(actor, reward)
     rollout = result.rollout
     if same:
@@ -101,7 +101,7 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
     else:
         assert texts == [(result.episodes.prompts, result.episodes.responses)]
-        expected = original(*texts[0])
+        expected = original(*texts[0]).scores
     np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)
     assert np.std(result.raw_scores) > 0.01
 

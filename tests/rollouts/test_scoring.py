@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.rollouts.scoring import Episodes, ScoreRules
+from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.scoring import Episodes
 from kerasrlhf.types import Samples
 
 PROMPTS, RESPONSES = ["p0", "p1", "p2"], ["r0", "r1", "r2"]

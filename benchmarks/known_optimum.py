@@ -1,0 +1,228 @@
+"""PPO on tasks whose best policy is known: regret against episodes and seconds.
+
+    python benchmarks/known_optimum.py --output runs/optimum.jsonl --plot runs/optimum.png
+    python benchmarks/known_optimum.py --tasks counting --seeds 0 --coef 0.5 --no-exact
+
+A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
+iteration. All responses are listed, so the best value `b log Z` and that of the policy are exact:
+regret 0 is the best policy, 1 the reference (`kerasrlhf.evaluation.optimum`). One setting serves
+all tasks. `exact` is Adam on the exact gradient with no sampling, clipping or critic.
+
+Prints a JSON line a run, then a table.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import optimum_report
+import optimum_tasks
+from exact_gradient import ExactTrainer
+from optimum_tasks import LENGTH, PROMPTS, STOP, TASKS, VOCAB
+
+import kerasrlhf as rlhf
+from kerasrlhf.evaluation import optimum
+
+BATCH, RATE = 256, 2e-3
+SETTING = {
+    "update_epochs": 4,
+    "num_minibatches": 1,
+    "lam": 1.0,
+    # At the optimum every response to a prompt returns the same: advantages, and with them the
+    # noise of the gradient, vanish. Whitening would bring them back to variance 1.
+    "whiten_advantages": False,
+    "cliprange": 0.1,
+    "cliprange_value": 100.0,  # never reached: off
+    "vf_coef": 0.5,
+}
+EXACT_STEPS = 936
+MARKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Judged by the coefficient that it ends with.
+ADAPTIVE = {"coef": 0.2, "target": 3.0, "horizon": 10_000}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
+    parser.add_argument("--episodes", type=int, default=60_000)
+    parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--adaptive", choices=[*TASKS, "none"], default="smooth", help="task of the adaptive run"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="lines are added to this file; all of it is reported"
+    )
+    parser.add_argument("--plot", type=pathlib.Path, help="PNG")
+    return parser.parse_args()
+
+
+def optimizer(steps):
+    rate = keras.optimizers.schedules.PolynomialDecay(RATE, steps, 0.0)  # N5
+    return keras.optimizers.Adam(rate, epsilon=1e-5)
+
+
+class Bench:
+    """A model with its PPO trainer, compiled once for all tasks of one kind.
+
+    Args:
+        ends: whether token 0 ends a response.
+        episodes: of a whole run.
+    """
+
+    def __init__(self, ends, episodes):
+        stops = (STOP,) if ends else ()
+        self.responses = optimum.enumerate_responses(VOCAB, LENGTH, stops)
+        self.iterations = episodes // BATCH
+        self.batch = optimum_tasks.prompt_batch(BATCH)
+        self.reward = optimum_tasks.TableReward()
+        self.trainer = rlhf.PPO(
+            rlhf.ActorCritic(optimum_tasks.language_model()),
+            self.reward,
+            sampler=rlhf.Sampler(LENGTH, stop_token_ids=stops or None),
+            kl=rlhf.FixedKL(0.1),
+            **SETTING,
+        )
+        self.trainer.compile(optimizer(self.iterations * self.trainer.updates_per_iteration))
+        self.read = optimum.ResponseLogprobs(self.trainer.actor, PROMPTS, self.responses)
+        self.reference = optimum.ResponseLogprobs(self.trainer.reference, PROMPTS, self.responses)()
+        self._initial = [v.numpy() for v in self.trainer.trainable_variables]
+        self.trainer.iterate(self.batch)  # compiles
+        self._exact = None
+
+    def table(self, task):
+        """Scores of every response, float64 `(prompts, responses)`."""
+        return self.reward.fill(task, self.responses.tuples())
+
+    def reset(self, optimizer):
+        """Weights and optimiser as they were."""
+        for variable, value in zip(self.trainer.trainable_variables, self._initial, strict=True):
+            variable.assign(value)
+        for variable in optimizer.variables:
+            if variable is not optimizer._learning_rate:
+                variable.assign(keras.ops.zeros_like(variable))
+        self.trainer.iteration.assign(0)
+
+    def ppo(self, task, kl, seed):
+        """Trains from the reference on.
+
+        Returns:
+            `(episodes, seconds, log-probabilities)` at every mark; seconds of iterations alone.
+        """
+        self.table(task)
+        self.reset(self.trainer.optimizer)
+        self.trainer.kl, self.trainer.seed = kl, seed
+        marks = {max(1, round(mark * self.iterations)) for mark in MARKS}
+        curve, seconds = [], 0.0
+        for iteration in range(1, self.iterations + 1):
+            seconds += self.trainer.iterate(self.batch)["time/iteration"]
+            if iteration in marks:
+                curve.append((iteration * BATCH, seconds, self.read()))
+        return curve
+
+    def exact(self, task, coef):
+        """The same curve by exact gradients; a step counts as one update of PPO."""
+        if self._exact is None:
+            prompts = np.array(PROMPTS, "int32")
+            self._exact = ExactTrainer(
+                self.trainer.actor.causal_lm, prompts, self.responses, optimizer(EXACT_STEPS)
+            )
+        scores = self.table(task)
+        self.reset(self._exact.optimizer)
+        marks = {max(1, round(mark * EXACT_STEPS)) for mark in MARKS}
+        return [
+            (step / self.trainer.updates_per_iteration * BATCH, seconds, logprobs)
+            for step, seconds, logprobs in self._exact.run(
+                self.reference, scores, coef, EXACT_STEPS, marks
+            )
+        ]
+
+
+def record(bench, name, coef, curve, **labels):
+    """One run as a JSON line."""
+    scores = bench.table(TASKS[name])
+    reference = bench.reference
+    last = curve[-1][-1]
+    return {
+        "task": name,
+        "coef": round(float(coef), 4),
+        **labels,
+        "episodes": [round(episodes) for episodes, _, _ in curve],
+        "seconds": [round(seconds, 2) for _, seconds, _ in curve],
+        "regret": [
+            float(f"{optimum.regret(logprobs, reference, scores, coef):.4g}")
+            for *_, logprobs in curve
+        ],
+        "best_value": _mean(optimum.best_value(reference, scores, coef)),
+        "value": _mean(optimum.value(last, reference, scores, coef)),
+        "score": _mean(optimum.value(last, reference, scores, 0.0)),
+        "kl": _mean(np.sum(np.exp(last) * (last - reference), axis=1)),
+    }
+
+
+def _mean(values):
+    return round(float(np.mean(values)), 4)
+
+
+def runs(args):
+    """Every run as a dict, in turn."""
+    benches = {}
+
+    def bench(name):
+        ends = TASKS[name].ends
+        if ends not in benches:
+            benches[ends] = Bench(ends, args.episodes)
+        return benches[ends]
+
+    for name in args.tasks:
+        for coef in args.coef:
+            for seed in args.seeds:
+                curve = bench(name).ppo(TASKS[name], rlhf.FixedKL(coef), seed)
+                yield record(bench(name), name, coef, curve, system="ppo", seed=seed)
+            if args.exact:
+                curve = bench(name).exact(TASKS[name], coef)
+                yield record(bench(name), name, coef, curve, system="exact")
+    if args.adaptive != "none":
+        for seed in args.seeds:
+            kl = rlhf.AdaptiveKL(**ADAPTIVE)
+            curve = bench(args.adaptive).ppo(TASKS[args.adaptive], kl, seed)
+            coef = kl.coef.numpy()
+            yield record(
+                bench(args.adaptive), args.adaptive, coef, curve, system="adaptive", seed=seed
+            )
+
+
+def kept(path):
+    """The lines of a file, if there is one."""
+    if path is None or not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main():
+    args = parse_args()
+    keras.utils.set_random_seed(0)
+    lines = []
+    for line in runs(args):
+        lines.append(line)
+        print(json.dumps(line), flush=True)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            with args.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    lines = kept(args.output) or lines
+    print(optimum_report.table(lines))
+    if args.plot:
+        optimum_report.draw(lines, args.plot)
+
+
+if __name__ == "__main__":
+    main()

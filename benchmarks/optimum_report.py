@@ -1,0 +1,99 @@
+"""The runs of `known_optimum.py` as a table and a picture."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+FLOOR = 1e-5
+
+
+def groups(lines):
+    """Lines by task, system and coefficient (one group for adaptive runs), in order."""
+    found = {}
+    for line in lines:
+        coef = "adaptive" if line["system"] == "adaptive" else line["coef"]
+        found.setdefault((line["task"], coef, line["system"]), []).append(line)
+    return found
+
+
+def episodes_until(line, regret=0.02):
+    """Episodes at the first mark from which on the regret stays at or below a bound, or None."""
+    reached = None
+    for episodes, value in zip(line["episodes"], line["regret"], strict=True):
+        if value > regret:
+            reached = None
+        elif reached is None:
+            reached = episodes
+    return reached
+
+
+def table(lines):
+    """Markdown: a row for each task and coefficient."""
+    found = groups(lines)
+    rows = [
+        "| task | b | PPO regret, each seed | at or below 0.02 from episode | exact gradient | s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (task, coef, system), runs in found.items():
+        if system == "exact":
+            continue
+        exact = found.get((task, coef, "exact"))
+        b = coef if system == "ppo" else f"adaptive, ends at {_several(r['coef'] for r in runs)}"
+        cells = [
+            task,
+            b,
+            _several(_short(run["regret"][-1]) for run in runs),
+            _several(episodes_until(run) or "-" for run in runs),
+            _short(exact[0]["regret"][-1]) if exact else "",
+            _several(round(run["seconds"][-1]) for run in runs),
+        ]
+        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _several(values):
+    return ", ".join(str(value) for value in values)
+
+
+def _short(regret):
+    return f"{regret:.5f}" if regret < 0.001 else f"{regret:.3f}"
+
+
+def draw(lines, path):
+    """PNG: regret of every run against episodes (above) and seconds (below), a column a task."""
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    figure, axes = pyplot.subplots(
+        2, len(tasks), figsize=(3.2 * len(tasks), 6), sharey=True, squeeze=False
+    )
+    coefs = list(dict.fromkeys(coef for _, coef, _ in groups(lines)))
+    for (task, coef, system), runs in groups(lines).items():
+        style = {"color": COLOURS[coefs.index(coef) % len(COLOURS)]}
+        style |= {"ls": "--", "lw": 2} if system == "exact" else {"lw": 1}
+        label = f"b {coef}" if coef == "adaptive" else f"b = {coef}"
+        for row, x in enumerate(("episodes", "seconds")):
+            for index, run in enumerate(runs):
+                regret = [max(value, FLOOR) for value in run["regret"]]
+                name = f"{label}, {system}" if index == 0 and row == 0 else None
+                axes[row, tasks.index(task)].plot(run[x], regret, label=name, **style)
+    for column, task in enumerate(tasks):
+        axes[0, column].set_title(task)
+        axes[0, column].set_xlabel("episodes")
+        axes[1, column].set_xlabel("seconds")
+        for axis in axes[:, column]:
+            axis.set_yscale("log")
+            axis.axhline(0.02, color="grey", lw=0.8, ls=":")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("regret")
+    handles, labels = [], []
+    for axis in axes[0]:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

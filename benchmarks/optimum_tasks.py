@@ -1,0 +1,133 @@
+"""The tasks of `known_optimum.py`, and the model that learns them.
+
+Responses have at most four of eight tokens. A task is a function of prompt and response, both
+tuples of token ids; `ends` says that token 0 closes a response. Rare answers score high enough for
+the best policy at b = 0.5 to give them often: otherwise the task would be to tell small
+probabilities apart from a handful of hits.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras_hub
+import numpy as np
+
+VOCAB, LENGTH, STOP = 8, 4, 0
+PROMPTS = ((1,), (3,), (5,), (7,))
+
+
+class Task(NamedTuple):
+    """What is rewarded.
+
+    score: of a prompt and a response.
+    text: the definition in one line.
+    ends: whether token 0 ends a response.
+    """
+
+    score: Callable[[tuple, tuple], float]
+    text: str
+    ends: bool = False
+
+
+def counting(prompt, response):
+    return float(response.count(2))
+
+
+def palindrome(prompt, response):
+    return 2.0 * (response == response[::-1] and len(set(response)) == LENGTH // 2)
+
+
+def smooth_table(seed=11):
+    """A random number for each token at each place and each pair of neighbours, summed.
+
+    Over all responses the sums are brought to mean 0 and deviation 1.
+    """
+    generator = np.random.default_rng(seed)
+    single = generator.normal(size=(LENGTH, VOCAB))
+    pair = generator.normal(size=(LENGTH - 1, VOCAB, VOCAB))
+
+    def raw(response):
+        singles = sum(single[t, token] for t, token in enumerate(response))
+        return singles + sum(pair[t, a, b] for t, (a, b) in enumerate(itertools.pairwise(response)))
+
+    table = {y: raw(y) for y in itertools.product(range(VOCAB), repeat=LENGTH)}
+    mean, deviation = np.mean(list(table.values())), np.std(list(table.values()))
+    return lambda prompt, response: (table[response] - mean) / deviation
+
+
+def sparse(prompt, response):
+    return 4.0 * (response[:3] == (2, 6, 1))
+
+
+def ended_sum(prompt, response):
+    return 2.0 * (response[-1] == STOP and sum(response) % 4 == 0)
+
+
+def count_up(prompt, response):
+    wanted = [(prompt[0] + step) % VOCAB for step in range(1, LENGTH + 1)]
+    return float(sum(a == b for a, b in zip(response, wanted, strict=True)))
+
+
+TASKS = {
+    "counting": Task(counting, "number of tokens that are 2"),
+    "palindrome": Task(palindrome, "2 for a palindrome of two different tokens (56 of 4,096)"),
+    "smooth": Task(smooth_table(), "random number per token and neighbouring pair, summed"),
+    "sparse": Task(sparse, "4 for beginning with 2, 6, 1: one response in 512"),
+    "ended": Task(ended_sum, "2 if token 0 ends it and its tokens sum to a multiple of 4", True),
+    "prompted": Task(count_up, "number of tokens that count up from the prompt"),
+}
+
+
+class TableReward:
+    """A reward function that looks responses up; the table is filled anew for another task."""
+
+    def __init__(self):
+        self._table = {}
+
+    def fill(self, task, responses):
+        """Takes the scores of all responses and gives them back, float64 `(prompts, responses)`."""
+        self._table = {(p, r): task.score(p, r) for p in PROMPTS for r in responses}
+        return np.array([[self._table[p, r] for r in responses] for p in PROMPTS])
+
+    def __call__(self, prompt_ids, response_ids):
+        pairs = zip(prompt_ids, response_ids, strict=True)
+        return [self._table.get((tuple(p), tuple(r)), 0.0) for p, r in pairs]
+
+
+def language_model(seed=0):
+    """GPT-2 of 2 layers and width 64 with random weights that prefer some tokens to others.
+
+    Kernels are N(0, 1/fan-in), embeddings N(0, 0.1^2), biases 0. With seed 0 the responses to the
+    four prompts have entropies of 6.8 to 7.5 nats (uniform: 8.3); the likeliest has probability
+    0.026 and the least likely 1e-7.
+    """
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=VOCAB,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=64,
+        intermediate_dim=256,
+        max_sequence_length=8,
+        dropout=0.0,
+    )
+    generator = np.random.default_rng(seed)
+    for variable in backbone.weights:
+        if variable.name == "embeddings":
+            variable.assign(generator.normal(0.0, 0.1, variable.shape))
+        elif variable.name == "kernel":
+            deviation = 1 / np.sqrt(_fan_in(variable))
+            variable.assign(generator.normal(0.0, deviation, variable.shape))
+    return keras_hub.models.GPT2CausalLM(backbone)
+
+
+def _fan_in(kernel):
+    """Inputs of a unit: all axes but the last in output projections, the first elsewhere."""
+    out = "attention_output" in kernel.path
+    return np.prod(kernel.shape[:-1]) if out else kernel.shape[0]
+
+
+def prompt_batch(rows):
+    """Every prompt equally often, as a trainer takes them."""
+    ids = np.tile(np.array(PROMPTS, "int32"), (rows // len(PROMPTS), 1))
+    return {"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)}

@@ -1,0 +1,211 @@
+"""RLHF from start to end in two calls, for a first look."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from kerasrlhf import data
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts.rewards import load_reward
+from kerasrlhf.trainers.grpo import GRPO
+from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.online_dpo import OnlineDPO
+from kerasrlhf.trainers.ppo import PPO
+from kerasrlhf.trainers.reinforce_plus_plus import REINFORCEPlusPlus
+from kerasrlhf.trainers.rloo import RLOO
+from kerasrlhf.types import Sampler, require_int, require_number
+
+ALGORITHMS: dict[str, Callable] = {
+    "ppo": PPO,
+    "rloo": RLOO,
+    "grpo": GRPO,
+    "dr_grpo": functools.partial(GRPO, variant="dr_grpo"),
+    "reinforce++": REINFORCEPlusPlus,
+    "online_dpo": OnlineDPO,
+}
+"""What `RLHF(algorithm=...)` takes."""
+
+_NORMALIZED = 256
+
+
+class RLHF:
+    """Supervised fine-tuning, reward model and reinforcement learning behind one object.
+
+    `build_model()` makes the networks and compiles them, `train()` takes the steps that there is
+    data for. Everything is a public class of this package, reachable as an attribute; whoever
+    wants more than one learning rate uses those classes, in the same order.
+
+    Args:
+        preset: keras-hub name or handle, or a local folder: where the policy starts.
+        prompts: what to answer, a source as `data.prompts` takes.
+        reward: a trained reward model, a function of prompts and responses, or the name of either
+            as `load_reward` takes. Instead of `preferences`.
+        preferences: pairs to train a reward model on, a source as `data.preferences` takes.
+        demonstrations: None, or what to imitate first, a source as `data.demonstrations` takes.
+        algorithm: a key of `front.ALGORITHMS`.
+        length: int. Tokens of a response at most.
+        temperature: float, above 0. Of sampling.
+        kl_coef: float. Score units per nat of distance from the model before reinforcement.
+        learning_rate: float. Adam's, in every step.
+        batch_size: int. Prompts of an iteration, pairs or demonstrations of an update.
+        jit_compile: compile with XLA.
+        seed: int.
+        **options: of the algorithm, such as `update_epochs` or `group_size`.
+
+    Attributes:
+        actor, reward, trainer: `ActorCritic`, what scores, and the on-policy trainer; None before
+            `build_model()`.
+
+    Raises:
+        ValueError: an unknown algorithm, or not exactly one of `reward` and `preferences`.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> front = rlhf.RLHF(
+        ...     rlhf.presets.TINY_STORIES, prompts=["Tom was sad.", "Lily had a ball."],
+        ...     reward=lambda responses: [-len(r) for r in responses], algorithm="rloo",
+        ...     length=4, batch_size=2, jit_compile=False)
+        >>> front.build_model()
+        >>> history = front.train(epochs=1, verbose=0)
+        >>> sorted(history.history)
+        ['clipfrac', 'kl', 'kl_coef', 'length', 'loss', 'score']
+        >>> len(front.generate(["Ben saw a dog."]))
+        1
+    """
+
+    def __init__(
+        self,
+        preset: str | pathlib.Path,
+        prompts: Any,
+        *,
+        reward: Any = None,
+        preferences: Any = None,
+        demonstrations: Any = None,
+        algorithm: str = "ppo",
+        length: int = 32,
+        temperature: float = 1.0,
+        kl_coef: float = 0.1,
+        learning_rate: float = 1e-5,
+        batch_size: int = 32,
+        jit_compile: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ):
+        if algorithm not in ALGORITHMS:
+            near = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
+            raise ValueError(
+                f"Unknown algorithm {algorithm!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
+                f"There are {list(ALGORITHMS)}."
+            )
+        if (reward is None) == (preferences is None):
+            raise ValueError(
+                "Give either `reward`, which scores responses, or `preferences`, on which a reward "
+                f"model is trained. Received {'neither' if reward is None else 'both'}."
+            )
+        self.preset, self.algorithm, self.options = preset, algorithm, options
+        self.learning_rate = require_number("learning_rate", learning_rate, above=0.0)
+        self.batch_size = require_int("batch_size", batch_size, minimum=1)
+        self.sampler = Sampler(length, temperature=temperature)
+        self.kl = FixedKL(kl_coef)
+        self.jit_compile, self.seed = jit_compile, seed
+        self._sources = prompts, preferences, demonstrations
+        self._given_reward = reward
+        self._is_prepared = False
+        self.actor = self.reward = self.trainer = None
+
+    def build_model(self) -> None:
+        """Makes policy, reward and trainer anew, and compiles them.
+
+        Raises:
+            ValueError: a preset that cannot be loaded, or options that the algorithm does not take.
+        """
+        self._is_prepared = False
+        self.actor = ActorCritic.from_preset(self.preset)
+        self.reward = self._given_reward
+        if self.reward is None:
+            self.reward = RewardModel.from_causal_lm(self.actor.causal_lm)
+            self.reward.compile(self._optimizer(), jit_compile=self.jit_compile)
+        elif isinstance(self.reward, (str, pathlib.Path)):
+            self.reward = load_reward(self.reward)
+        self.trainer = ALGORITHMS[self.algorithm](
+            self.actor,
+            self.reward,
+            sampler=self.sampler,
+            kl=self.kl,
+            seed=self.seed,
+            **self.options,
+        )
+        self.trainer.compile(self._optimizer(), jit_compile=self.jit_compile)
+
+    def train(self, epochs: int = 1, **kwargs: Any) -> keras.callbacks.History:
+        """Imitates, learns what is preferred, and reinforces.
+
+        The first two steps, an epoch each, are taken where there is data for them, once: further
+        calls go on with reinforcement.
+
+        Args:
+            epochs: int. Passes over the prompts.
+            **kwargs: of the reinforcement's `fit`, such as `callbacks` and `verbose`.
+
+        Returns:
+            The history of the reinforcement, with score and KL of every epoch.
+
+        Raises:
+            ValueError: no model yet, or data that cannot be used.
+        """
+        self._check_built("train")
+        prompts, preferences, demonstrations = self._sources
+        batches = self._batches(data.prompts, prompts)
+        if not self._is_prepared:
+            if demonstrations is not None:
+                self._imitate(self._batches(data.demonstrations, demonstrations))
+            if preferences is not None:
+                texts = data.records.prompt_texts(data.records.load(prompts, text_column="prompt"))
+                self._learn_preferences(self._batches(data.preferences, preferences), texts)
+            self._is_prepared = True
+        return self.trainer.fit(batches, epochs=epochs, shuffle=False, **kwargs)
+
+    def generate(self, prompts: Any, seed: int = 0) -> Any:
+        """Responses of the policy as it is now; a string to a string, else a list."""
+        self._check_built("generate")
+        return self.actor.generate(prompts, self.sampler, seed, jit_compile=self.jit_compile)
+
+    def _imitate(self, demonstrations):
+        """Fine-tunes the policy; reference and reward model start from what came out."""
+        lm = self.actor.causal_lm
+        lm.compile(
+            optimizer=self._optimizer(),
+            loss=keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            ),
+            jit_compile=self.jit_compile,
+        )
+        lm.fit(demonstrations, shuffle=False, verbose=0)
+        self.trainer.reference.causal_lm.set_weights(lm.get_weights())
+        if self._given_reward is None:
+            self.reward.backbone.set_weights(lm.backbone.get_weights())
+
+    def _learn_preferences(self, pairs, prompts):
+        """Fits the reward model; responses of the policy then score mean 0 and deviation 1."""
+        self.reward.fit(pairs, shuffle=False, verbose=0)
+        prompts = prompts[:_NORMALIZED]
+        self.reward.normalize(prompts, responses=self.generate(prompts, self.seed))
+
+    def _batches(self, read, source):
+        return read(
+            source, self.actor.causal_lm.preprocessor, batch_size=self.batch_size, seed=self.seed
+        )
+
+    def _optimizer(self):
+        return keras.optimizers.Adam(self.learning_rate, epsilon=1e-5)
+
+    def _check_built(self, name):
+        if self.trainer is None:
+            raise ValueError(f"There is no model yet. Call `build_model()` before `{name}()`.")

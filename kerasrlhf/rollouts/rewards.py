@@ -1,0 +1,50 @@
+"""From a name on a command line to what scores responses."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from kerasrlhf import cli
+from kerasrlhf.models.process_reward_model import ProcessRewardModel
+from kerasrlhf.models.reward_ensemble import RewardEnsemble
+from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.scorer import Scorer
+
+_KINDS = {
+    "reward_model.json": RewardModel,
+    "reward_ensemble.json": RewardEnsemble,
+    "process_reward_model.json": ProcessRewardModel,
+}
+
+
+def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
+    """A saved reward model of any kind, or a Python function.
+
+    Args:
+        name: a folder that `save_to_preset` of a reward model wrote, or a function as
+            `package.module:function` or `path/to/file.py:function`.
+        **kwargs: to `from_preset` of a reward model, for example `dtype="bfloat16"`.
+
+    Returns:
+        What trainers take as `reward`.
+
+    Raises:
+        ValueError: neither a reward model nor the name of a function that exists.
+
+    Example:
+        >>> load_reward("kerasrlhf.tasks.sentiment:happy_words")([" She was happy."])
+        [0.5]
+    """
+    folder = pathlib.Path(name)
+    for file, kind in _KINDS.items():
+        if (folder / file).is_file():
+            return kind.from_preset(folder, **kwargs)
+    if ":" in str(name):
+        return cli.load_function(str(name))
+    raise ValueError(
+        f"There is no reward model in {str(name)!r}: expected a folder that recipes/"
+        f"reward_model.py wrote (with {' or '.join(_KINDS)}), or a function as "
+        "path/to/file.py:function."
+    )

@@ -1,0 +1,204 @@
+"""Preferences without a reward model: DPO, IPO, KTO or ORPO.
+
+    python recipes/dpo.py --model runs/sft/model --data pairs.jsonl --output runs/dpo
+    python recipes/dpo.py --method orpo --model gpt2_base_en --data pairs.jsonl
+
+The data has records with `prompt`, `chosen` and `rejected`; a column `source`, where there is one,
+splits the accuracy into groups. DPO, IPO and KTO start from a fine-tuned model and stay near it;
+ORPO fine-tunes on the way. In `output` stand the policy (`policy`, a keras-hub preset),
+`report.json`, and curves for TensorBoard (`logs`). A trial that takes seconds:
+`python recipes/dpo.py --preset smoke`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import ClassVar, Literal
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a policy on preference pairs directly.
+
+    Args:
+        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        method: The loss.
+        model: The policy's start and, but for orpo, its reference: a keras-hub preset, a folder
+            of one, or a Hugging Face folder.
+        output: A folder for the results.
+        beta: Of dpo, ipo and kto: the smaller, the further from the reference.
+        label_smoothing: Of dpo: how probable it is that a label is the wrong way round.
+        coef: Of orpo: the weight of the odds ratio beside the likelihood.
+        batch_size: Pairs of an update.
+        epochs: Passes over the pairs.
+        learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
+        max_length: Tokens of a row, prompt and response; none for what the model takes.
+        held_out: Share of the pairs that is kept back to measure accuracy.
+        samples: Held-out prompts that are answered before and after.
+        response_length: Tokens of those responses at most.
+        lora_rank: Rank of LoRA adapters, merged when the policy is saved; 0 to train all weights.
+            With adapters the reference costs no second model.
+        dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
+        resume: Keep a backup of every epoch, and go on from it when there is one.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    data: str
+    method: Literal["dpo", "ipo", "kto", "orpo"] = "dpo"
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/dpo")
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    coef: float = 0.1
+    batch_size: int = 16
+    epochs: int = 1
+    learning_rate: float = 1e-5
+    max_length: int | None = None
+    held_out: float = 0.1
+    samples: int = 3
+    response_length: int = 32
+    lora_rank: int = 0
+    dtype: str | None = None
+    resume: bool = False
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "data": str(pathlib.Path(__file__).with_name("smoke.jsonl")),
+            "output": pathlib.Path("runs/smoke/dpo"),
+            "batch_size": 6,
+            "epochs": 3,
+            "learning_rate": 1e-3,
+            "held_out": 0.25,
+            "samples": 2,
+            "response_length": 8,
+            "jit_compile": False,
+        }
+    }
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        if self.label_smoothing and self.method != "dpo":
+            raise ValueError(f"label_smoothing is an option of dpo. Received: {self.method}")
+        if self.resume and self.lora_rank:
+            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    records = rlhf.data.records.load(config.data)
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    count = max(1, round(config.held_out * len(records)))
+    held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    options = {"dtype": config.dtype} if config.dtype else {}
+    actor = rlhf.ActorCritic.from_preset(config.model, **options)
+    preprocessor = actor.causal_lm.preprocessor
+    if config.lora_rank:
+        actor.causal_lm.backbone.enable_lora(config.lora_rank)
+
+    common = {"max_length": config.max_length, "seed": config.seed}
+    pairs = rlhf.data.preferences(
+        train, preprocessor, config.batch_size, drop_remainder=True, **common
+    )
+    unseen = rlhf.data.preferences(
+        held_out, preprocessor, config.batch_size, shuffle=False, **common
+    )
+    print(f"{len(train)} pairs, {len(held_out)} held out; {pairs.report}")
+    longest = max(data.report.longest_response for data in (pairs, unseen))
+    trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
+
+    def respond():
+        prompts = rlhf.data.records.preference_texts(held_out)[0][: config.samples]
+        sampler = rlhf.Sampler(config.response_length)
+        options = {"seed": config.seed, "jit_compile": config.jit_compile}
+        return prompts, actor.generate(prompts, sampler, **options) if prompts else []
+
+    prompts, responses_before = respond()
+    before = trainer.evaluate(unseen, verbose=0, return_dict=True)
+    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
+    if config.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+    trainer.fit(
+        pairs,
+        validation_data=unseen,
+        epochs=config.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=callbacks,
+        verbose=2,
+    )
+    after = trainer.evaluate(unseen, verbose=0, return_dict=True)
+    scores = np.asarray(trainer.predict(unseen, verbose=0), "float64")
+    chosen, rejected = scores[:, 0], scores[:, 1:].max(axis=1)
+    sourced = [i for i, record in enumerate(held_out) if "source" in record]
+    names = [str(held_out[i]["source"]) for i in sourced]
+    by_source = (
+        rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
+        if sourced
+        else {}
+    )
+    samples = zip(prompts, responses_before, respond()[1], strict=True)
+    report = {
+        "config": dataclasses.asdict(config),
+        "before": before,
+        "after": after,
+        "accuracy": rlhf.evaluation.preference_accuracy(chosen, rejected)._asdict(),
+        "by_source": {source: accuracy._asdict() for source, accuracy in by_source.items()},
+        "samples": [dict(zip(("prompt", "before", "after"), x, strict=True)) for x in samples],
+    }
+    show(report)
+    with rlhf.files.replacing(config.output / "policy") as folder:
+        actor.causal_lm.save_to_preset(str(folder))
+    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
+    (config.output / "report.json").write_text(text, encoding="utf-8")
+    print(f"\nthe policy is in {config.output / 'policy'}, the numbers in report.json beside it")
+    return report
+
+
+def build(config, causal_lm, response_length, updates):
+    """The compiled trainer."""
+    loss = None
+    if config.method == "orpo":
+        trainer = rlhf.ORPO(causal_lm, coef=config.coef, response_length=response_length)
+    else:
+        method = {"dpo": rlhf.DPO, "ipo": rlhf.IPO, "kto": rlhf.KTO}[config.method]
+        trainer = method(causal_lm, beta=config.beta, response_length=response_length)
+    if config.label_smoothing:
+        loss = rlhf.losses.BradleyTerry(label_smoothing=config.label_smoothing)
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, updates, end_learning_rate=0.0
+    )
+    trainer.compile(
+        keras.optimizers.Adam(rate, epsilon=1e-5),
+        loss=loss,
+        metrics=[rlhf.metrics.PreferenceAccuracy(), rlhf.metrics.PreferenceMargin()],
+        jit_compile=config.jit_compile,
+    )
+    return trainer
+
+
+def show(report):
+    """Prints the figures as tables."""
+    print(f"\n{'held-out pairs':<24}{'before':>10}{'after':>10}")
+    for name in report["before"]:
+        print(f"{name:<24}{report['before'][name]:>10.3f}{report['after'][name]:>10.3f}")
+    groups = {"all pairs": report["accuracy"], **report["by_source"]}
+    print(f"\n{'after':<24}{'pairs':>7}{'accuracy':>10}   95 % interval")
+    for name, x in groups.items():
+        interval = f"{x['low']:.3f} to {x['high']:.3f}"
+        print(f"{name:<24}{x['pairs']:>7}{x['accuracy']:>10.3f}   {interval}")
+    for sample in report["samples"]:
+        print(f"\n  prompt: {sample['prompt']!r}")
+        for moment in ("before", "after"):
+            print(f"{moment:>8}: {sample[moment]!r}")
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

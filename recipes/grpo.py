@@ -1,0 +1,160 @@
+"""Group relative policy optimisation, and its form without biases, Dr. GRPO.
+
+    python recipes/grpo.py --variant dr_grpo
+    python recipes/grpo.py --model runs/sft/model --reward runs/reward/model --prompts prompts.jsonl
+
+Several responses are sampled to every prompt; how far a score lies from the mean of its group, in
+standard deviations of the group, is the advantage of each token, and there is no critic. Without
+options a storyteller learns to go on happily. In `output` stand the policy (`policy`, a keras-hub
+preset), `report.json`, curves for TensorBoard (`logs`), and the state of the run (`state`), from
+which `--resume` goes on. A trial that takes seconds: `python recipes/grpo.py --preset smoke`.
+"""
+
+import dataclasses
+import pathlib
+from typing import ClassVar, Literal
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a policy with GRPO.
+
+    Args:
+        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
+            openings of unhappy stories.
+        reward: A folder of a saved reward model, or a Python function of prompts and responses,
+            as package.module:function or path/to/file.py:function.
+        model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
+        output: A folder for the results.
+        iterations: Batches of prompts to sample, score and learn from.
+        batch_size: Prompts of an iteration.
+        group_size: Responses to every prompt, at least 2.
+        held_out: Prompts kept back for validation; a multiple of batch_size.
+        validate_every: Iterations between validations and saved states; divides iterations.
+        prompt_length: Tokens of a prompt; none for what the model takes.
+        response_length: Tokens of a response at most.
+        temperature: Of sampling.
+        learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
+        variant: grpo, or dr_grpo, which neither divides by the group's deviation nor by the length
+            of a response.
+        kl_coef: Weight of the KL in the loss, per nat; 0 for none.
+        update_epochs: Passes over the responses of an iteration; 1 stays on policy.
+        num_minibatches: Updates of a pass.
+        cliprange: How far the ratio counts, as in PPO.
+        cliprange_high: How far upward, where that differs (clip-higher, 0.28); none for the same.
+        mask_overlong: Leave out responses without end token.
+        missing_end_score: Score of a response without end token; none for the reward's own.
+        resume: Go on from the state in output.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    prompts: str | None = None
+    reward: str = "kerasrlhf.tasks.sentiment:happy_words"
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/grpo")
+    iterations: int = 100
+    batch_size: int = 8
+    group_size: int = 8
+    held_out: int = 64
+    validate_every: int = 20
+    prompt_length: int | None = None
+    response_length: int = 32
+    temperature: float = 1.0
+    learning_rate: float = 3e-4
+    variant: Literal["grpo", "dr_grpo"] = "grpo"
+    kl_coef: float = 0.04
+    update_epochs: int = 1
+    num_minibatches: int = 1
+    cliprange: float = 0.2
+    cliprange_high: float | None = None
+    mask_overlong: bool = False
+    missing_end_score: float | None = None
+    resume: bool = False
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "output": pathlib.Path("runs/smoke/grpo"), "iterations": 2, "batch_size": 4,
+            "group_size": 2, "held_out": 4, "validate_every": 2, "response_length": 6,
+            "jit_compile": False,
+        }
+    }  # fmt: skip
+
+    def __post_init__(self):
+        for whole, part in (("held_out", "batch_size"), ("iterations", "validate_every")):
+            a, b = getattr(self, whole), getattr(self, part)
+            if a < b or a % b:
+                raise ValueError(f"{whole} ({a}) must be a multiple of {part} ({b}).")
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    resume = rlhf.callbacks.Resume(config.output / "state", every=config.validate_every)
+    if resume.has_state and not config.resume:
+        raise ValueError(f"{config.output} holds a run: go on with --resume, or change --output.")
+    grpo = build(config)
+
+    def batches(records, **options):
+        preprocessor = grpo.actor.causal_lm.preprocessor
+        options = {"max_length": config.prompt_length, "pad_to_multiple_of": 8, **options}
+        return rlhf.data.prompts(records, preprocessor, config.batch_size, **options)
+
+    source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
+    records = rlhf.data.records.load(source, text_column="prompt")
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    held_out, train = ([records[i] for i in x] for x in np.split(order, [config.held_out]))
+    prompts, unseen = batches(train, seed=config.seed), batches(held_out, shuffle=False)
+    print(f"{len(train)} prompts, {len(held_out)} held out; {prompts.report}")
+
+    before = grpo.evaluate(unseen, verbose=0, return_dict=True)
+    grpo.fit(
+        prompts.repeat(),
+        steps_per_epoch=config.validate_every,
+        epochs=config.iterations // config.validate_every,
+        validation_data=unseen,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=[resume, rlhf.callbacks.TensorBoard(config.output / "logs")],
+        verbose=2,
+    )
+    after = grpo.evaluate(unseen, verbose=0, return_dict=True)
+    grpo.actor.save_to_preset(config.output / "policy")
+    for name in before:
+        print(f"held-out {name:<8}{before[name]:>10.3f}{after[name]:>10.3f}")
+    report = {"config": dataclasses.asdict(config), "before": before, "after": after}
+    rlhf.files.write_json(config.output / "report.json", report)
+    return report
+
+
+def build(config):
+    """The compiled trainer."""
+    grpo = rlhf.GRPO(
+        rlhf.ActorCritic.from_preset(config.model),
+        rlhf.load_reward(config.reward),
+        sampler=rlhf.Sampler(config.response_length, temperature=config.temperature),
+        kl=rlhf.FixedKL(config.kl_coef),
+        group_size=config.group_size,
+        update_epochs=config.update_epochs,
+        num_minibatches=config.num_minibatches,
+        variant=config.variant,
+        cliprange=config.cliprange,
+        cliprange_high=config.cliprange_high,
+        mask_overlong=config.mask_overlong,
+        missing_end_score=config.missing_end_score,
+        seed=config.seed,
+    )
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, config.iterations * grpo.updates_per_iteration, end_learning_rate=0.0
+    )
+    grpo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
+    return grpo
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

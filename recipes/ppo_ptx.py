@@ -1,0 +1,186 @@
+"""PPO that keeps its language: four ways to mix language modelling into reinforcement learning.
+
+    python recipes/ppo_ptx.py
+    python recipes/ppo_ptx.py --ptx-coef 0 --lm-every 2 --lm-steps 4
+    python recipes/ppo_ptx.py --model runs/sft/model --reward runs/reward/model \\
+        --prompts prompts.jsonl --texts texts.jsonl
+
+`ptx_coef` adds the loss of a batch of texts to every update (PPO-ptx, Ouyang et al. 2022).
+`lm_every` puts steps of language modelling between the iterations. `reverse_coef` adds the loss of
+predicting the prompt from the response, and `reverse_reward` pays for responses that tell of their
+prompt. The report compares score, KL and the perplexity of held-out texts before and after. In
+`output` stand the policy (`policy`, a keras-hub preset), `report.json` and curves for TensorBoard
+(`logs`). A trial that takes seconds: `python recipes/ppo_ptx.py --preset smoke`.
+"""
+
+import dataclasses
+import pathlib
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+import kerasrlhf as rlhf
+from kerasrlhf.tasks import sentiment, stories
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a policy with PPO and language modelling.
+
+    Args:
+        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
+            openings of unhappy stories.
+        texts: A source of records with `text`, or with `prompt` and `response`, to model; none for
+            stories that the model writes before it is trained.
+        reward: A folder of a saved reward model, or a Python function of prompts and responses,
+            as package.module:function or path/to/file.py:function.
+        model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
+        output: A folder for the results.
+        ptx_coef: Weight of the texts' loss in every update; 0 for none.
+        lm_every: Iterations between steps of language modelling alone; none for no such steps.
+        lm_steps: Such steps in a row.
+        reverse_coef: Weight of the loss of the prompt given the response; 0 for none.
+        reverse_reward: Score units per nat a prompt token that a response tells; 0 for none.
+        iterations: Batches of prompts to sample, score and learn from.
+        batch_size: Prompts of an iteration.
+        text_batch_size: Texts of an update.
+        text_length: Tokens of a text.
+        held_out: Prompts kept back for the report; a multiple of batch_size. Of `texts` as many.
+        response_length: Tokens of a response at most.
+        temperature: Of sampling.
+        learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
+        kl_coef: Score units per nat of distance from the start.
+        update_epochs: Passes over the responses of an iteration.
+        jit_compile: Compile with XLA.
+        seed: Of everything random.
+    """
+
+    prompts: str | None = None
+    texts: str | None = None
+    reward: str = "kerasrlhf.tasks.sentiment:happy_words"
+    model: str = rlhf.presets.TINY_STORIES
+    output: pathlib.Path = pathlib.Path("runs/ppo_ptx")
+    ptx_coef: float = 0.5
+    lm_every: int | None = None
+    lm_steps: int = 1
+    reverse_coef: float = 0.0
+    reverse_reward: float = 0.0
+    iterations: int = 100
+    batch_size: int = 64
+    text_batch_size: int = 16
+    text_length: int = 96
+    held_out: int = 64
+    response_length: int = 32
+    temperature: float = 1.0
+    learning_rate: float = 3e-4
+    kl_coef: float = 0.05
+    update_epochs: int = 2
+    jit_compile: bool = True
+    seed: int = 0
+
+    presets: ClassVar[dict] = {
+        "smoke": {
+            "output": pathlib.Path("runs/smoke/ppo_ptx"), "lm_every": 1, "reverse_coef": 0.1,
+            "reverse_reward": 0.1, "iterations": 1, "batch_size": 4, "text_batch_size": 4,
+            "text_length": 16, "held_out": 4, "response_length": 6, "update_epochs": 1,
+            "jit_compile": False,
+        }
+    }  # fmt: skip
+
+    def __post_init__(self):
+        if self.text_length <= 8:
+            raise ValueError(f"text_length must be above 8. Received: {self.text_length}.")
+        if self.held_out < self.batch_size or self.held_out % self.batch_size:
+            raise ValueError(
+                f"held_out ({self.held_out}) must be a multiple of batch_size ({self.batch_size})."
+            )
+
+
+def main(config):
+    keras.utils.set_random_seed(config.seed)
+    actor = rlhf.ActorCritic.from_preset(config.model)
+    preprocessor = actor.causal_lm.preprocessor
+
+    source = config.prompts or sentiment.unhappy_openings()
+    held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
+    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
+    prompts = rlhf.data.prompts(train, preprocessor, seed=config.seed, **batches)
+    unseen = rlhf.data.prompts(held_out, preprocessor, shuffle=False, **batches)
+    unseen_texts, texts = read_texts(config, actor)
+    print(f"{len(train)} prompts, {len(held_out)} held out; {len(texts)} texts, for example")
+    print(f"  {texts[0]!r}")
+
+    common = {
+        "actor": actor,
+        "reward": rlhf.load_reward(config.reward),
+        "sampler": rlhf.Sampler(config.response_length, temperature=config.temperature),
+        "kl": rlhf.FixedKL(config.kl_coef),
+        "seed": config.seed,
+    }
+    ppo = rlhf.PPO(
+        **common,
+        update_epochs=config.update_epochs,
+        ptx_coef=config.ptx_coef,
+        ptx_data=rlhf.data.demonstrations(
+            [{"text": text} for text in texts],
+            preprocessor,
+            config.text_batch_size,
+            max_length=config.text_length,
+            end_token_id=None,  # the texts may go on
+            seed=config.seed,
+            drop_remainder=True,
+        ),
+        lm_every=config.lm_every,
+        lm_steps=config.lm_steps,
+        reverse_coef=config.reverse_coef,
+        reverse_reward=config.reverse_reward,
+    )
+    steps = config.iterations * ppo.updates_per_iteration
+    if config.lm_every:
+        steps += config.iterations // config.lm_every * config.lm_steps
+    rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
+    ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
+    judge = rlhf.PPO(**common)  # its score is the reward alone, without `reverse_reward`
+    judge.compile(jit_compile=config.jit_compile)
+
+    def measure():
+        found = judge.evaluate(unseen, verbose=0, return_dict=True)
+        return {**found, "perplexity": rlhf.evaluation.perplexity(actor.causal_lm, unseen_texts)}
+
+    before = measure()
+    ppo.fit(
+        prompts.repeat(),
+        steps_per_epoch=config.iterations,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=[rlhf.callbacks.TensorBoard(config.output / "logs")],
+        verbose=2,
+    )
+    after = measure()
+    actor.save_to_preset(config.output / "policy")
+    for name in before:
+        print(f"held-out {name:<11}{before[name]:>10.3f}{after[name]:>10.3f}")
+    report = {"config": dataclasses.asdict(config), "before": before, "after": after}
+    rlhf.files.write_json(config.output / "report.json", report)
+    return report
+
+
+def split(records, config):
+    """Shuffles records and keeps the first `held_out` of them back."""
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    return ([records[i] for i in part] for part in np.split(order, [config.held_out]))
+
+
+def read_texts(config, actor):
+    """Texts to measure perplexity on, and texts to learn from."""
+    if config.texts:
+        pairs = rlhf.data.records.demonstration_texts(rlhf.data.records.load(config.texts))
+        return split([prompt + response for prompt, response in zip(*pairs, strict=True)], config)
+    openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
+    sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)
+    written = actor.generate(openings, sampler, config.seed, jit_compile=config.jit_compile)
+    return stories.HELD_OUT, [a + b for a, b in zip(openings, written, strict=True)]
+
+
+if __name__ == "__main__":
+    rlhf.cli.run(main, Config)

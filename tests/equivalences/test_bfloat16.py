@@ -1,0 +1,71 @@
+"""Trajectories in bfloat16, whose seven bits of fraction let equal things differ by a little."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import trajectories
+from trajectories import run, trainer
+
+from kerasrlhf.trainers import checks
+
+# In bfloat16 weights Keras's Adam would stand still: there its `beta_2` of 0.999 is 1.
+OPTIMIZERS = {
+    "bfloat16": lambda: keras.optimizers.SGD(0.02),
+    "mixed_bfloat16": trajectories.adam,
+}
+
+
+def made(dtype, **options):
+    return trainer(lambda: helpers.actor(dtype=dtype), optimizer=OPTIMIZERS[dtype], **options)
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def graph(request):
+    """Without XLA."""
+    return request.param, run(made(request.param))
+
+
+@pytest.mark.slow
+def test_statistics_are_finite_and_the_first_ratio_is_near_one(graph):
+    dtype, trajectory = graph
+    backbone = trajectory.trainer.actor.causal_lm.backbone
+    assert backbone.compute_dtype == "bfloat16"
+    assert backbone.variable_dtype == ("float32" if "mixed" in dtype else "bfloat16")
+    assert all(np.isfinite(w).all() for w in trajectory.weights[-1])
+    for entry, (first, *_) in zip(trajectory.statistics, trajectory.updates, strict=True):
+        assert np.isfinite([*entry.values()]).all()
+        assert first["policy/ratio_error"] < checks._RATIO_TOLERANCE["bfloat16"]
+    assert abs(trajectory.statistics[-1]["objective/kl"]) > 0.01, "the policy has moved"
+
+
+def moved(before, after):
+    return sum(np.abs(a - b).sum() for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.slow
+def test_xla_is_eager_up_to_rounding(graph):
+    """Of the same rollouts: a token drawn near a boundary would make two trajectories of one."""
+    dtype, expected = graph
+    compiled = made(dtype, jit_compile=True)
+    collect, given, own = compiled._parts.collect, iter(expected.rollouts), []
+
+    def collect_again(*args):
+        collected = collect(*args)
+        own.append(collected.rollout)
+        return collected._replace(rollout=next(given))
+
+    compiled._parts.collect = collect_again
+    found = run(compiled)
+    for ours, theirs in zip(found.updates, expected.updates, strict=True):
+        for log, other in zip(ours, theirs, strict=True):
+            for name in log:
+                assert log[name] == pytest.approx(other[name], rel=0.15, abs=0.15), name
+    for before, ours, theirs in zip(
+        expected.weights[:1] * 3, found.weights[1:], expected.weights[1:], strict=True
+    ):
+        assert moved(ours, theirs) < 0.3 * moved(before, theirs)
+    for ours, theirs in zip(own, expected.rollouts, strict=True):
+        same = np.all(np.array(ours.token_ids) == theirs.token_ids, axis=1)
+        assert same.sum() >= trajectories.ROWS / 2
+        np.testing.assert_allclose(ours.logprobs[same], theirs.logprobs[same], atol=0.1)

@@ -1,0 +1,178 @@
+"""A bounded memory of rollouts: what it keeps, what it draws, and how old rollouts are learnt."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kerasrlhf as rlhf
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.trainers import updates
+from kerasrlhf.types import Rollout, Sampler
+
+
+def numbered(iteration):
+    """A rollout whose every number tells of its iteration."""
+    shapes = dict.fromkeys(Rollout._fields, (2, 3))
+    shapes |= {"prompt_lengths": (2,), "ended": (2,), "scores": (2,)}
+    shapes |= {"kl_coef": (), "iteration": ()}
+    dtypes = {"token_ids": "int32", "prompt_lengths": "int32", "iteration": "int32"}
+    dtypes |= dict.fromkeys(("padding_mask", "response_mask", "ended"), "bool")
+    return Rollout(
+        **{
+            name: tf.constant(np.full(shape, iteration).astype(dtypes.get(name, "float32")))
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def filled(count, capacity=3, directory=None):
+    memory = RolloutMemory(capacity, directory)
+    for iteration in range(count):
+        memory.add(iteration, numbered(iteration))
+    return memory
+
+
+def numbers(rollouts):
+    return [int(rollout.iteration) for rollout in rollouts]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_it_is_bounded(tmp_path, on_disk):
+    memory = filled(10, directory=tmp_path if on_disk else None)
+    assert memory.iterations(before=10) == [7, 8, 9]
+    # Further three for a run that resumes some iterations back, and none older.
+    assert memory.iterations(before=7) == [4, 5, 6] == numbers(memory)[:3]
+    assert len(memory) == 6 and len([*tmp_path.iterdir()]) == (6 if on_disk else 0)
+    assert numbers(memory) == [4, 5, 6, 7, 8, 9]
+    with pytest.raises(ValueError, match=r"no rollout of iteration 3\. It has \[4, 5"):
+        memory[3]
+
+
+def test_on_disk_is_as_in_memory(tmp_path):
+    kept, written = filled(8), filled(8, directory=tmp_path / "new" / "folder")
+    for iteration in range(8, 12):
+        ours, theirs = (m.draw(5, iteration, 2) for m in (kept, written))
+        assert len(ours) == len(theirs) == 2
+        for left, right in zip(ours, theirs, strict=True):
+            for name in Rollout._fields:
+                a, b = getattr(left, name), getattr(right, name)
+                assert a.dtype == b.dtype == getattr(numbered(0), name).dtype
+                np.testing.assert_array_equal(a, b)
+        for memory in (kept, written):
+            memory.add(iteration, numbered(iteration))
+    again = RolloutMemory(3, tmp_path / "new" / "folder")
+    assert numbers(again) == numbers(written)
+
+
+def test_draws_are_of_the_past_without_repetition_and_follow_the_seed():
+    memory = filled(6)
+    assert memory.draw(0, 0, 2) == []
+    assert numbers(memory.draw(0, 1, 2)) == [0]
+    draws = [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
+    assert draws == [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
+    assert all(a != b for a, b in draws)
+    assert {x for draw in draws for x in draw} == {3, 4, 5}
+    assert sorted(numbers(memory.draw(0, 6, 9))) == [3, 4, 5]
+    assert memory.draw(0, 6, 0) == []
+
+
+def test_a_capacity_of_none_is_refused():
+    with pytest.raises(ValueError, match="`capacity` must be at least 1"):
+        RolloutMemory(0)
+
+
+BATCHES = [helpers.prompts([2, 4, 3, 1], seed=seed) for seed in range(4)]
+SAMPLER = Sampler(length=3, temperature=0.8, stop_token_ids=(0, 4))
+
+
+def make(memory, **options):
+    made = helpers.ppo(
+        helpers.actor(num_layers=1),
+        sampler=SAMPLER,
+        update_epochs=1,
+        memory=memory,
+        memory_reuse=2,
+        **options,
+    )
+    made.compile(keras.optimizers.SGD(0.02), jit_compile=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A trainer after three iterations, with what every `learn` was given."""
+    made, calls, original = make(RolloutMemory(2), importance_cap=1.1), [], updates.learn
+
+    def learn(trainer, rollout, iteration, *args, **kwargs):
+        calls.append((iteration, rollout, trainer.estimate(rollout)))
+        return original(trainer, rollout, iteration, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updates, "learn", learn)
+        for batch in BATCHES[:3]:
+            made.iterate(batch)
+    return made, calls
+
+
+def test_older_rollouts_are_learnt_after_the_fresh_one(learnt):
+    made, calls = learnt
+    assert [iteration for iteration, _, _ in calls] == [0, 1, 1, 2, 2, 2]
+    assert int(made.optimizer.iterations.numpy()) == 6
+    ids = [rollout.token_ids.numpy() for _, rollout, _ in calls]
+    np.testing.assert_array_equal(ids[2], ids[0])
+    assert {np.array_equal(ids[4], ids[0]), np.array_equal(ids[5], ids[0])} == {True, False}
+
+
+def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learnt):
+    made, calls = learnt
+    _, fresh, _ = calls[0]
+    iteration, old, experience = calls[2]
+    inside = old.response_mask.numpy()
+    np.testing.assert_array_equal(old.behavior_logprobs, fresh.behavior_logprobs)
+    assert np.abs(old.logprobs - fresh.logprobs).max() > 1e-3
+    assert int(old.iteration) == iteration == 1
+    weights = np.minimum(np.exp(np.array(old.logprobs) - old.behavior_logprobs), 1.1)
+    level = old._replace(behavior_logprobs=old.logprobs)
+    expected = np.array(made.estimate(level).advantages) * weights
+    np.testing.assert_allclose(experience.advantages, np.where(inside, expected, 0), atol=1e-5)
+    assert weights[inside].max() == pytest.approx(1.1) and weights[inside].min() < 1.0
+
+
+def test_the_memory_can_be_looked_at(learnt):
+    made, calls = learnt
+    memory = made._parts.memory
+    assert numbers(memory) == [0, 1, 2]
+    np.testing.assert_array_equal(memory[2].token_ids, calls[3][1].token_ids)
+    rows, mask = memory[2].token_ids.numpy(), memory[2].response_mask.numpy()
+    assert helpers.token_reward([r[m] for r, m in zip(rows, mask, strict=True)]) == pytest.approx(
+        memory[2].scores.numpy().tolist()
+    )
+
+
+def data():
+    """All batches, one after the other."""
+    stacked = {name: np.concatenate([b[name] for b in BATCHES]) for name in BATCHES[0]}
+    return tf.data.Dataset.from_tensor_slices(stacked).batch(4)
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
+    def run(made, directory, steps, epochs=1):
+        made.fit(
+            data().repeat(),
+            steps_per_epoch=steps,
+            epochs=epochs,
+            callbacks=[rlhf.callbacks.Resume(tmp_path / directory)],
+            verbose=0,
+        )
+        return [np.array(v) for v in made.trainable_variables]
+
+    whole = make(RolloutMemory(2))
+    expected = run(whole, "whole", 2, epochs=2)
+    run(make(RolloutMemory(2, tmp_path / "memory")), "cut", 2)
+    resumed = make(RolloutMemory(2, tmp_path / "memory"))
+    found = run(resumed, "cut", 2, epochs=2)
+    assert int(resumed.iteration.numpy()) == 4
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

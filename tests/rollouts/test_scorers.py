@@ -1,0 +1,151 @@
+"""Ensembles and process reward models in a rollout: layout, rules, and what is refused."""
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasrlhf import replica
+from kerasrlhf.models.process_reward_model import ProcessRewardModel
+from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.reward_ensemble import RewardEnsemble
+from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts.collect import Collector
+from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.trainers.checks import check_parts
+from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.types import Sampler
+
+SAMPLER = Sampler(length=6, temperature=0.8, stop_token_ids=(0, 3, 6))
+BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
+T = 20  # the token of "t", the separator here
+
+
+@pytest.fixture(scope="module")
+def actor():
+    return helpers.actor(texts=True, num_layers=1)
+
+
+def reward_model(kind=RewardModel, seed=2, **options):
+    model = kind(
+        helpers.lm(texts=True, num_layers=1, seed=seed, vocab=options.pop("vocab", 23)), **options
+    )
+    helpers.filled(model.score_head, seed=seed + 4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def process():
+    return reward_model(ProcessRewardModel, separator="t")
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return RewardEnsemble([reward_model(seed=seed) for seed in (2, 3)], penalty=0.5)
+
+
+def collect(actor, reward, rules=ScoreRules(), **options):  # noqa: B008
+    collector = Collector(
+        actor,
+        reward=reward,
+        reference=Reference.of(actor.causal_lm, None),
+        sampler=SAMPLER,
+        rules=rules,
+        strategy=tf.distribute.get_strategy(),
+        **{"jit_compile": False, **options},
+    )
+    return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), 0.25)
+
+
+def test_an_ensemble_reads_the_sampled_ids(actor, ensemble):
+    result = collect(actor, ensemble)
+    rows = {name: getattr(result.rollout, name) for name in ("token_ids", "padding_mask")}
+    alone = np.stack([member(rows) for member in ensemble.members])
+    expected = alone.mean(axis=0) - 0.5 * alone.std(axis=0)
+    np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)
+    np.testing.assert_allclose(result.rollout.scores, expected, atol=1e-4)
+    np.testing.assert_allclose(result.spread, alone.std(axis=0), atol=1e-4)
+    assert result.spread.min() > 0.001
+
+
+def test_an_ensemble_with_another_tokenizer_reads_the_texts(actor):
+    other = RewardEnsemble([reward_model(seed=seed, vocab=22) for seed in (2, 3)])
+    result = collect(actor, other)
+    texts = result.episodes.prompts, result.episodes.responses
+    np.testing.assert_allclose(result.raw_scores, other.score(*texts), atol=1e-5)
+    np.testing.assert_allclose(result.spread, other.std(*texts), atol=1e-5)
+
+
+def test_one_model_has_no_spread(actor):
+    assert collect(actor, reward_model()).spread is None
+    assert collect(actor, lambda response_ids: [0.0] * len(response_ids)).spread is None
+
+
+@pytest.fixture(scope="module")
+def stepped(actor, process):
+    return collect(actor, process, parts=2, jit_compile=True)
+
+
+def test_scores_of_steps_lie_as_the_rollout(process, stepped):
+    rollout = stepped.rollout
+    ids, inside = np.array(rollout.token_ids), np.array(rollout.response_mask)
+    scores = np.array(rollout.scores)
+    assert scores.shape == ids.shape and scores.dtype == "float32"
+    assert not scores[~inside].any()
+    every = np.array(process({"token_ids": ids, "padding_mask": rollout.padding_mask}))
+    ends = np.array(process.step_ends(ids, rollout.padding_mask, rollout.prompt_lengths))
+    np.testing.assert_allclose(scores[ends], every[ends], atol=1e-4)
+    assert not scores[~ends].any()
+    assert (ends & (ids == T)).any() and ends.any(axis=1).all()
+
+
+def test_a_response_has_the_sum_of_its_steps(stepped):
+    sums = np.sum(stepped.rollout.scores, axis=1)
+    np.testing.assert_allclose(stepped.raw_scores, sums, rtol=1e-5)
+    np.testing.assert_allclose(stepped.scores, sums, rtol=1e-5)
+    assert stepped.raw_scores.shape == (8,) and stepped.spread is None
+
+
+def test_the_returns_of_a_token_are_the_steps_to_come(actor, process, stepped):
+    """PPO, gamma = lam = 1: the return is what scores and penalties from here on add up to."""
+    trainer = helpers.ppo(actor, process, sampler=SAMPLER, lam=1.0)
+    experience = trainer.estimate(stepped.rollout)
+    rollout = helpers.arrays(stepped.rollout)
+    inside = rollout["response_mask"]
+    rewards = rollout["scores"] - 0.25 * (rollout["logprobs"] - rollout["ref_logprobs"]) * inside
+    expected = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1] * inside
+    np.testing.assert_allclose(experience.returns, expected, atol=1e-4)
+
+
+SCORES = np.array([[0.0, 3.0, 0.0, -1.0], [2.0, 0.5, 0.0, 0.0]], "float32")
+LAST = np.array([[0, 0, 0, 1], [0, 1, 0, 0]], bool)
+ENDED = np.array([True, False])
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"scale": 2.0}, [[0, 6, 0, -2], [4, 1, 0, 0]]),
+        ({"scale": 2.0, "clip": 3.0}, [[0, 3, 0, -2], [3, 1, 0, 0]]),
+        ({"missing_end_score": -1.0}, [[0, 3, 0, -1], [0, -1, 0, 0]]),
+        ({"missing_end_penalty": 1.5}, [[0, 3, 0, -1], [2, -1, 0, 0]]),
+    ],
+)
+def test_rules_of_scores_per_token(rules, expected):
+    found = ScoreRules(**rules).apply(SCORES, ENDED, LAST)
+    assert found.dtype == "float32"
+    np.testing.assert_array_equal(found, expected)
+    whole = ScoreRules(**rules).apply(SCORES.sum(axis=1), ENDED)
+    if "clip" not in rules:
+        np.testing.assert_array_equal(whole, found.sum(axis=1))
+
+
+def test_trainers_take_all_kinds(actor, process, ensemble):
+    for reward in (process, ensemble, reward_model()):
+        check_parts(actor, reward, SAMPLER, FixedKL(0.1))
+
+
+def test_scores_of_steps_need_the_actor_s_tokenizer(actor):
+    other = reward_model(ProcessRewardModel, vocab=22, separator="t")
+    with pytest.raises(ValueError, match="the actor's own tokens"):
+        collect(actor, other)
