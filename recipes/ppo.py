@@ -50,7 +50,7 @@ class Config:
         micro_batches: Parts that an update is computed in, to save memory.
         missing_end_score: Score of a response without end token; none for the reward's own.
         lora_rank: Rank of LoRA adapters, merged when the policy is saved; 0 to train all weights.
-        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         samples: Responses shown at every validation.
         distribute: One replica a GPU.
         resume: Go on from the state in output.

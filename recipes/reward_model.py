@@ -43,7 +43,7 @@ class Config:
             after training; 0 to leave the scores as they are.
         response_length: Tokens of those responses at most.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
-        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         resume: Keep a backup of every epoch, and go on from it when there is one.
         jit_compile: Compile with XLA.
         seed: Of everything random.

@@ -34,7 +34,7 @@ class Config:
         max_length: Tokens of a row, prompt and response; none for what the model takes.
         held_out: Share of the records that is kept back to measure perplexity.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
-        dtype: Of the weights, such as bfloat16; none for the preset's own.
+        dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         samples: Responses shown before and after.
         sample_length: Their tokens at most.
         temperature: Theirs.

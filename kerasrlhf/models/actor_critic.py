@@ -104,7 +104,7 @@ class ActorCritic(keras.Model):
 
         Args:
             preset: keras-hub name or handle, or a local folder.
-            **kwargs: to `CausalLM.from_preset`, for example `dtype="bfloat16"`.
+            **kwargs: to `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
         """
         folder = pathlib.Path(preset)
         causal_lm = loading.load_causal_lm(preset, **kwargs)

@@ -47,6 +47,11 @@ class Reference:
         if reference is not None:
             other = getattr(reference, "causal_lm", reference)
             lm_adapter.check(other)
+            if other is causal_lm:
+                raise ValueError(
+                    "`reference` is the model that is trained, so the KL to it would stay 0. Pass "
+                    "`reference=None` for a frozen copy of it as it is now, or another model."
+                )
             theirs, ours = (lm_adapter.vocabulary_size(m) for m in (other, causal_lm))
             if theirs != ours:
                 raise ValueError(

@@ -146,7 +146,7 @@ class RewardEnsemble(Scorer):
 
         Args:
             preset: a local folder.
-            **kwargs: to keras-hub's `from_preset`, for example `dtype="bfloat16"`.
+            **kwargs: to keras-hub's `from_preset`, for example `dtype="mixed_bfloat16"`.
 
         Raises:
             ValueError: the folder holds no ensemble.

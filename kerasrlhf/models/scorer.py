@@ -13,6 +13,7 @@ from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.types import Sampler
 
 
@@ -94,6 +95,7 @@ class Scorer(keras.Model):
         """
         for backbone in self.backbones():
             lm_adapter.check_adapters(backbone)
+        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)

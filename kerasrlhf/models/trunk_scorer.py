@@ -72,7 +72,7 @@ class TrunkScorer(Scorer):
 
         Args:
             preset: keras-hub name or handle, or a local folder.
-            **kwargs: to keras-hub's `from_preset`, for example `dtype="bfloat16"`.
+            **kwargs: to keras-hub's `from_preset`, for example `dtype="mixed_bfloat16"`.
         """
         folder = pathlib.Path(preset)
         if not (folder / cls.config_file).is_file():

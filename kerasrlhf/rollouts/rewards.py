@@ -25,7 +25,7 @@ def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
     Args:
         name: a folder that `save_to_preset` of a reward model wrote, or a function as
             `package.module:function` or `path/to/file.py:function`.
-        **kwargs: to `from_preset` of a reward model, for example `dtype="bfloat16"`.
+        **kwargs: to `from_preset` of a reward model, for example `dtype="mixed_bfloat16"`.
 
     Returns:
         What trainers take as `reward`.

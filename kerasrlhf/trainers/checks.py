@@ -128,7 +128,7 @@ def check_precision(causal_lm: keras.Model, strategy: tf.distribute.Strategy) ->
     if replica.is_distributed(strategy) and policy.compute_dtype == "float16":
         raise ValueError(
             "float16 does not work under a distribution strategy with XLA. Load the model with "
-            '`dtype="bfloat16"` or `dtype="mixed_bfloat16"`.'
+            '`dtype="mixed_bfloat16"`.'
         )
 
 

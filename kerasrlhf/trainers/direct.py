@@ -14,6 +14,7 @@ from kerasrlhf import replica
 from kerasrlhf.functional import direct
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter
+from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.windows import window_logprobs
 from kerasrlhf.trainers.checks import check_precision
 from kerasrlhf.types import require_int
@@ -75,6 +76,7 @@ class DirectTrainer(keras.Model):
         """`keras.Model.compile` with the method's own loss and the pair accuracy as defaults."""
         lm_adapter.check_adapters(self.causal_lm.backbone)
         check_precision(self.causal_lm, self.distribute_strategy)
+        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)

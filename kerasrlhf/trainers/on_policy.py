@@ -15,6 +15,7 @@ from kerasrlhf import replica
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
@@ -261,6 +262,7 @@ class OnPolicyTrainer(IterativeModel):
         """
         if optimizer is None:
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
+        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
         super().compile(
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )

@@ -37,7 +37,7 @@ OPTIONS = {
     "cliprange": lambda: {"cliprange": 0.01},
     "cliprange_high": lambda: {"cliprange_high": 0.01},
     "dual_clip": lambda: {"dual_clip": 1.01},
-    "cliprange_value": lambda: {"cliprange_value": 0.001},
+    "cliprange_value": lambda: {"cliprange_value": 5.0},
     "vf_coef": lambda: {"vf_coef": 2.0},
     "critic_warmup": lambda: {"critic_warmup": 1},
     "critic_warmup_kl": lambda: {"critic_warmup": 1, "critic_warmup_kl": 0.1},

@@ -70,7 +70,7 @@ def test_loss_weights_against_a_loop(reduction, length):
 
 def test_fixed_weights_divide_by_the_columns_without_a_length():
     np.testing.assert_allclose(masking.loss_weights(MASK, "fixed"), MASK / 60, rtol=1e-6)
-    with pytest.raises(ValueError, match="`reduction` must be one of .* Received: 'mean'"):
+    with pytest.raises(ValueError, match=r"`reduction` must be one of .* Received: 'mean'"):
         masking.loss_weights(MASK, "mean")
     with pytest.raises(ValueError, match="mask"):
         masking.loss_weights(MASK[0])

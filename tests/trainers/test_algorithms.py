@@ -34,7 +34,7 @@ ROLLOUT = Rollout(
     scores=np.array([1.0, -0.5, 2.5, 0.25, -3.0, 0.5], "float32"),
     kl_coef=np.float32(COEF),
 )
-SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4))
+SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4, 9, 13))
 BATCH = helpers.prompts([1, 3, 6, 2])
 
 
@@ -306,6 +306,7 @@ def test_ppo_that_clips_and_whitens_nothing_is_reinforce(critic):
     values = np.asarray(rollout.values)
     assert (np.abs(values).max() > 0.1) == (critic == "random")
     tokens = np.asarray(rollout.response_mask).sum()
+    assert tokens < len(values) * SAMPLER.length, "one ends early"
     expected = policy_gradient(made, rollout, to_come(rollout) - values, tokens)
     assert_same_gradients(gradients, expected)
 
@@ -314,9 +315,11 @@ def test_rloo_and_dr_grpo_are_reinforce_with_a_baseline():
     """Of the same samples, Dr. GRPO `(group - 1) / group` of RLOO: half of it in pairs."""
     rloo = learner(rlhf.RLOO)
     rollout, gradients = first_update(rloo)
-    first = np.asarray(rollout.response_mask).argmax(axis=1)
+    inside = np.asarray(rollout.response_mask)
+    first = inside.argmax(axis=1)
     worth = to_come(rollout)[np.arange(len(first)), first].reshape(-1, 2)
     advantages = (worth - worth[:, ::-1]).reshape(-1, 1)
+    assert inside.sum() < worth.size * SAMPLER.length, "the number of tokens is another divisor"
     expected = policy_gradient(rloo, rollout, advantages, worth.size * SAMPLER.length)
     assert_same_gradients(gradients, expected)
     dr_grpo = learner(rlhf.GRPO, variant="dr_grpo")

@@ -1,4 +1,4 @@
-"""What options change in an iteration: when it stops, which rows teach, temperature, text, scores."""
+"""What options change in an iteration: its end, the rows that teach, temperature, text, scores."""
 
 import helpers
 import keras
@@ -77,7 +77,7 @@ def test_responses_without_a_stop_token_teach_nothing(acting):
     np.testing.assert_array_equal(seen[False][0], MASK[order])
     np.testing.assert_array_equal(seen[True][0], (MASK & rollout.ended[:, None])[order])
     np.testing.assert_array_equal(seen[True][1], seen[False][1])
-    with pytest.raises(ValueError, match="`mask_overlong` .* no stop tokens"):
+    with pytest.raises(ValueError, match=r"`mask_overlong` .* no stop tokens"):
         make(acting, False, mask_overlong=True, sampler=Sampler(length=4))
 
 

@@ -1,0 +1,35 @@
+"""What training in few bits cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
+    """Raises a `ValueError` where an optimiser's averages stand still in the variables' dtype.
+
+    Keras keeps Adam's moments in the dtype of the weights. In bfloat16 a `beta_2` of 0.999 rounds
+    to 1, the second moment never forms, and no weight moves.
+
+    Args:
+        optimizer: Keras optimiser.
+        variables: what it is to train.
+
+    Example:
+        >>> check_optimizer(keras.optimizers.Adam(), [keras.Variable(0.0, dtype="float32")])
+    """
+    rate = getattr(optimizer, "beta_2", None)
+    if rate is None:
+        return
+    for variable in variables:
+        if float(np.asarray(ops.cast(ops.cast(rate, variable.dtype), "float32"))) >= 1.0:
+            raise ValueError(
+                f"{type(optimizer).__name__} cannot train weights in {variable.dtype}: its beta_2 "
+                f"of {rate} rounds to 1 there, and no weight would move. Load the model with "
+                f'`dtype="mixed_{variable.dtype}"`, which computes in {variable.dtype} and keeps '
+                "weights in float32, or train with an optimiser without moments, such as SGD."
+            )

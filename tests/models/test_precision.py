@@ -1,0 +1,40 @@
+"""Optimisers whose averages do not move in few bits are refused where training is set up."""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+
+from kerasrlhf.models.precision import check_optimizer
+from kerasrlhf.models.reward_model import RewardModel
+
+
+def test_adam_on_bfloat16_weights_moves_nothing():
+    """Why it is refused: 0.999 has no neighbour below 1 closer than 0.996 in eight bits."""
+    variable = keras.Variable(np.ones(3), dtype="bfloat16")
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.apply([keras.ops.ones(3, "bfloat16")], [variable])
+    np.testing.assert_array_equal(keras.ops.cast(variable, "float32"), np.ones(3))
+    with pytest.raises(ValueError, match="Adam cannot train weights in bfloat16.*mixed_bfloat16"):
+        check_optimizer(optimizer, [variable])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [
+        (keras.optimizers.SGD(0.1), "bfloat16"),
+        (keras.optimizers.Adam(0.1, beta_2=0.9), "bfloat16"),
+        (keras.optimizers.Adam(0.1), "float32"),
+    ],
+)
+def test_what_moves_passes(optimizer, dtype):
+    check_optimizer(optimizer, [keras.Variable(np.ones(3), dtype=dtype)])
+
+
+def test_trainers_and_reward_models_refuse_it_at_compile():
+    low = helpers.lm(dtype="bfloat16")
+    with pytest.raises(ValueError, match="bfloat16"):
+        RewardModel(low).compile("adam")
+    acting = helpers.ActorCritic(helpers.lm(dtype="bfloat16"))
+    with pytest.raises(ValueError, match="bfloat16"):
+        helpers.ppo(acting).compile(jit_compile=False)
