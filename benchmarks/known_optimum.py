@@ -1,7 +1,8 @@
-"""PPO on tasks whose best policy is known: regret against episodes and seconds.
+"""Algorithms on tasks whose best policy is known: regret against episodes and seconds.
 
     python benchmarks/known_optimum.py --output runs/optimum.jsonl --plot runs/optimum.png
     python benchmarks/known_optimum.py --tasks counting --seeds 0 --coef 0.5 --no-exact
+    python benchmarks/known_optimum.py --algorithm rloo --coef 0.5 --adaptive none
 
 A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
 iteration. All responses are listed, so the best value `b log Z` and that of the policy are exact:
@@ -40,6 +41,15 @@ SETTING = {
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
 }
+GROUPED = {name: SETTING[name] for name in ("update_epochs", "num_minibatches", "cliprange")}
+ALGORITHMS = {
+    "ppo": (rlhf.PPO, SETTING),
+    "rloo": (rlhf.RLOO, {**GROUPED, "group_size": 4}),
+    "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4}),  # comes to rest elsewhere, see its class
+    "dr_grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4, "variant": "dr_grpo"}),
+    "reinforce++": (rlhf.REINFORCEPlusPlus, GROUPED),
+    "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4}),
+}
 EXACT_STEPS = 936
 MARKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # Judged by the coefficient that it ends with.
@@ -50,6 +60,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="ppo")
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
@@ -71,26 +82,28 @@ def optimizer(steps):
 
 
 class Bench:
-    """A model with its PPO trainer, compiled once for all tasks of one kind.
+    """A model with its trainer, compiled once for all tasks of one kind.
 
     Args:
         ends: whether token 0 ends a response.
         episodes: of a whole run.
+        algorithm: key of `ALGORITHMS`.
     """
 
-    def __init__(self, ends, episodes):
+    def __init__(self, ends, episodes, algorithm="ppo"):
         stops = (STOP,) if ends else ()
         self.responses = optimum.enumerate_responses(VOCAB, LENGTH, stops)
         self.iterations = episodes // BATCH
-        self.batch = optimum_tasks.prompt_batch(BATCH)
         self.reward = optimum_tasks.TableReward()
-        self.trainer = rlhf.PPO(
+        algorithm, setting = ALGORITHMS[algorithm]
+        self.trainer = algorithm(
             rlhf.ActorCritic(optimum_tasks.language_model()),
             self.reward,
             sampler=rlhf.Sampler(LENGTH, stop_token_ids=stops or None),
             kl=rlhf.FixedKL(0.1),
-            **SETTING,
+            **setting,
         )
+        self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
         self.trainer.compile(optimizer(self.iterations * self.trainer.updates_per_iteration))
         self.read = optimum.ResponseLogprobs(self.trainer.actor, PROMPTS, self.responses)
         self.reference = optimum.ResponseLogprobs(self.trainer.reference, PROMPTS, self.responses)()
@@ -111,7 +124,7 @@ class Bench:
                 variable.assign(keras.ops.zeros_like(variable))
         self.trainer.iteration.assign(0)
 
-    def ppo(self, task, kl, seed):
+    def sampled(self, task, kl, seed):
         """Trains from the reference on.
 
         Returns:
@@ -179,21 +192,21 @@ def runs(args):
     def bench(name):
         ends = TASKS[name].ends
         if ends not in benches:
-            benches[ends] = Bench(ends, args.episodes)
+            benches[ends] = Bench(ends, args.episodes, args.algorithm)
         return benches[ends]
 
     for name in args.tasks:
         for coef in args.coef:
             for seed in args.seeds:
-                curve = bench(name).ppo(TASKS[name], rlhf.FixedKL(coef), seed)
-                yield record(bench(name), name, coef, curve, system="ppo", seed=seed)
+                curve = bench(name).sampled(TASKS[name], rlhf.FixedKL(coef), seed)
+                yield record(bench(name), name, coef, curve, system=args.algorithm, seed=seed)
             if args.exact:
                 curve = bench(name).exact(TASKS[name], coef)
                 yield record(bench(name), name, coef, curve, system="exact")
     if args.adaptive != "none":
         for seed in args.seeds:
             kl = rlhf.AdaptiveKL(**ADAPTIVE)
-            curve = bench(args.adaptive).ppo(TASKS[args.adaptive], kl, seed)
+            curve = bench(args.adaptive).sampled(TASKS[args.adaptive], kl, seed)
             coef = kl.coef.numpy()
             yield record(
                 bench(args.adaptive), args.adaptive, coef, curve, system="adaptive", seed=seed

@@ -33,17 +33,17 @@ def table(lines):
     """Markdown: a row for each task and coefficient."""
     found = groups(lines)
     rows = [
-        "| task | b | PPO regret, each seed | at or below 0.02 from episode | exact gradient | s |",
+        "| task | b | regret, each seed | at or below 0.02 from episode | exact gradient | s |",
         "|---|---|---|---|---|---|",
     ]
     for (task, coef, system), runs in found.items():
         if system == "exact":
             continue
         exact = found.get((task, coef, "exact"))
-        b = coef if system == "ppo" else f"adaptive, ends at {_several(r['coef'] for r in runs)}"
+        b = f"adaptive, ends at {_several(r['coef'] for r in runs)}" if coef == "adaptive" else coef
         cells = [
             task,
-            b,
+            b if system in ("ppo", "adaptive") else f"{b}, {system}",
             _several(_short(run["regret"][-1]) for run in runs),
             _several(episodes_until(run) or "-" for run in runs),
             _short(exact[0]["regret"][-1]) if exact else "",

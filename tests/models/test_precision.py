@@ -15,7 +15,7 @@ def test_adam_on_bfloat16_weights_moves_nothing():
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.apply([keras.ops.ones(3, "bfloat16")], [variable])
     np.testing.assert_array_equal(keras.ops.cast(variable, "float32"), np.ones(3))
-    with pytest.raises(ValueError, match="Adam cannot train weights in bfloat16.*mixed_bfloat16"):
+    with pytest.raises(ValueError, match=r"Adam cannot train weights in bfloat16.*mixed_bfloat16"):
         check_optimizer(optimizer, [variable])
 
 

@@ -46,25 +46,26 @@ def test_tokens_are_weighted_as_asked(acting, make, reduction, micro_batches):
     assert sums["loss/policy"] == pytest.approx(-ADVANTAGES[MASK].mean(), abs=1e-5)
 
 
-def test_two_replicas_weigh_as_one(acting):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+@pytest.mark.parametrize("reduction", [*WEIGHTS])
+def test_two_replicas_weigh_as_one(acting, reduction):
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         mirrored = helpers.actor(num_layers=1)
         made = RLOO(
-            mirrored, helpers.token_reward, sampler=tiny.SAMPLER, kl=FixedKL(0.3), group_size=2
+            mirrored,
+            helpers.token_reward,
+            sampler=tiny.SAMPLER,
+            kl=FixedKL(0.3),
+            group_size=2,
+            loss_reduction=reduction,
         )
         made.compile(keras.optimizers.SGD(1.0), jit_compile=False)
     minibatch = tiny.experience(acting)
     minibatch = type(minibatch)(*(x if x is None else tf.constant(x) for x in minibatch))
-    for reduction, weights in WEIGHTS.items():
-        before = [np.array(v) for v in mirrored.trainable_variables]
-        made.loss_reduction = reduction
-        made.train_step(minibatch)
-        after = mirrored.trainable_variables
-        steps = [a - np.array(b) for a, b in zip(before, after, strict=True)]
-        tiny.assert_close(steps, tiny.of_logprobs(acting, -ADVANTAGES * weights))
-        for variable, value in zip(after, before, strict=True):
-            variable.assign(value)
+    before = [np.array(v) for v in mirrored.trainable_variables]
+    made.train_step(minibatch)
+    after = [np.array(v) for v in mirrored.trainable_variables]
+    steps = [a - b for a, b in zip(before, after, strict=True)]
+    tiny.assert_close(steps, tiny.of_logprobs(acting, -ADVANTAGES * WEIGHTS[reduction]))
 
 
 # Value and slope of each estimator at d = logprobs - ref_logprobs.

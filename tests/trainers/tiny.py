@@ -13,7 +13,7 @@ from kerasrlhf.types import Experience, Rollout, Sampler
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0,))
 RNG = np.random.default_rng(3)
-STARTS, SIZES = np.array([2, 4, 3, 1], "int32"), np.array([4, 1, 3, 2], "int32")
+STARTS, SIZES = np.array([2, 5, 3, 1], "int32"), np.array([4, 1, 3, 2], "int32")
 COLUMN = np.arange(helpers.COLUMNS + SAMPLER.length)[None]
 ENDS = (STARTS + SIZES)[:, None]
 PADDING = COLUMN < ENDS
