@@ -104,11 +104,14 @@ def test_its_first_commands_are_those_of_ci():
 def test_there_are_commands_for_every_step():
     named = {words[0] for words in scripts()}
     recipes = {f"recipes/{name}.py" for name in ("quickstart", "sft", "reward_model", "ppo")}
-    assert named == recipes | {"benchmarks/ppo_iteration.py"}
+    benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modelling")
+    assert named == recipes | {f"benchmarks/{name}.py" for name in benchmarks}
 
 
 @pytest.mark.parametrize("words", scripts(), ids=" ".join)
 def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
+    # As Python does for a script: benchmarks import what stands beside them.
+    monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
     module = load(ROOT / words[0])
     if hasattr(module, "Config"):
         assert rlhf.cli.parse(module.Config, words[1:])

@@ -177,20 +177,26 @@ class Collector:
         return Collected(rollout, episodes, _totals(raw), seconds, spread)
 
     def refreshed(self, rollout: Rollout, temperature: tf.Tensor | None = None) -> Rollout:
-        """An older rollout as the actor sees it now: its log-probabilities and values."""
-        logprobs, values = self._reread(
+        """An older rollout as it is seen now: log-probabilities and values at the temperature."""
+        logprobs, values, *reference = self._reread(
             rollout.token_ids,
             rollout.padding_mask,
             rollout.response_mask,
             rollout.prompt_lengths,
             temperature,
         )
-        return rollout._replace(logprobs=logprobs, values=values)
+        ref_logprobs = reference[0] if reference else rollout.ref_logprobs
+        return rollout._replace(logprobs=logprobs, values=values, ref_logprobs=ref_logprobs)
 
     def _reread_rows(self, ids, mask, inside, starts, temperature):
+        width = self.sampler.length
         heat = self.sampler.temperature if temperature is None else temperature
-        stats = self.actor.token_stats(ids, mask, starts, self.sampler.length, heat)
-        return [tf.where(inside, x, 0.0) for x in (stats.logprobs, stats.values)]
+        stats = self.actor.token_stats(ids, mask, starts, width, heat)
+        read = [stats.logprobs, stats.values]
+        if temperature is not None:
+            # The reference stays as it is, but it was read at the temperature of then.
+            read.append(self.reference.logprobs(ids, mask, starts, width, heat))
+        return [tf.where(inside, x, 0.0) for x in read]
 
     def _for_each_row(self, batch):
         """The batch's strings once for every response."""

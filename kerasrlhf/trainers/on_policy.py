@@ -248,8 +248,10 @@ class OnPolicyTrainer(IterativeModel):
 
     @property
     def updates_per_iteration(self) -> int:
-        """Optimiser steps of one iteration (M2); learning rates that fall to 0 count them (N5)."""
-        return self.update_epochs * self.num_minibatches
+        """Optimiser steps of an iteration at most (M2); rates that fall to 0 count them (N5)."""
+        reused = self.memory_reuse if self._parts.memory is not None else 0
+        texts = self.lm_steps if self.lm_every is not None else 0
+        return (1 + reused) * self.update_epochs * self.num_minibatches + texts
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
         """Sets the optimiser and builds the compiled parts.

@@ -44,7 +44,8 @@ class PPO(OnPolicyTrainer):
         whiten_rewards: bool. Rewards get variance 1, and keep their mean (N19, P24).
         whiten_advantages: bool. Advantages get mean 0 and variance 1 (N19, P25).
         critic_warmup: int. Iterations at the start that fit the critic and hold the policy: their
-            loss is `(R - V)^2 + critic_warmup_kl * D(policy, reference)`.
+            loss is `(R - V)^2 + critic_warmup_kl * D(policy, reference)`, and what `entropy_coef`,
+            `kl_in="loss"`, `ptx_coef` and `reverse_coef` add where they are set.
         critic_warmup_kl: float. Squared score units per nat.
         **kwargs: those of `OnPolicyTrainer`, such as `update_epochs=4`, `num_minibatches=1`,
             `group_size=1`, `ptx_coef=0.0`, `entropy_coef=0.0`, `target_kl=None`, `seed=0`. None is

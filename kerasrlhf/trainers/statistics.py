@@ -20,7 +20,8 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     """Statistics of the sampled responses, means over the whole batch of all replicas.
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
-    is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9).
+    is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9). With
+    `Sampler(epsilon=...)` they are means over what the mixture drew.
     """
     rollout = collected.rollout
     mask = rollout.response_mask

@@ -111,4 +111,4 @@ def texts_of(trainer: Any, iteration: int) -> int:
 
 
 def _updates_with_text(trainer):
-    return trainer.updates_per_iteration if trainer.ptx_coef > 0 else 0
+    return trainer.update_epochs * trainer.num_minibatches if trainer.ptx_coef > 0 else 0

@@ -176,3 +176,29 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
     assert int(resumed.iteration.numpy()) == 4
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_an_older_rollout_is_read_at_the_temperature_of_now():
+    trainer = helpers.ppo(sampler=Sampler(length=4), memory=RolloutMemory(2), memory_reuse=2)
+    trainer.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    old = trainer.collect(helpers.prompts([2, 3, 6, 1])).rollout
+    unchanged = trainer._parts.collect.refreshed(old)
+    np.testing.assert_array_equal(unchanged.ref_logprobs, old.ref_logprobs)
+    cooler = trainer._parts.collect.refreshed(old, tf.constant(0.5))
+    rows = old.token_ids, old.padding_mask, old.prompt_lengths
+    for name, model in (("logprobs", trainer.actor.token_stats), ("ref_logprobs", None)):
+        read = model or trainer.reference.logprobs
+        expected = read(*rows, 4, 0.5)
+        expected = np.where(old.response_mask, getattr(expected, "logprobs", expected), 0.0)
+        np.testing.assert_allclose(getattr(cooler, name), expected, atol=1e-5)
+        assert np.abs(expected - np.asarray(getattr(old, name))).max() > 0.01
+
+
+def test_rates_that_fall_count_the_updates_of_older_rollouts():
+    trainer = helpers.ppo(memory=RolloutMemory(2), memory_reuse=2, num_minibatches=2)
+    trainer.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    for _ in range(3):
+        trainer.iterate(helpers.prompts([1, 2, 3, 4]))
+    assert trainer.updates_per_iteration == 3 * 8
+    # The first iteration finds no older rollout, the second one.
+    assert int(trainer.optimizer.iterations.numpy()) == 8 + 16 + 24
