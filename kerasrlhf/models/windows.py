@@ -30,7 +30,7 @@ def states_before(hidden: Any, starts: Any, width: int) -> Any:
 
 def lay_back(x: Any, starts: Any, length: int) -> Any:
     """Puts window values `(batch, width)` at their tokens of `(batch, length)`, zero elsewhere."""
-    width = x.shape[1]
+    width = ops.shape(x)[1]
     offset = ops.arange(length, dtype="int32")[None] - ops.cast(starts, "int32")[:, None]
     inside = ops.logical_and(offset >= 0, offset < width)
     return ops.where(inside, ops.take_along_axis(x, ops.clip(offset, 0, width - 1), axis=1), 0.0)
@@ -57,4 +57,4 @@ def window_logprobs(
     """Log-probabilities float32 `(batch, length)` of the window's tokens, zero elsewhere."""
     logits, _, tokens = window_logits(causal_lm, token_ids, padding_mask, starts, width)
     chosen = logprobs.token_logprobs(logits, tokens, temperature)
-    return lay_back(chosen, starts, token_ids.shape[1])
+    return lay_back(chosen, starts, ops.shape(token_ids)[1])

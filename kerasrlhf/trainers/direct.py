@@ -118,7 +118,12 @@ def _read_responses(read: Callable, inputs: dict, average: bool, width: int | No
     """Log-probabilities float32 `(batch, candidates)`; NaN for a response beyond `width` tokens."""
     shape = ops.shape(inputs["response_mask"])
     ids, padding, response = (ops.reshape(inputs[name], (-1, shape[-1])) for name in _KEYS)
-    width = min(width or shape[-1], shape[-1] - 1)
+    # Keras traces batches of a second length with an unknown one: then this is a tensor.
+    longest = shape[-1] - 1
+    if width is None:
+        width = longest
+    else:
+        width = min(width, longest) if isinstance(longest, int) else ops.minimum(width, longest)
     columns = ops.arange(shape[-1], dtype="int32")[None]
     response = ops.logical_and(response, columns > 0)  # nothing chose the first token of a row
     first = ops.cast(ops.argmax(response, axis=-1), "int32")

@@ -117,7 +117,7 @@ def mismatched(inputs: dict) -> dict:
     names = ("token_ids", "padding_mask", "response_mask")
     own = ops.stack([ops.cast(inputs[name], "int32") for name in names], axis=-2)
     other = replica.next_rows(own)
-    length = own.shape[-1]
+    length = ops.shape(own)[-1]
     columns = ops.arange(length, dtype="int32")
     start = _prompt_lengths(own)
     source = columns - start + _prompt_lengths(other)

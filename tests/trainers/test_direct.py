@@ -456,3 +456,18 @@ class TestOptimum:
         start = 0.5 * np.abs(np.exp(reference) - np.exp(best)).sum(axis=1)
         assert (distance < 0.005).all() and (start > 0.2).all()
         assert optimum.regret(found, reference, other, beta) > 0.1, "not the other's optimum"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("window", [None, 6])
+def test_batches_of_other_lengths_are_read_by_the_same_trainer(name, window):
+    """Keras traces the second length with an unknown one."""
+    trainer = METHODS[name](helpers.lm(stddev=0.1), response_length=window)
+    trainer.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    losses = [
+        float(
+            trainer.train_on_batch(batch(length=n), np.zeros(4, "int32"), return_dict=True)["loss"]
+        )
+        for n in (9, 12, 10)
+    ]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
