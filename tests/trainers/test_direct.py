@@ -292,6 +292,7 @@ def test_bfloat16_scores_are_float32_and_train(name):
 
 
 OPTIONS = {
+    "itself": (lambda: rlhf.DPO(LM, LM), "is the model that is trained"),
     "beta of dpo": (rlhf.DPO, {"beta": 0.2}),
     "beta of ipo": (rlhf.IPO, {"beta": 0.2}),
     "average": (rlhf.IPO, {"average": True}),
@@ -379,7 +380,7 @@ ERRORS = {
         "of one shape",
     ),
     "one row": (
-        lambda: rlhf.KTO(LM, LM)({name: value[:1] for name, value in X.items()}),
+        lambda: rlhf.KTO(LM)({name: value[:1] for name, value in X.items()}),
         "a batch of one row",
     ),
     "abstract": (lambda: rlhf.DirectTrainer(LM).compile(), "must define `default_loss`"),
