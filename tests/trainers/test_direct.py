@@ -292,7 +292,6 @@ def test_bfloat16_scores_are_float32_and_train(name):
 
 
 OPTIONS = {
-    "itself": (lambda: rlhf.DPO(LM, LM), "is the model that is trained"),
     "beta of dpo": (rlhf.DPO, {"beta": 0.2}),
     "beta of ipo": (rlhf.IPO, {"beta": 0.2}),
     "average": (rlhf.IPO, {"average": True}),
@@ -363,6 +362,7 @@ LM = helpers.lm()
 ERRORS = {
     "model": (lambda: rlhf.DPO("gpt2_base_en"), "Expected a `keras_hub.models.CausalLM`"),
     "reference": (lambda: rlhf.KTO(LM, helpers.lm(vocab=25)), "need one vocabulary"),
+    "itself": (lambda: rlhf.DPO(LM, LM), "is the model that is trained"),
     "beta of dpo": (lambda: rlhf.DPO(LM, beta=0.0), "`beta` must be above 0"),
     "beta of ipo": (lambda: rlhf.IPO(LM, beta=-1.0), "`beta` must be above 0"),
     "beta of kto": (lambda: rlhf.KTO(LM, beta=float("nan")), "`beta` must be a finite number"),
