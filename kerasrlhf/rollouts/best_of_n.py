@@ -41,12 +41,15 @@ class BestOfN(NamedTuple):
         ]
 
     def preferences(self) -> list[dict[str, str]]:
-        """Records of the best against the worst, for reward models and DPO; ties are left out."""
+        """Records of the best against the worst, for reward models and DPO.
+
+        Left out are ties, and pairs with a response that ended before its first word.
+        """
         sizes = zip(self.prompts, self.responses, self.scores, strict=True)
         return [
             {"prompt": prompt, "chosen": row[score.argmax()], "rejected": row[score.argmin()]}
             for prompt, row, score in sizes
-            if score.max() > score.min()
+            if score.max() > score.min() and row[score.argmax()] and row[score.argmin()]
         ]
 
 

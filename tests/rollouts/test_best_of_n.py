@@ -41,6 +41,11 @@ def test_preferences_are_best_and_worst_without_ties():
     ]
 
 
+def test_pairs_with_an_empty_response_are_left_out():
+    found = rlhf.BestOfN(["p", "q"], [["", "b"], ["c", "d"]], np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert found.preferences() == [{"prompt": "q", "chosen": "c", "rejected": "d"}]
+
+
 @pytest.fixture(scope="module")
 def acting():
     return helpers.actor(num_layers=1, texts=True)
