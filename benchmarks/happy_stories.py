@@ -144,7 +144,7 @@ class Bench:
         pairs = [
             {"prompt": p, "chosen": a if lead > 0 else b, "rejected": b if lead > 0 else a}
             for p, a, b, lead in rows
-            if lead != 0
+            if lead != 0 and a and b
         ]
         return pairs, time.perf_counter() - start
 
