@@ -18,12 +18,10 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import minibatches
-from kerasrlhf.rollouts.collect import Collected, Collector
+from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
 from kerasrlhf.trainers import checks, updates
-from kerasrlhf.trainers.gradients import Gradients
 from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.parts import Parts
@@ -272,30 +270,7 @@ class OnPolicyTrainer(IterativeModel):
         checks.check_precision(self.actor.causal_lm, strategy)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)
-        jit_compile = jit_compile and not run_eagerly
-        parts = self._parts
-        parts.collect = Collector(
-            self.actor,
-            parts.reference,
-            parts.reward,
-            self.sampler,
-            parts.rules,
-            strategy,
-            jit_compile,
-            parts=self.num_minibatches,
-            group_size=self.group_size,
-            reread=self.importance_cap is not None,
-            reverse_reward=self.reverse_reward,
-        )
-        parts.estimate = replica.compiled(self.estimate, jit_compile)
-        gradients = Gradients(self)
-        optimised = (self.optimizer, self.trainable_variables, strategy, jit_compile)
-        parts.take = replica.compiled(minibatches.take, jit_compile=False)
-        parts.update = replica.update(gradients.of_minibatch, *optimised, prepare=gradients.counted)
-        parts.learn_text = replica.update(gradients.of_text, *optimised)
-        if run_eagerly:
-            for name in ("collect", "estimate", "take", "update", "learn_text"):
-                setattr(parts, name, replica.line_by_line(getattr(parts, name)))
+        self._parts.compile(self, strategy)
 
     def iterate(self, batch: dict) -> dict[str, float]:
         """One iteration: sample, score, estimate, `update_epochs * num_minibatches` updates.
@@ -389,9 +364,7 @@ class OnPolicyTrainer(IterativeModel):
         )
 
     def _including(self, raw):
-        """The running deviation of scores with those of a new rollout."""
-        if not self._parts.rules.running_scale:
-            return 1.0
+        """The running deviation of scores with those of a new rollout; a rule asks for it."""
         moments = RunningMoments(*self.score_moments.numpy()).including(raw)
         self.score_moments.assign(moments)
         return moments.deviation

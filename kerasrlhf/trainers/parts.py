@@ -6,9 +6,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from kerasrlhf import replica
 from kerasrlhf.models.reference import Reference
+from kerasrlhf.rollouts import minibatches
+from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.trainers.gradients import Gradients
 
 
 class Parts:
@@ -34,6 +38,32 @@ class Parts:
         self.collect = self.estimate = self.take = self.update = self.learn_text = None
         self.statistics, self.last = {}, None
         self._texts = iter(ptx_data.repeat()) if ptx_data is not None else None
+
+    def compile(self, trainer: Any, strategy: tf.distribute.Strategy) -> None:
+        """Builds the compiled parts of a trainer that Keras has compiled."""
+        jit_compile = trainer.jit_compile
+        self.collect = Collector(
+            trainer.actor,
+            self.reference,
+            self.reward,
+            trainer.sampler,
+            self.rules,
+            strategy,
+            jit_compile,
+            parts=trainer.num_minibatches,
+            group_size=trainer.group_size,
+            reread=trainer.importance_cap is not None,
+            reverse_reward=trainer.reverse_reward,
+        )
+        self.estimate = replica.compiled(trainer.estimate, jit_compile)
+        self.take = replica.compiled(minibatches.take, jit_compile=False)
+        gradients = Gradients(trainer)
+        optimised = (trainer.optimizer, trainer.trainable_variables, strategy, jit_compile)
+        self.update = replica.update(gradients.of_minibatch, *optimised, prepare=gradients.counted)
+        self.learn_text = replica.update(gradients.of_text, *optimised)
+        if trainer.run_eagerly:
+            for name in ("collect", "estimate", "take", "update", "learn_text"):
+                setattr(self, name, replica.line_by_line(getattr(self, name)))
 
     def ptx_batches(self, count: int, micro_batches: int, replicas: int) -> list[tuple | None]:
         """The next batches of text, each with the number of its counted tokens.
