@@ -5,9 +5,10 @@
     python benchmarks/known_optimum.py --algorithm rloo --coef 0.5 --adaptive none
 
 A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
-iteration. All responses are listed, so the best value `b log Z` and that of the policy are exact:
-regret 0 is the best policy, 1 the reference (`kerasrlhf.evaluation.optimum`). One setting serves
-all tasks. `exact` is Adam on the exact gradient with no sampling, clipping or critic.
+iteration, and learns from them and once more from one of the last 4 rollouts. All responses are
+listed, so the best value `b log Z` and that of the policy are exact: regret 0 is the best policy, 1
+the reference (`kerasrlhf.evaluation.optimum`). One setting serves all tasks. `exact` is Adam on the
+exact gradient with no sampling, clipping or critic, for as many updates.
 
 Prints a JSON line a run, then a table.
 """
@@ -41,6 +42,8 @@ SETTING = {
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
 }
+# What limits the end is the noise of sampling, and rollouts are few: each is learned from twice.
+MEMORY = 4
 GROUPED = {name: SETTING[name] for name in ("update_epochs", "num_minibatches", "cliprange")}
 ALGORITHMS = {
     "ppo": (rlhf.PPO, SETTING),
@@ -50,7 +53,6 @@ ALGORITHMS = {
     "reinforce++": (rlhf.REINFORCEPlusPlus, GROUPED),
     "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4}),
 }
-EXACT_STEPS = 936
 MARKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # Judged by the coefficient that it ends with.
 ADAPTIVE = {"coef": 0.2, "target": 3.0, "horizon": 10_000}
@@ -65,6 +67,9 @@ def parse_args():
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
     parser.add_argument("--episodes", type=int, default=60_000)
+    parser.add_argument(
+        "--memory", type=int, default=MEMORY, help="rollouts to reuse from; 0: each is used once"
+    )
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--adaptive", choices=[*TASKS, "none"], default="smooth", help="task of the adaptive run"
@@ -88,9 +93,10 @@ class Bench:
         ends: whether token 0 ends a response.
         episodes: of a whole run.
         algorithm: key of `ALGORITHMS`.
+        memory: recent rollouts that an iteration draws one from, to learn from it again.
     """
 
-    def __init__(self, ends, episodes, algorithm="ppo"):
+    def __init__(self, ends, episodes, algorithm="ppo", memory=MEMORY):
         stops = (STOP,) if ends else ()
         self.responses = optimum.enumerate_responses(VOCAB, LENGTH, stops)
         self.iterations = episodes // BATCH
@@ -101,14 +107,17 @@ class Bench:
             self.reward,
             sampler=rlhf.Sampler(LENGTH, stop_token_ids=stops or None),
             kl=rlhf.FixedKL(0.1),
+            memory=rlhf.RolloutMemory(memory) if memory else None,
             **setting,
         )
         self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
-        self.trainer.compile(optimizer(self.iterations * self.trainer.updates_per_iteration))
+        self.updates = self.iterations * self.trainer.updates_per_iteration
+        self.trainer.compile(optimizer(self.updates))
         self.read = optimum.ResponseLogprobs(self.trainer.actor, PROMPTS, self.responses)
         self.reference = optimum.ResponseLogprobs(self.trainer.reference, PROMPTS, self.responses)()
         self._initial = [v.numpy() for v in self.trainer.trainable_variables]
-        self.trainer.iterate(self.batch)  # compiles
+        for _ in range(2):  # compiles; the second reads the memory
+            self.trainer.iterate(self.batch)
         self._exact = None
 
     def table(self, task):
@@ -146,15 +155,15 @@ class Bench:
         if self._exact is None:
             prompts = np.array(PROMPTS, "int32")
             self._exact = ExactTrainer(
-                self.trainer.actor.causal_lm, prompts, self.responses, optimizer(EXACT_STEPS)
+                self.trainer.actor.causal_lm, prompts, self.responses, optimizer(self.updates)
             )
         scores = self.table(task)
         self.reset(self._exact.optimizer)
-        marks = {max(1, round(mark * EXACT_STEPS)) for mark in MARKS}
+        marks = {max(1, round(mark * self.updates)) for mark in MARKS}
         return [
             (step / self.trainer.updates_per_iteration * BATCH, seconds, logprobs)
             for step, seconds, logprobs in self._exact.run(
-                self.reference, scores, coef, EXACT_STEPS, marks
+                self.reference, scores, coef, self.updates, marks
             )
         ]
 
@@ -188,18 +197,21 @@ def _mean(values):
 def runs(args):
     """Every run as a dict, in turn."""
     benches = {}
+    system = args.algorithm
+    if args.memory != MEMORY:
+        system += f", memory {args.memory}"
 
     def bench(name):
         ends = TASKS[name].ends
         if ends not in benches:
-            benches[ends] = Bench(ends, args.episodes, args.algorithm)
+            benches[ends] = Bench(ends, args.episodes, args.algorithm, args.memory)
         return benches[ends]
 
     for name in args.tasks:
         for coef in args.coef:
             for seed in args.seeds:
                 curve = bench(name).sampled(TASKS[name], rlhf.FixedKL(coef), seed)
-                yield record(bench(name), name, coef, curve, system=args.algorithm, seed=seed)
+                yield record(bench(name), name, coef, curve, system=system, seed=seed)
             if args.exact:
                 curve = bench(name).exact(TASKS[name], coef)
                 yield record(bench(name), name, coef, curve, system="exact")
