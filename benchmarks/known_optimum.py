@@ -25,11 +25,12 @@ import numpy as np
 import optimum_report
 import optimum_tasks
 from exact_gradient import ExactTrainer
-from optimum_tasks import LENGTH, PROMPTS, STOP, TASKS, VOCAB
+from optimum_tasks import HARDER, LENGTH, PROMPTS, STOP, TASKS, VOCAB
 
 import kerasrlhf as rlhf
 from kerasrlhf.evaluation import optimum
 
+ALL = TASKS | HARDER
 BATCH, RATE = 256, 2e-3
 SETTING = {
     "update_epochs": 4,
@@ -63,7 +64,7 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="ppo")
-    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="*", choices=list(ALL), default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
     parser.add_argument("--episodes", type=int, default=60_000)
@@ -72,7 +73,7 @@ def parse_args():
     )
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--adaptive", choices=[*TASKS, "none"], default="smooth", help="task of the adaptive run"
+        "--adaptive", choices=[*ALL, "none"], default="smooth", help="task of the adaptive run"
     )
     parser.add_argument(
         "--output", type=pathlib.Path, help="lines are added to this file; all of it is reported"
@@ -170,7 +171,7 @@ class Bench:
 
 def record(bench, name, coef, curve, **labels):
     """One run as a JSON line."""
-    scores = bench.table(TASKS[name])
+    scores = bench.table(ALL[name])
     reference = bench.reference
     last = curve[-1][-1]
     return {
@@ -202,7 +203,7 @@ def runs(args):
         system += f", memory {args.memory}"
 
     def bench(name):
-        ends = TASKS[name].ends
+        ends = ALL[name].ends
         if ends not in benches:
             benches[ends] = Bench(ends, args.episodes, args.algorithm, args.memory)
         return benches[ends]
@@ -210,15 +211,15 @@ def runs(args):
     for name in args.tasks:
         for coef in args.coef:
             for seed in args.seeds:
-                curve = bench(name).sampled(TASKS[name], rlhf.FixedKL(coef), seed)
+                curve = bench(name).sampled(ALL[name], rlhf.FixedKL(coef), seed)
                 yield record(bench(name), name, coef, curve, system=system, seed=seed)
             if args.exact:
-                curve = bench(name).exact(TASKS[name], coef)
+                curve = bench(name).exact(ALL[name], coef)
                 yield record(bench(name), name, coef, curve, system="exact")
     if args.adaptive != "none":
         for seed in args.seeds:
             kl = rlhf.AdaptiveKL(**ADAPTIVE)
-            curve = bench(args.adaptive).sampled(TASKS[args.adaptive], kl, seed)
+            curve = bench(args.adaptive).sampled(ALL[args.adaptive], kl, seed)
             coef = kl.coef.numpy()
             yield record(
                 bench(args.adaptive), args.adaptive, coef, curve, system="adaptive", seed=seed

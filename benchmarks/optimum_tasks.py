@@ -34,8 +34,13 @@ def counting(prompt, response):
     return float(response.count(2))
 
 
-def palindrome(prompt, response):
-    return 2.0 * (response == response[::-1] and len(set(response)) == LENGTH // 2)
+def palindrome(score):
+    """A score for palindromes of different tokens."""
+
+    def found(prompt, response):
+        return score * (response == response[::-1] and len(set(response)) == LENGTH // 2)
+
+    return found
 
 
 def smooth_table(seed=11):
@@ -60,6 +65,13 @@ def sparse(prompt, response):
     return 4.0 * (response[:3] == (2, 6, 1))
 
 
+def scattered(count=16, seed=5):
+    """4 for some responses that have nothing in common."""
+    chosen = np.random.default_rng(seed).choice(VOCAB**LENGTH, count, replace=False)
+    wanted = {tuple(np.base_repr(i, VOCAB).zfill(LENGTH)) for i in chosen}
+    return lambda prompt, response: 4.0 * (tuple(map(str, response)) in wanted)
+
+
 def ended_sum(prompt, response):
     return 2.0 * (response[-1] == STOP and sum(response) % 4 == 0)
 
@@ -71,11 +83,17 @@ def count_up(prompt, response):
 
 TASKS = {
     "counting": Task(counting, "number of tokens that are 2"),
-    "palindrome": Task(palindrome, "2 for a palindrome of two different tokens (56 of 4,096)"),
+    "palindrome": Task(palindrome(2.0), "2 for a palindrome of two different tokens (56 of 4,096)"),
     "smooth": Task(smooth_table(), "random number per token and neighbouring pair, summed"),
     "sparse": Task(sparse, "4 for beginning with 2, 6, 1: one response in 512"),
     "ended": Task(ended_sum, "2 if token 0 ends it and its tokens sum to a multiple of 4", True),
     "prompted": Task(count_up, "number of tokens that count up from the prompt"),
+}
+# Not among the tasks that are asked for: at b = 0.5 the best policy is close to the start, and to
+# tell a good answer takes more hits than there are.
+HARDER = {
+    "palindrome_1": Task(palindrome(1.0), "1 for a palindrome of two different tokens"),
+    "scattered": Task(scattered(), "4 for each of 16 random responses of 4,096"),
 }
 
 

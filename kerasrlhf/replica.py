@@ -83,6 +83,17 @@ def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(whole, values)
 
 
+def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> tuple[Any, Any]:
+    """What Keras builds a model from, `(iterator, batch)`: under several replicas one batch.
+
+    Keras itself would average the batch over replicas; masks have no average.
+    """
+    if iterator is None or not is_distributed(strategy):
+        return iterator, batch
+    _, _, batches = next(iter(iterator))
+    return None, gather(strategy, next(batches))
+
+
 def _share(rows: Any, context: Any) -> Any:
     """The rows of the calling replica; scalars and None pass unchanged."""
     count = context.num_replicas_in_sync

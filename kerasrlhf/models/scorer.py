@@ -104,13 +104,9 @@ class Scorer(keras.Model):
         super().compile(optimizer, **{**self.fit_defaults(), **given})
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As in Keras, which averages a batch over replicas here; masks have no average."""
-        if iterator is not None and replica.is_distributed(self.distribute_strategy):
-            for _, _, batches in iterator:
-                data_batch = replica.gather(self.distribute_strategy, next(batches))
-                break
-            iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch)
+        """As in Keras, with a whole batch where there are several replicas."""
+        first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
+        super()._maybe_symbolic_build(*first)
 
     def score(self, prompts: Any, responses: Any, batch_size: int = 32) -> np.ndarray:
         """Scores of texts; of a process reward model the sums over their steps.

@@ -84,13 +84,9 @@ class DirectTrainer(keras.Model):
         super().compile(optimizer, loss=loss or self.default_loss(), metrics=metrics, **kwargs)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As in Keras, which averages a batch over replicas here; masks have no average."""
-        if iterator is not None and replica.is_distributed(self.distribute_strategy):
-            for _, _, batches in iterator:
-                data_batch = replica.gather(self.distribute_strategy, next(batches))
-                break
-            iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch)
+        """As in Keras, with a whole batch where there are several replicas."""
+        first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
+        super()._maybe_symbolic_build(*first)
 
     def call(self, inputs):
         return self.scores(checked(inputs))

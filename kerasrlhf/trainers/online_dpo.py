@@ -101,7 +101,8 @@ class OnlineDPO(OnPolicyTrainer):
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
         loss = ops.broadcast_to((self._paired(minibatch) * losses)[:, None], mask.shape)
-        agrees = ops.broadcast_to(ops.cast(logits > 0, "float32")[:, None], mask.shape)
+        right = (ops.sign(logits) + 1.0) / 2.0  # half, where both are as likely as at the start
+        agrees = ops.broadcast_to(right[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
 
     def _paired(self, minibatch):

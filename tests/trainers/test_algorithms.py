@@ -200,6 +200,18 @@ def test_ties_make_no_pair(make, scores):
     assert paired.tolist() == (sides(scores) != 0).tolist()
 
 
+def test_accuracy_counts_pairs_that_agree_and_half_of_what_says_nothing(make):
+    trainer = make(rlhf.OnlineDPO)
+    for scores in (ROLLOUT.scores, np.full(ROWS, 2.0, "float32")):
+        batch = trainer.estimate(ROLLOUT._replace(scores=scores))
+        for sign in (-1, 0, 1):
+            new = ROLLOUT.ref_logprobs + sign * 0.1 * sides(scores)[:, None]
+            _, found = trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)
+            paired = np.repeat(np.abs(sides(scores)).reshape(-1, GROUP).max(axis=1), GROUP)
+            expected = 0.5 + 0.5 * sign * paired
+            np.testing.assert_allclose(found["policy/accuracy"][:, 0], expected)
+
+
 def test_a_response_without_end_is_in_no_pair(make):
     """What `mask_overlong` leaves out takes its partner with it, and its group keeps its score."""
     trainer = make(rlhf.OnlineDPO, mask_overlong=True)

@@ -334,7 +334,7 @@ def test_rows_have_weights():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "orpo"])
+@pytest.mark.parametrize("name", METHODS)
 def test_two_replicas_train_what_one_trains(name):
     """KTO's reference point is one number, and its pairs reach across the replicas."""
     weights, losses = [], []
