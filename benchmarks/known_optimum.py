@@ -2,7 +2,7 @@
 
     python benchmarks/known_optimum.py --output runs/optimum.jsonl --plot runs/optimum.png
     python benchmarks/known_optimum.py --tasks counting --seeds 0 --coef 0.5 --no-exact
-    python benchmarks/known_optimum.py --algorithm rloo --coef 0.5 --adaptive none
+    python benchmarks/known_optimum.py --algorithms rloo dr_grpo --coef 0.5 --adaptive none
 
 A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
 iteration, and learns from them and once more from one of the last 4 rollouts. All responses are
@@ -14,6 +14,7 @@ Prints a JSON line a run, then a table.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -63,7 +64,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="ppo")
+    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=["ppo"])
     parser.add_argument("--tasks", nargs="*", choices=list(ALL), default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
@@ -73,7 +74,10 @@ def parse_args():
     )
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--adaptive", choices=[*ALL, "none"], default="smooth", help="task of the adaptive run"
+        "--adaptive",
+        choices=[*ALL, "none"],
+        default="smooth",
+        help="task that the first algorithm learns with an adaptive coefficient too",
     )
     parser.add_argument(
         "--output", type=pathlib.Path, help="lines are added to this file; all of it is reported"
@@ -198,32 +202,30 @@ def _mean(values):
 def runs(args):
     """Every run as a dict, in turn."""
     benches = {}
-    system = args.algorithm
-    if args.memory != MEMORY:
-        system += f", memory {args.memory}"
 
-    def bench(name):
-        ends = ALL[name].ends
-        if ends not in benches:
-            benches[ends] = Bench(ends, args.episodes, args.algorithm, args.memory)
-        return benches[ends]
+    def bench(algorithm, name):
+        key = algorithm, ALL[name].ends
+        if key not in benches:
+            benches[key] = Bench(ALL[name].ends, args.episodes, algorithm, args.memory)
+        return benches[key]
 
-    for name in args.tasks:
-        for coef in args.coef:
+    def sampled(algorithm, name, kl, seed, system):
+        found = bench(algorithm, name)
+        curve = found.sampled(ALL[name], kl, seed)
+        return record(found, name, kl.coef.numpy(), curve, system=system, seed=seed)
+
+    first = args.algorithms[0]
+    for name, coef in itertools.product(args.tasks, args.coef):
+        for algorithm in args.algorithms:
+            system = algorithm if args.memory == MEMORY else f"{algorithm}, memory {args.memory}"
             for seed in args.seeds:
-                curve = bench(name).sampled(ALL[name], rlhf.FixedKL(coef), seed)
-                yield record(bench(name), name, coef, curve, system=system, seed=seed)
-            if args.exact:
-                curve = bench(name).exact(ALL[name], coef)
-                yield record(bench(name), name, coef, curve, system="exact")
+                yield sampled(algorithm, name, rlhf.FixedKL(coef), seed, system)
+        if args.exact:
+            curve = bench(first, name).exact(ALL[name], coef)
+            yield record(bench(first, name), name, coef, curve, system="exact")
     if args.adaptive != "none":
         for seed in args.seeds:
-            kl = rlhf.AdaptiveKL(**ADAPTIVE)
-            curve = bench(args.adaptive).sampled(ALL[args.adaptive], kl, seed)
-            coef = kl.coef.numpy()
-            yield record(
-                bench(args.adaptive), args.adaptive, coef, curve, system="adaptive", seed=seed
-            )
+            yield sampled(first, args.adaptive, rlhf.AdaptiveKL(**ADAPTIVE), seed, "adaptive")
 
 
 def kept(path):
@@ -246,6 +248,8 @@ def main():
                 file.write(json.dumps(line) + "\n")
     lines = kept(args.output) or lines
     print(optimum_report.table(lines))
+    if len(args.algorithms) > 1:
+        print(optimum_report.by_system(lines))
     if args.plot:
         optimum_report.draw(lines, args.plot)
 

@@ -53,6 +53,18 @@ def table(lines):
     return "\n".join(rows)
 
 
+def by_system(lines):
+    """Markdown: a row for each task and fixed coefficient, a column for each algorithm."""
+    found = {key: runs for key, runs in groups(lines).items() if key[1] != "adaptive"}
+    systems = list(dict.fromkeys(system for *_, system in found))
+    rows = [f"| task | b | {' | '.join(systems)} |", "|---" * (2 + len(systems)) + "|"]
+    for task, coef in dict.fromkeys(key[:2] for key in found):
+        runs = [found.get((task, coef, system), []) for system in systems]
+        cells = [_several(_short(run["regret"][-1]) for run in several) for several in runs]
+        rows.append(f"| {task} | {coef} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _several(values):
     return ", ".join(str(value) for value in values)
 
