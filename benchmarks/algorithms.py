@@ -31,6 +31,7 @@ import kerasrlhf as rlhf
 EPOCHS = 2
 ALGORITHMS = {
     "PPO": (rlhf.PPO, {}),
+    "PPO, lam 1, not whitened": (rlhf.PPO, {"lam": 1.0, "whiten_advantages": False}),
     "RLOO": (rlhf.RLOO, {"group_size": 4, "cliprange": 0.2}),
     "GRPO": (rlhf.GRPO, {"group_size": 4}),
     "Dr. GRPO": (rlhf.GRPO, {"group_size": 4, "variant": "dr_grpo"}),

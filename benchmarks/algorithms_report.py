@@ -44,7 +44,7 @@ def _choices(runs):
     for place, n in enumerate(runs[0]["n"]):
         score, kl = [run["score"][place] for run in runs], runs[0]["kl"][place]
         value = [s - run["kl_coef"] * kl for s, run in zip(score, runs, strict=True)]
-        cells = [spread(score), f"at most {kl:.2f}", spread(value), "as the start's", "", "0"]
+        cells = [spread(score), f"at most {kl:.2f}", spread(value), "as the start's", "-", "-"]
         yield " | ".join([f"| best of {n}", str(len(runs)), *cells]) + " |"
 
 

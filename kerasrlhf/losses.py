@@ -217,10 +217,11 @@ class IPO(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class KTO(keras.losses.Loss):
-    """What each candidate lacks to be surely desirable (the first) or undesirable (the others).
+    """What each response lacks to be surely desirable or undesirable.
 
-    `lambda_D sigmoid(-y_pred[0])` and `lambda_U sigmoid(y_pred[j])`, meaned over the candidates of
-    a row; Keras reduces the rows. `y_true` is not read.
+    `lambda_D sigmoid(-y_pred)` of desirable ones and `lambda_U sigmoid(y_pred)` of the others,
+    meaned over the candidates of a row; Keras reduces the rows. Of several candidates the first is
+    the desirable one, and `y_true` is not read; a single one is desirable where `y_true` is 1.
 
     Args:
         desirable_weight: Number, at least 0: `lambda_D`.
@@ -231,6 +232,8 @@ class KTO(keras.losses.Loss):
     Example:
         >>> float(KTO()([0], [[0.0, 0.0]]))
         0.5
+        >>> round(float(KTO()([0, 1], [[-9.0], [9.0]])), 3)  # judged one by one
+        0.0
 
     Reference:
         Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8.
@@ -248,7 +251,10 @@ class KTO(keras.losses.Loss):
         self.undesirable_weight = undesirable_weight
 
     def call(self, y_true, y_pred):
-        return direct.kto(y_pred, self.desirable_weight, self.undesirable_weight)
+        desirable = None
+        if y_pred.shape[-1] == 1:
+            desirable = ops.reshape(y_true, ops.shape(y_pred)) > 0
+        return direct.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)
 
     def get_config(self):
         own = {

@@ -5,6 +5,7 @@ from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.steps import stepwise
 from kerasrlhf.data.tokenized import TokenizedDataset
+from kerasrlhf.data.unpaired import unpaired_preferences
 from kerasrlhf.tokens import detokenize, tokenize
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "records",
     "stepwise",
     "tokenize",
+    "unpaired_preferences",
 ]

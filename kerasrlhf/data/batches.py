@@ -152,13 +152,11 @@ def preferences(
     prompts, *candidates = records_lib.preference_texts(records, template)
     margins = columns_lib.margins(records, margin)
     rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id)
-    columns = [_padded(rows, candidate, preprocessor) for candidate in rows.candidates]
-    for column in columns:
-        starts = [len(ids) for ids in rows.prompt_ids]
-        column["response_mask"] = _tail(column["padding_mask"], starts)
-    x = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
     dataset = batches(
-        (x, np.zeros(len(records), "int32") if margins is None else margins),
+        (
+            stacked(rows, preprocessor),
+            np.zeros(len(records), "int32") if margins is None else margins,
+        ),
         len(records),
         batch_size,
         shuffle=shuffle,
@@ -231,6 +229,15 @@ def prompts(
         x, len(records), batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
     )
     return TokenizedDataset(dataset, rows.report)
+
+
+def stacked(rows, preprocessor):
+    """Rows as a dict of arrays `(rows, candidates, length)`, as `preferences` gives them."""
+    columns = [_padded(rows, candidate, preprocessor) for candidate in rows.candidates]
+    for column in columns:
+        starts = [len(ids) for ids in rows.prompt_ids]
+        column["response_mask"] = _tail(column["padding_mask"], starts)
+    return {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
 
 
 def _padded(rows, responses, preprocessor, multiple=1):

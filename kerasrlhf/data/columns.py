@@ -1,4 +1,4 @@
-"""Columns beside the texts: margins of pairs, steps of a response and their labels."""
+"""Columns beside the texts: margins of pairs, labels of responses, steps and their labels."""
 
 import math
 
@@ -35,6 +35,31 @@ def margins(records, column="auto"):
         f"have no finite number in {name!r} ({hint})",
     )
     return np.array([float(row[name]) for row in records], "float32")
+
+
+def labels(records):
+    """Whether each response is wanted.
+
+    Args:
+        records: List of `dict` with a column `label`: booleans, or 1 and 0.
+
+    Returns:
+        A float32 array `(rows,)` of 1 and 0.
+
+    Raises:
+        ValueError: A row without such a label.
+
+    Example:
+
+    >>> labels([{"label": True}, {"label": 0}]).tolist()
+    [1.0, 0.0]
+    """
+    records_lib.refuse(
+        records,
+        lambda row: row.get("label") not in (0, 1),
+        "have no 'label' that is true (1: wanted) or false (0: unwanted)",
+    )
+    return np.array([float(row["label"]) for row in records], "float32")
 
 
 def steps(records, separator):

@@ -10,6 +10,7 @@ from kerasrlhf.functional._inputs import (
     boolean,
     check_candidates,
     check_positive,
+    check_rank,
     check_same_shape,
     float32,
 )
@@ -116,36 +117,49 @@ def ipo(log_ratios, beta):
     return ops.mean(ops.square(leads - 1.0 / (2.0 * beta)), axis=1)
 
 
-def kto(rewards, desirable_weight=1.0, undesirable_weight=1.0):
-    """How far candidate 0 is from being surely desirable and the others from surely undesirable.
+def kto(rewards, desirable_weight=1.0, undesirable_weight=1.0, desirable=None):
+    """How far each response is from being surely what it is said to be, desirable or undesirable.
 
-    `lambda_D (1 - sigmoid(r[0]))` and `lambda_U (1 - sigmoid(-r[j]))`, meaned over the candidates:
-    each is judged by itself, against the reference point that `r` is measured from.
+    `lambda_D (1 - sigmoid(r))` of desirable ones and `lambda_U (1 - sigmoid(-r))` of the others,
+    meaned over the candidates: each is judged by itself, against the reference point that `r` is
+    measured from.
 
     Args:
-        rewards: Tensor `(batch, candidates)`, `beta (log pi - log ref - z0)`, the desirable one
-            first.
+        rewards: Tensor `(batch, candidates)`, `beta (log pi - log ref - z0)`.
         desirable_weight: Number, at least 0: `lambda_D`.
         undesirable_weight: Number, at least 0: `lambda_U`.
+        desirable: Tensor of that shape, bool. None: the first of two candidates or more is
+            desirable, and the others are not.
 
     Returns:
         Tensor `(batch,)`, float32, from 0 to the larger weight.
 
     Raises:
-        ValueError: When `rewards` is not `(batch, candidates)` with two candidates or more.
+        ValueError: When `rewards` is not `(batch, candidates)`, has one candidate and no
+            `desirable`, or the shapes differ.
 
     Example:
         >>> kto([[0.0, 0.0], [99.0, 0.0], [99.0, -99.0]]).numpy().tolist()
         [0.5, 0.25, 0.0]
+        >>> kto([[99.0], [99.0]], desirable=[[True], [False]]).numpy().tolist()
+        [0.0, 1.0]
 
     Reference:
         Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8.
     """
     rewards = float32(rewards)
-    check_candidates("rewards", rewards)
-    desirable = desirable_weight * ops.sigmoid(-rewards[:, :1])
-    undesirable = undesirable_weight * ops.sigmoid(rewards[:, 1:])
-    return ops.mean(ops.concatenate([desirable, undesirable], axis=1), axis=1)
+    if desirable is None:
+        check_candidates("rewards", rewards)
+        desirable = ops.broadcast_to(ops.arange(rewards.shape[1]) == 0, ops.shape(rewards))
+    desirable = boolean(desirable)
+    check_rank("rewards", rewards, ("batch", "candidates"))
+    check_same_shape(rewards=rewards, desirable=desirable)
+    losses = ops.where(
+        desirable,
+        desirable_weight * ops.sigmoid(-rewards),
+        undesirable_weight * ops.sigmoid(rewards),
+    )
+    return ops.mean(losses, axis=1)
 
 
 def log_odds(logprobs):

@@ -156,6 +156,30 @@ def accuracy(scores):
     return highest[:, 0] / ops.maximum(ops.sum(highest, axis=1), 1.0)
 
 
+def agreement(labels, scores):
+    """Whether a score is above 0 where its label is 1, or below 0 where it is 0.
+
+    Args:
+        labels: Tensor `(batch,)`, 1 for wanted responses and 0 for unwanted ones.
+        scores: Tensor `(batch, 1)`: one response a row.
+
+    Returns:
+        Tensor `(batch,)`, float32: 1, 0, or one half for a score of 0.
+
+    Raises:
+        ValueError: When the shapes are others.
+
+    Example:
+        >>> agreement([1, 0, 0, 1], [[2.0], [-1.0], [0.5], [0.0]]).numpy().tolist()
+        [1.0, 1.0, 0.0, 0.5]
+    """
+    labels, scores = float32(labels), float32(scores)
+    check_rank("scores", scores, ("batch", "1"))
+    labels = ops.reshape(labels, (-1,))
+    check_same_shape(labels=labels, scores=scores[:, 0])
+    return 0.5 + 0.5 * ops.sign(scores[:, 0]) * ops.sign(labels - 0.5)
+
+
 def lead(scores):
     """How far candidate 0 leads the best of the others.
 

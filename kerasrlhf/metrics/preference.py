@@ -1,6 +1,7 @@
 """Metrics of compared responses: `y_pred` is scores, candidate 0 is the preferred one."""
 
 import keras
+from keras import ops
 
 from kerasrlhf.functional import preferences
 
@@ -10,7 +11,9 @@ class PreferenceAccuracy(keras.metrics.Mean):
     """Share of the rows in which the preferred candidate has the highest score.
 
     A strict winner counts 1. A tie at the top counts 1 / number of candidates in it, one half for
-    a tie of two, so that constant scores reach the accuracy of guessing.
+    a tie of two, so that constant scores reach the accuracy of guessing. A candidate alone, as in
+    `data.unpaired_preferences`, counts where its score has the sign that its label says: above 0
+    for 1, below it for 0.
 
     Args:
         name: Name in the logs.
@@ -32,7 +35,12 @@ class PreferenceAccuracy(keras.metrics.Mean):
         self._direction = "up"  # what `mode="auto"` of the Keras callbacks reads
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        super().update_state(preferences.accuracy(y_pred), sample_weight)
+        y_pred = ops.convert_to_tensor(y_pred)
+        if y_pred.shape[-1] == 1:
+            right = preferences.agreement(y_true, y_pred)
+        else:
+            right = preferences.accuracy(y_pred)
+        super().update_state(right, sample_weight)
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")

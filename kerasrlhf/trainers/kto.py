@@ -21,11 +21,14 @@ class KTO(DirectTrainer):
     The score of a response is `beta (log pi - log ref - z0)`; the loss is `lambda_D
     sigmoid(-score)` of the chosen one and `lambda_U sigmoid(score)` of the rejected one. Unlike
     DPO's it does not compare the two, and it levels off for responses far on either side, wrong
-    labels included. The reference point `z0 = max(0, mean of log pi - log ref)` over the batch is
-    an estimate of the KL divergence from responses that do not belong to the prompt: the prompt of
-    each row with the responses of the next. It carries no gradient and is one number for the
-    batch of all replicas. What does not fit behind another prompt, within the length of a row, is
-    cut off; a last batch of one row has no other response, and a `z0` of 0.
+    labels included. So it takes single responses with a label too (`data.unpaired_preferences`),
+    and the accuracy is then the share of them that are on their side of the reference point.
+
+    The reference point `z0 = max(0, mean of log pi - log ref)` over the batch is an estimate of the
+    KL divergence from responses that do not belong to the prompt: the prompt of each row with the
+    responses of the next. It carries no gradient and is one number for the batch of all replicas.
+    What does not fit behind another prompt, within the length of a row, is cut off; a last batch of
+    one row has no other response, and a `z0` of 0.
 
     Args:
         causal_lm: as in `DPO`.

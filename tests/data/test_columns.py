@@ -1,4 +1,4 @@
-"""Margins, rankings and labelled steps: where they stand in a batch, and what is refused."""
+"""Margins, rankings, labels of responses and of steps: where they stand, and what is refused."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,11 @@ PAIRS = [
     {"prompt": "a", "chosen": "b", "rejected": "cd", "margin": 3},
 ]
 RANKING = [{"prompt": "ab", "responses": ["cde", "f", "gh"]}]
+JUDGED = [
+    {"prompt": "ab", "response": "cde", "label": True},
+    {"prompt": "a", "response": "b", "label": 0},
+    {"prompt": "a", "response": "cd", "label": 1.0},
+]
 STEPS = [
     {"prompt": "ab", "steps": ["cd", "e", "fg"], "labels": [1, 0, 0.25]},
     {"prompt": "a", "steps": ["b"], "labels": [True]},
@@ -55,6 +60,29 @@ def test_a_margin_that_is_no_number_is_named(gpt2, value):
 def test_a_missing_margin_column_is_named(gpt2):
     with pytest.raises(ValueError, match="no finite number in 'gap'"):
         data.preferences(PAIRS, gpt2, 2, margin="gap")
+
+
+def test_a_response_alone_is_one_candidate_with_a_label(gpt2):
+    x, y = only(data.unpaired_preferences(JUDGED, gpt2, 3, shuffle=False))
+    assert y.tolist() == [1.0, 0.0, 1.0] and y.dtype == "float32"
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["response"], "rejected": "x"} for row in JUDGED
+    ]
+    expected, _ = only(data.preferences(pairs, gpt2, 3, shuffle=False))
+    assert set(x) == set(expected)
+    for name, column in x.items():
+        assert column.shape == (3, 1, column.shape[-1])
+        np.testing.assert_array_equal(column[:, 0], expected[name][:, 0])
+    named = [{"completion" if k == "response" else k: v for k, v in row.items()} for row in JUDGED]
+    again, _ = only(data.unpaired_preferences(named, gpt2, 3, shuffle=False))
+    np.testing.assert_array_equal(again["token_ids"], x["token_ids"])
+
+
+@pytest.mark.parametrize("value", ["good", None, 0.5, float("nan"), [1]])
+def test_a_label_that_is_neither_true_nor_false_is_named(gpt2, value):
+    wrong = [JUDGED[0], {**JUDGED[1], "label": value}]
+    with pytest.raises(ValueError, match=r"1 of 2 rows have no 'label' .*: rows 1"):
+        data.unpaired_preferences(wrong, gpt2, 2)
 
 
 def test_rankings_are_candidates_best_first(gpt2):

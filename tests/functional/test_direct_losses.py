@@ -99,6 +99,26 @@ def test_odds_stay_finite_with_their_gradient():
     np.testing.assert_allclose(gradient[2:], expected, rtol=1e-3)
 
 
+def test_kto_of_responses_with_labels_of_their_own():
+    rewards, weights = np.array([[0.3, -2.0], [1.0, 0.0]], "float32"), (1.5, 0.5)
+    labels = np.array([[False, True], [True, True]])
+    expected = [
+        np.mean(
+            [
+                weights[0] / (1 + math.exp(r)) if wanted else weights[1] / (1 + math.exp(-r))
+                for r, wanted in zip(*rows, strict=True)
+            ]
+        )
+        for rows in zip(rewards.tolist(), labels.tolist(), strict=True)
+    ]
+    np.testing.assert_allclose(direct.kto(rewards, *weights, labels), expected, rtol=1e-5)
+    alone = direct.kto(rewards[:, :1], *weights, labels[:, :1])
+    one = [weights[1] / (1 + math.exp(-0.3)), weights[0] / (1 + math.exp(1.0))]
+    np.testing.assert_allclose(alone, one, rtol=1e-5)
+    with pytest.raises(ValueError, match="`desirable`"):
+        direct.kto(rewards, desirable=labels[:, :1])
+
+
 @pytest.mark.parametrize("loss", [direct.ipo, direct.kto, direct.orpo])
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 2, 2)])
 def test_other_shapes_than_candidates_are_refused(loss, shape):

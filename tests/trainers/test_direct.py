@@ -116,6 +116,36 @@ def test_kto_is_equation_8(models, ratios, swapped):
     assert loss_of(kto) == pytest.approx(np.mean([desirable, undesirable]), rel=1e-5)
 
 
+def test_kto_of_single_responses_with_labels(models, ratios):
+    """Each of the first responses; 1 is a wanted one."""
+    x = {name: value[:, :1] for name, value in X.items()}
+    labels, beta, weights = np.array([1, 0, 0, 1], "float32"), 0.3, (1.5, 0.5)
+    others = [
+        log_ratio(*models, prompt, RESPONSES[(i + 1) % len(PROMPTS)][0])
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    scores = beta * (ratios[:, 0] - max(0.0, np.mean(others)))
+    kto = rlhf.KTO(*models, beta, *weights)
+    np.testing.assert_allclose(kto(x), scores[:, None], rtol=1e-4, atol=1e-5)
+    expected = np.where(
+        labels > 0, weights[0] * (1 - sigmoid(scores)), weights[1] * (1 - sigmoid(-scores))
+    )
+    kto.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    loss, accuracy = kto.evaluate(x, labels, verbose=0)
+    assert loss == pytest.approx(expected.mean(), rel=1e-5)
+    assert accuracy == pytest.approx(np.mean((scores > 0) == (labels > 0)))
+
+
+def test_kto_learns_from_single_responses():
+    x, labels = {name: value[:, :1] for name, value in X.items()}, np.array([1, 0, 0, 1.0])
+    kto = rlhf.KTO(helpers.lm())
+    kto.compile(keras.optimizers.Adam(0.003), jit_compile=False)
+    history = kto.fit(x, labels, batch_size=4, epochs=20, verbose=0).history
+    assert history["loss"][0] == pytest.approx(0.5, rel=1e-5)
+    assert history["accuracy"][-1] == 1.0
+    assert ((np.array(kto(x))[:, 0] > 0) == (labels > 0)).all()
+
+
 def test_orpo_is_equation_6(models):
     means = np.array(
         [
