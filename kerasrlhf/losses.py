@@ -232,7 +232,7 @@ class KTO(keras.losses.Loss):
     Example:
         >>> float(KTO()([0], [[0.0, 0.0]]))
         0.5
-        >>> round(float(KTO()([0, 1], [[-9.0], [9.0]])), 3)  # judged one by one
+        >>> round(float(KTO()([0.0, 1.0], [[-9.0], [9.0]])), 3)  # judged one by one
         0.0
 
     Reference:
@@ -251,7 +251,7 @@ class KTO(keras.losses.Loss):
         self.undesirable_weight = undesirable_weight
 
     def call(self, y_true, y_pred):
-        desirable = None
+        desirable, y_pred = None, ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] == 1:
             desirable = ops.reshape(y_true, ops.shape(y_pred)) > 0
         return direct.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)

@@ -19,8 +19,9 @@ class OnlineDPO(OnPolicyTrainer):
     pair with logits `h = beta * (d[best] - d[worst])`, `d` the log ratio of policy and reference
     summed over a response. With `labels="soft"` the reward prefers the better one with probability
     `q = sigmoid(score difference)`, and the loss `-q log sigmoid(h) - (1 - q) log sigmoid(-h)` is
-    smallest at the policy that is best for score less `beta` KL. `labels="hard"` takes `q = 1`.
-    The coefficient of `kl` is `beta`.
+    smallest at the policy that is best for score less `beta` KL; responses that are equally good
+    say, with `q = 1/2`, that they deserve the same log ratio. `labels="hard"` takes `q = 1`, and
+    equally good responses make no pair. The coefficient of `kl` is `beta`.
 
     Args:
         actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
@@ -79,12 +80,15 @@ class OnlineDPO(OnPolicyTrainer):
         rows = rollout.response_mask.shape[0]
         totals = ops.sum(ops.reshape(rollout.scores, (rows, -1)), axis=1)
         scores = ops.reshape(totals, (-1, size))
-        best = ops.one_hot(ops.argmax(scores, axis=1), size)
-        worst = ops.one_hot(ops.argmin(scores, axis=1), size)
+        best, worst = ops.argmax(scores, axis=1), ops.argmin(scores, axis=1)
         difference = ops.max(scores, axis=1) - ops.min(scores, axis=1)
-        preferred = ops.sigmoid(difference) if self.labels == "soft" else ops.ones_like(difference)
-        # All responses equally good: both marks fall on one, and there is no pair.
-        sides = ops.reshape(best - worst, (-1,))
+        if self.labels == "soft":
+            preferred = ops.sigmoid(difference)
+            worst = ops.where(difference == 0, 1, worst)  # and the best is the first
+        else:
+            # All responses equally good: both marks fall on one, and there is no pair.
+            preferred = ops.ones_like(difference)
+        sides = ops.reshape(ops.one_hot(best, size) - ops.one_hot(worst, size), (-1,))
         return self.experience(
             rollout,
             sides,
@@ -101,7 +105,9 @@ class OnlineDPO(OnPolicyTrainer):
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
         loss = ops.broadcast_to((self._paired(minibatch) * losses)[:, None], mask.shape)
-        right = (ops.sign(logits) + 1.0) / 2.0  # half, where both are as likely as at the start
+        right = 0.5 + 0.5 * ops.sign(logits) * ops.sign(
+            q - 0.5
+        )  # half, where there is no better one
         agrees = ops.broadcast_to(right[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
 

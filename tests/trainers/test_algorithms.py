@@ -1,5 +1,7 @@
 """Algorithms without a critic: estimates and losses against loops from their papers."""
 
+import itertools
+
 import helpers
 import numpy as np
 import pytest
@@ -190,9 +192,12 @@ def test_online_dpo_against_the_formula(make, labels):
     assert np.count_nonzero(expected) < expected.size, "one of three is in no pair"
 
 
-@pytest.mark.parametrize("scores", [[2.0] * ROWS, [1.0, 1.0, 1.0, 0.0, 3.0, 0.0]])
-def test_ties_make_no_pair(make, scores):
-    trainer = make(rlhf.OnlineDPO)
+TIED = [[2.0] * ROWS, [1.0, 1.0, 1.0, 0.0, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize("scores", TIED)
+def test_ties_make_no_pair_of_hard_labels(make, scores):
+    trainer = make(rlhf.OnlineDPO, labels="hard")
     batch = trainer.estimate(ROLLOUT._replace(scores=np.array(scores, "float32")))
     new = noise()
     loss, _ = trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)
@@ -200,9 +205,25 @@ def test_ties_make_no_pair(make, scores):
     assert paired.tolist() == (sides(scores) != 0).tolist()
 
 
+@pytest.mark.parametrize("scores", TIED)
+def test_with_soft_labels_equally_good_responses_deserve_the_same_log_ratio(make, scores):
+    trainer = make(rlhf.OnlineDPO, labels="soft")
+    batch = trainer.estimate(ROLLOUT._replace(scores=np.array(scores, "float32")))
+    new = noise()
+    loss, _ = trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)
+    ratios = np.where(MASK, new - ROLLOUT.ref_logprobs, 0.0).sum(axis=1)
+    h = COEF * (ratios[0] - ratios[1])  # the first group's scores are equal in both cases
+    expected = 0.5 * np.log1p(np.exp(-h)) + 0.5 * np.log1p(np.exp(h))
+    found = np.where(MASK, loss, 0.0)[:GROUP].max(axis=1)
+    np.testing.assert_allclose(found, [expected, expected, 0.0], rtol=1e-5)
+    assert expected > np.log(2.0)
+
+
 def test_accuracy_counts_pairs_that_agree_and_half_of_what_says_nothing(make):
-    trainer = make(rlhf.OnlineDPO)
-    for scores in (ROLLOUT.scores, np.full(ROWS, 2.0, "float32")):
+    for labels, scores in itertools.product(
+        ("soft", "hard"), (ROLLOUT.scores, np.full(ROWS, 2.0, "float32"))
+    ):
+        trainer = make(rlhf.OnlineDPO, labels=labels)
         batch = trainer.estimate(ROLLOUT._replace(scores=scores))
         for sign in (-1, 0, 1):
             new = ROLLOUT.ref_logprobs + sign * 0.1 * sides(scores)[:, None]
