@@ -53,7 +53,7 @@ ALGORITHMS = {
     "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4}),  # comes to rest elsewhere, see its class
     "dr_grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4, "variant": "dr_grpo"}),
     # It whitens by definition: more updates on a rollout would learn its noise.
-    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 1, "memory_reuse": 0}),
+    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory_reuse": 0}),
     "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4}),
 }
 MARKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
