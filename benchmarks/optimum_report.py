@@ -74,7 +74,10 @@ def _short(regret):
 
 
 def draw(lines, path):
-    """PNG: regret of every run against episodes (above) and seconds (below), a column a task."""
+    """PNG: regret of every run against episodes (above) and seconds (below), a column a task.
+
+    Exact gradients sample nothing, and their seconds compare with nothing: they stand above only.
+    """
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     figure, axes = pyplot.subplots(
         2, len(tasks), figsize=(3.2 * len(tasks), 6), sharey=True, squeeze=False
@@ -84,7 +87,7 @@ def draw(lines, path):
         style = {"color": COLOURS[coefs.index(coef) % len(COLOURS)]}
         style |= {"ls": "--", "lw": 2} if system == "exact" else {"lw": 1}
         label = f"b {coef}" if coef == "adaptive" else f"b = {coef}"
-        for row, x in enumerate(("episodes", "seconds")):
+        for row, x in enumerate(("episodes",) if system == "exact" else ("episodes", "seconds")):
             for index, run in enumerate(runs):
                 regret = [max(value, FLOOR) for value in run["regret"]]
                 name = f"{label}, {system}" if index == 0 and row == 0 else None
