@@ -89,7 +89,7 @@ TASKS = {
     "ended": Task(ended_sum, "2 if token 0 ends it and its tokens sum to a multiple of 4", True),
     "prompted": Task(count_up, "number of tokens that count up from the prompt"),
 }
-# Not among the tasks that are asked for: at b = 0.5 the best policy is close to the start, and to
+# Run by name only: at b = 0.5 the best policy is close to the start, and to
 # tell a good answer takes more hits than there are.
 HARDER = {
     "palindrome_1": Task(palindrome(1.0), "1 for a palindrome of two different tokens"),

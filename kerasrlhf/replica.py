@@ -90,8 +90,9 @@ def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> 
     """
     if iterator is None or not is_distributed(strategy):
         return iterator, batch
-    _, _, batches = next(iter(iterator))
-    return None, gather(strategy, next(batches))
+    for _, _, batches in iterator:
+        return None, gather(strategy, next(batches))
+    return None, batch
 
 
 def _share(rows: Any, context: Any) -> Any:

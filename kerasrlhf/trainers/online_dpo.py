@@ -105,9 +105,8 @@ class OnlineDPO(OnPolicyTrainer):
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
         loss = ops.broadcast_to((self._paired(minibatch) * losses)[:, None], mask.shape)
-        right = 0.5 + 0.5 * ops.sign(logits) * ops.sign(
-            q - 0.5
-        )  # half, where there is no better one
+        # Half, where there is no better one or the policy prefers neither.
+        right = 0.5 + 0.5 * ops.sign(logits) * ops.sign(q - 0.5)
         agrees = ops.broadcast_to(right[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
 

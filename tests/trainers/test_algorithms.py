@@ -195,22 +195,24 @@ def test_online_dpo_against_the_formula(make, labels):
 TIED = [[2.0] * ROWS, [1.0, 1.0, 1.0, 0.0, 3.0, 0.0]]
 
 
-@pytest.mark.parametrize("scores", TIED)
-def test_ties_make_no_pair_of_hard_labels(make, scores):
-    trainer = make(rlhf.OnlineDPO, labels="hard")
+def online_loss(make, labels, scores):
+    """Log-probabilities of a policy, and the loss of OnlineDPO on them."""
+    trainer = make(rlhf.OnlineDPO, labels=labels)
     batch = trainer.estimate(ROLLOUT._replace(scores=np.array(scores, "float32")))
     new = noise()
-    loss, _ = trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)
-    paired = np.abs(np.asarray(loss)).max(axis=1) > 0
+    return new, np.asarray(trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)[0])
+
+
+@pytest.mark.parametrize("scores", TIED)
+def test_ties_make_no_pair_of_hard_labels(make, scores):
+    _, loss = online_loss(make, "hard", scores)
+    paired = np.abs(loss).max(axis=1) > 0
     assert paired.tolist() == (sides(scores) != 0).tolist()
 
 
 @pytest.mark.parametrize("scores", TIED)
 def test_with_soft_labels_equally_good_responses_deserve_the_same_log_ratio(make, scores):
-    trainer = make(rlhf.OnlineDPO, labels="soft")
-    batch = trainer.estimate(ROLLOUT._replace(scores=np.array(scores, "float32")))
-    new = noise()
-    loss, _ = trainer.objective(TokenStats(new, 0 * new, 0 * new), batch)
+    new, loss = online_loss(make, "soft", scores)
     ratios = np.where(MASK, new - ROLLOUT.ref_logprobs, 0.0).sum(axis=1)
     h = COEF * (ratios[0] - ratios[1])  # the first group's scores are equal in both cases
     expected = 0.5 * np.log1p(np.exp(-h)) + 0.5 * np.log1p(np.exp(h))
