@@ -32,7 +32,7 @@ import kerasrlhf as rlhf
 from kerasrlhf.evaluation import optimum
 
 ALL = TASKS | HARDER
-BATCH, RATE = 256, 2e-3
+BATCH, RATE, EPISODES = 256, 2e-3, 60_000
 SETTING = {
     "update_epochs": 4,
     "num_minibatches": 1,
@@ -56,7 +56,7 @@ ALGORITHMS = {
     "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory_reuse": 0}),
     "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4}),
 }
-MARKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MARKS = (*(i / 200 for i in range(1, 10)), 0.05, *(i / 10 for i in range(1, 11)))
 # Judged by the coefficient that it ends with.
 ADAPTIVE = {"coef": 0.2, "target": 3.0, "horizon": 10_000}
 
@@ -69,7 +69,7 @@ def parse_args():
     parser.add_argument("--tasks", nargs="*", choices=list(ALL), default=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
-    parser.add_argument("--episodes", type=int, default=60_000)
+    parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument(
         "--memory", type=int, default=MEMORY, help="rollouts to reuse from; 0: each is used once"
     )
@@ -200,6 +200,13 @@ def _mean(values):
     return round(float(np.mean(values)), 4)
 
 
+def label(algorithm, args):
+    """The algorithm, and what differs from the rule."""
+    memory = "" if args.memory == MEMORY else f", memory {args.memory}"
+    episodes = "" if args.episodes == EPISODES else f", {args.episodes:,} episodes"
+    return algorithm + memory + episodes
+
+
 def runs(args):
     """Every run as a dict, in turn."""
     benches = {}
@@ -218,9 +225,8 @@ def runs(args):
     first = args.algorithms[0]
     for name, coef in itertools.product(args.tasks, args.coef):
         for algorithm in args.algorithms:
-            system = algorithm if args.memory == MEMORY else f"{algorithm}, memory {args.memory}"
             for seed in args.seeds:
-                yield sampled(algorithm, name, rlhf.FixedKL(coef), seed, system)
+                yield sampled(algorithm, name, rlhf.FixedKL(coef), seed, label(algorithm, args))
         if args.exact:
             curve = bench(first, name).exact(ALL[name], coef)
             yield record(bench(first, name), name, coef, curve, system="exact")

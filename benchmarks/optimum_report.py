@@ -6,7 +6,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
-FLOOR = 1e-5
+FLOOR = 1e-6
 
 
 def groups(lines):
@@ -70,6 +70,8 @@ def _several(values):
 
 
 def _short(regret):
+    if regret < 1e-5:
+        return f"{regret:.0e}"
     return f"{regret:.5f}" if regret < 0.001 else f"{regret:.3f}"
 
 

@@ -196,7 +196,10 @@ class RLHF:
         """Fits the reward model; responses of the policy then score mean 0 and deviation 1."""
         self.reward.fit(pairs, shuffle=False, verbose=0)
         prompts = prompts[:_NORMALIZED]
-        self.reward.normalize(prompts, responses=self.generate(prompts, self.seed))
+        responses, ended = self.actor.generate(
+            prompts, self.sampler, self.seed, return_ended=True, jit_compile=self.jit_compile
+        )
+        self.reward.normalize(prompts, responses=responses, ended=ended)
 
     def _batches(self, read, source):
         return read(

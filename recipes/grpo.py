@@ -150,7 +150,7 @@ def build(config):
         seed=config.seed,
     )
     rate = keras.optimizers.schedules.PolynomialDecay(
-        config.learning_rate, config.iterations * grpo.updates_per_iteration, end_learning_rate=0.0
+        config.learning_rate, grpo.updates_in(config.iterations), end_learning_rate=0.0
     )
     grpo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
     return grpo

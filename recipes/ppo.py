@@ -210,7 +210,7 @@ def build(config):
     )
     rate = config.learning_rate
     if config.decay:
-        updates = config.iterations * ppo.updates_per_iteration
+        updates = ppo.updates_in(config.iterations)
         rate = keras.optimizers.schedules.PolynomialDecay(rate, updates, end_learning_rate=0.0)
     ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
     return ppo

@@ -118,27 +118,26 @@ def main(config):
         "kl": rlhf.FixedKL(config.kl_coef),
         "seed": config.seed,
     }
+    modelled = rlhf.data.demonstrations(
+        [{"text": text} for text in texts],
+        preprocessor,
+        config.text_batch_size,
+        max_length=config.text_length,
+        end_token_id=None,  # the texts may go on
+        seed=config.seed,
+        drop_remainder=True,
+    )
     ppo = rlhf.PPO(
         **common,
         update_epochs=config.update_epochs,
         ptx_coef=config.ptx_coef,
-        ptx_data=rlhf.data.demonstrations(
-            [{"text": text} for text in texts],
-            preprocessor,
-            config.text_batch_size,
-            max_length=config.text_length,
-            end_token_id=None,  # the texts may go on
-            seed=config.seed,
-            drop_remainder=True,
-        ),
+        ptx_data=modelled if config.ptx_coef or config.lm_every else None,
         lm_every=config.lm_every,
         lm_steps=config.lm_steps,
         reverse_coef=config.reverse_coef,
         reverse_reward=config.reverse_reward,
     )
-    steps = config.iterations * ppo.updates_per_iteration
-    if config.lm_every:
-        steps += config.iterations // config.lm_every * config.lm_steps
+    steps = ppo.updates_in(config.iterations)
     rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
     ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
     judge = rlhf.PPO(**common)  # its score is the reward alone, without `reverse_reward`

@@ -40,8 +40,10 @@ class Begin(keras.callbacks.Callback):
         made = self.made
         models = (made.actor.causal_lm, made.trainer.reference.causal_lm, made.reward)
         self.seen.append([weights(model) for model in models])
-        responses = made.actor.generate(PROMPTS, made.sampler, 0, jit_compile=False)
-        self.scores.append(made.reward.score(PROMPTS, responses))
+        responses, ended = made.actor.generate(
+            PROMPTS, made.sampler, 0, return_ended=True, jit_compile=False
+        )
+        self.scores.append(made.reward.score(PROMPTS, responses, ended=ended))
 
 
 @pytest.fixture(scope="module")

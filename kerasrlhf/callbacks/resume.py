@@ -16,16 +16,17 @@ from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 _VERSION = 1
 _STATE = "resume.json"
 _WEIGHTS = "resume-{iteration:08d}.npz"
+_MEMORY = "memory/"
 
 
 class Resume(iterations.IterationCallback):
     """Saves an on-policy run after its iterations, and goes on from there.
 
-    The same script, started again, ends with the same weights, optimiser slots, KL coefficient
-    and history as a run that nothing interrupted: `fit` loads the last state, reads its data from
-    the beginning, and passes over the iterations that are done already, showing their recorded
-    statistics and validation results. With more `epochs` it then goes on; with the same it only
-    passes over.
+    The same script, started again, ends with the same weights, optimiser slots, KL coefficient,
+    remembered rollouts and history as a run that nothing interrupted: `fit` loads the last state,
+    reads its data from the beginning, and passes over the iterations that are done already, showing
+    their recorded statistics and validation results. With more `epochs` it then goes on; with the
+    same it only passes over.
 
     What this asks of the caller: build model, trainer and a dataset anew, with the same seeds (a
     dataset object that was iterated over before may be at another of its orders). Other callbacks
@@ -97,12 +98,8 @@ class Resume(iterations.IterationCallback):
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer
         return {
-            "version": _VERSION,
-            "trainer": type(trainer).__name__,
-            "seed": trainer.seed,
+            **_identity(trainer),
             "iteration": int(trainer.iteration.numpy()),
-            "optimizer": type(trainer.optimizer).__name__,
-            "variables": _descriptions(trainer),
             "records": trainer.replay.records,
             "validations": {str(k): v for k, v in trainer.replay.validations.items()},
         }
@@ -111,6 +108,8 @@ class Resume(iterations.IterationCallback):
         state = self._state()
         weights = self.directory / _WEIGHTS.format(iteration=state["iteration"])
         arrays = {f"{i:05d}": _array(v) for i, v in enumerate(_variables(self.trainer))}
+        if self.trainer.memory is not None:
+            arrays |= {_MEMORY + name: x for name, x in self.trainer.memory.arrays().items()}
         with files.replacing(weights) as temporary:
             np.savez(temporary, **arrays)
         # From here on the new state counts; before, the previous one did.
@@ -122,15 +121,7 @@ class Resume(iterations.IterationCallback):
 
     def _load(self, state: dict[str, Any]) -> None:
         trainer, path = self.trainer, self.directory / _STATE
-        variables = _variables(trainer)
-        present = {
-            "version": _VERSION,
-            "trainer": type(trainer).__name__,
-            "seed": trainer.seed,
-            "optimizer": type(trainer.optimizer).__name__,
-            "variables": _descriptions(trainer),
-        }
-        for name, ours in present.items():
+        for name, ours in _identity(trainer).items():
             if state.get(name) != ours:
                 raise ValueError(
                     f"The state in {str(path)!r} is of another run: "
@@ -144,8 +135,23 @@ class Resume(iterations.IterationCallback):
                 "Put it back, or begin anew in another directory."
             )
         with np.load(weights) as arrays:
-            for index, variable in enumerate(variables):
+            for index, variable in enumerate(_variables(trainer)):
                 variable.assign(arrays[f"{index:05d}"])
+            if trainer.memory is not None:
+                kept = [name for name in arrays.files if name.startswith(_MEMORY)]
+                trainer.memory.restore({name.removeprefix(_MEMORY): arrays[name] for name in kept})
+
+
+def _identity(trainer: OnPolicyTrainer) -> dict[str, Any]:
+    """What a state and the trainer that goes on from it must have in common."""
+    return {
+        "version": _VERSION,
+        "trainer": type(trainer).__name__,
+        "seed": trainer.seed,
+        "optimizer": type(trainer.optimizer).__name__,
+        "memory": None if trainer.memory is None else trainer.memory.capacity,
+        "variables": _descriptions(trainer),
+    }
 
 
 def _variables(trainer: OnPolicyTrainer) -> list[keras.Variable]:

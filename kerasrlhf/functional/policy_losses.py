@@ -96,8 +96,10 @@ def policy_gradient_loss(logprobs, old_logprobs, advantages):
 def importance_weights(logprobs, behavior_logprobs, cap=None):
     """How much more likely a token was under the policy than under what drew it.
 
-    `exp(logprobs - behavior_logprobs)`, at most `cap`. Without a cap a loss times these weights
-    has the gradient of samples from the policy itself; the cap trades some of that for less
+    `exp(logprobs - behavior_logprobs)`, at most `cap`. With these weights a token counts, among
+    those that could stand in its place, as often as the policy would draw it. The tokens before
+    and after it stay as often as they were drawn: exact for a response is the product of its
+    weights, whose variance grows with its length. The cap trades more of exactness for less
     variance.
 
     Args:

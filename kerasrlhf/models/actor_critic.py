@@ -248,6 +248,7 @@ class ActorCritic(keras.Model):
         seed: int = 0,
         *,
         batch_size: int = 256,
+        return_ended: bool = False,
         jit_compile: bool = True,
     ) -> Any:
         """Responses to prompts, by the same compiled loop that training samples with.
@@ -258,11 +259,13 @@ class ActorCritic(keras.Model):
             sampler: how to draw; filters and temperature 0 are welcome here.
             seed: int. The same seed and prompts give the same responses.
             batch_size: int, at least 1. Texts that are answered at once; a dict is one batch.
+            return_ended: whether to tell of texts which of them a stop token closed.
             jit_compile: compile with XLA; each new shape and sampler is compiled once.
 
         Returns:
             For strings the responses' texts (one string for one string), without prompt and
-            special tokens. For a dict, `Samples`.
+            special tokens; with `return_ended` a tuple of them and a bool array `(prompts,)`. For
+            a dict, `Samples`.
 
         Raises:
             ValueError: no prompts, a prompt that is not a string or too long, or a batch size
@@ -280,15 +283,17 @@ class ActorCritic(keras.Model):
         size = min(batch_size, len(rows))
         filled = rows + rows[:1] * (-len(rows) % size)
         ids, mask = tokens.padded(filled)
-        responses = []
+        responses, ended = [], []
         for index, start in enumerate(range(0, len(filled), size)):
             part = slice(start, start + size)
             samples = self._generate_ids(
                 ids[part], mask[part], sampler, seed, jit_compile, batch=index
             )
             responses += tokens.masked_rows(samples.token_ids, samples.response_mask)
+            ended += np.asarray(samples.ended).tolist()
         texts = tokens.detokenize(responses[: len(rows)], self.causal_lm.preprocessor)
-        return texts[0] if isinstance(prompts, str) else texts
+        texts = texts[0] if isinstance(prompts, str) else texts
+        return (texts, np.array(ended[: len(rows)])) if return_ended else texts
 
     def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
         tokens.check_right_padded(token_ids, padding_mask)

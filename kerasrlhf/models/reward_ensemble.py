@@ -101,14 +101,14 @@ class RewardEnsemble(Scorer):
             combined = ops.mean(scores, axis=0) - self.penalty * doubt
         return Scored(self.gain * combined + self.bias, spread)
 
-    def std(self, prompts: Any, responses: Any, batch_size: int = 32) -> Any:
+    def std(self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True) -> Any:
         """Standard deviation between the members' scores of texts, float32 `(rows,)`.
 
         Args:
-            prompts, responses, batch_size: as in `score`. Of process reward models it is summed
-                over the steps.
+            prompts, responses, batch_size, ended: as in `score`. Of process reward models it is
+                summed over the steps.
         """
-        return self.read_texts(prompts, responses, batch_size).spread
+        return self.read_texts(prompts, responses, batch_size, ended=ended).spread
 
     def backbones(self) -> list[keras.Model]:
         return [backbone for member in self.members for backbone in member.backbones()]

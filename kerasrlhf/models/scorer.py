@@ -108,13 +108,18 @@ class Scorer(keras.Model):
         first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
         super()._maybe_symbolic_build(*first)
 
-    def score(self, prompts: Any, responses: Any, batch_size: int = 32) -> np.ndarray:
+    def score(
+        self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True
+    ) -> np.ndarray:
         """Scores of texts; of a process reward model the sums over their steps.
 
         Args:
             prompts: list of strings.
             responses: list of strings, one a prompt.
             batch_size: int, rows that are read at once.
+            ended: bool, or bools `(rows,)`. Whole responses are read with the tokenizer's end
+                token behind them, as `data.preferences` gives them and as a trainer samples them;
+                False is for those that were cut off.
 
         Returns:
             Float32 `(rows,)`.
@@ -122,9 +127,11 @@ class Scorer(keras.Model):
         Raises:
             ValueError: no preprocessor, lists of different lengths, or entries that are no text.
         """
-        return self.read_texts(prompts, responses, batch_size).scores
+        return self.read_texts(prompts, responses, batch_size, ended=ended).scores
 
-    def read_texts(self, prompts: Any, responses: Any, batch_size: int = 32) -> Scored:
+    def read_texts(
+        self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True
+    ) -> Scored:
         """Scores of texts, as `score`, with their spread: arrays `(rows,)`."""
         if self.preprocessor is None:
             raise ValueError(
@@ -137,8 +144,21 @@ class Scorer(keras.Model):
                 "Expected as many responses as prompts, and at least one. Received "
                 f"{len(prompts)} prompts and {len(responses)} responses."
             )
+        if np.shape(ended) not in ((), (len(responses),)):
+            raise ValueError(
+                f"`ended` must be a bool, or one for each of the {len(responses)} responses. "
+                f"Received {np.size(ended)}."
+            )
         heads = tokens.encode(prompts, self.preprocessor)
-        tails = tokens.tokenize(responses, self.preprocessor)
+        end = tokens.end_ids(self.preprocessor)
+        tails = [
+            tail + end if whole else tail
+            for tail, whole in zip(
+                tokens.tokenize(responses, self.preprocessor),
+                np.broadcast_to(ended, len(responses)),
+                strict=True,
+            )
+        ]
         limits = [getattr(backbone, "max_sequence_length", None) for backbone in self.backbones()]
         limit = min((n for n in limits if n), default=None)
         rows = [(a + b)[-limit:] if limit else a + b for a, b in zip(heads, tails, strict=True)]
@@ -174,6 +194,7 @@ class Scorer(keras.Model):
         std: float | None = 1.0,
         *,
         responses: Any = None,
+        ended: Any = True,
         policy: Any = None,
         sampler: Sampler | None = None,
         seed: int = 0,
@@ -189,8 +210,9 @@ class Scorer(keras.Model):
             mean: target mean of the scores.
             std: target standard deviation, or None to leave the gain alone.
             responses: list of strings, one a prompt. None: sampled from `policy`.
-            policy: an `ActorCritic`-like object with `generate`, or None: the language model that
-                this reward model was made from, as it is now or as its preset gives it.
+            ended: as in `score`, for given responses; of sampled ones it is known.
+            policy: an `ActorCritic`, or None: the language model that this reward model was made
+                from, as it is now or as its preset gives it.
             sampler: for sampled responses; default `Sampler(length=32)`.
             seed: of the sampling.
 
@@ -203,9 +225,9 @@ class Scorer(keras.Model):
         """
         parts = self.scaled_parts()
         if responses is None:
-            responses = self._sampled_responses(prompts, policy, sampler, seed)
+            responses, ended = self._sampled_responses(prompts, policy, sampler, seed)
         for part in parts:
-            part._rescale(part.score(prompts, responses), mean, std)
+            part._rescale(part.score(prompts, responses, ended=ended), mean, std)
         return float(self.gain.numpy()), float(self.bias.numpy())
 
     def _rescale(self, scores, mean, std):
@@ -231,4 +253,5 @@ class Scorer(keras.Model):
                     "or from the preset of a language model."
                 )
             policy = ActorCritic(self._policy())
-        return policy.generate(list(prompts), sampler or Sampler(length=32), seed=seed)
+        sampler = sampler or Sampler(length=32)
+        return policy.generate(list(prompts), sampler, seed=seed, return_ended=True)

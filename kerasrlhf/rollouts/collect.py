@@ -210,7 +210,9 @@ class Collector:
         if self._token_reward:
             scored = Scored(scores.numpy(), spread.numpy())
         elif self._text_reward:
-            scored = self.reward.read_texts(episodes.prompts, episodes.responses)
+            scored = self.reward.read_texts(
+                episodes.prompts, episodes.responses, ended=samples.ended.numpy()
+            )
         else:
             scores = scoring.call_reward(self.reward, episodes, samples)
             scored = Scored(scores, np.zeros_like(scores))

@@ -24,8 +24,8 @@ class RolloutMemory:
 
     Args:
         capacity: int, at least 1. Rollouts that are drawn from.
-        directory: where to write them, or None to keep them in memory. A directory outlives the
-            process, so that a resumed run draws what an uninterrupted one would.
+        directory: where to write them, or None to keep them in memory. `callbacks.Resume` keeps
+            them with its state either way.
 
     Raises:
         ValueError: a capacity below 1.
@@ -47,19 +47,27 @@ class RolloutMemory:
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def add(self, iteration: int, rollout: Rollout) -> None:
-        """Stores the rollout of an iteration and drops what is too old to be drawn again.
-
-        As many again as the capacity are kept, for a run that resumes some iterations back.
-        """
+        """Stores the rollout of an iteration and drops what is too old to be drawn again."""
         arrays = {name: np.asarray(x) for name, x in rollout._asdict().items() if x is not None}
-        if self.directory is None:
-            self._kept[iteration] = arrays
-        else:
-            with files.replacing(self.directory / _NAME.format(iteration=iteration)) as temporary:
-                np.savez(temporary, **arrays)
+        self._store(iteration, arrays)
         for old in self._all():
-            if old <= iteration - 2 * self.capacity:
+            if old <= iteration - self.capacity:
                 self._drop(old)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that is there, by `iteration/field`."""
+        return {f"{i}/{name}": x for i in self._all() for name, x in self._load(i).items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes what `arrays` gave, and drops everything else."""
+        rollouts: dict[int, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            iteration, name = key.split("/")
+            rollouts.setdefault(int(iteration), {})[name] = array
+        for iteration, fields in rollouts.items():
+            self._store(iteration, fields)
+        for other in set(self._all()) - set(rollouts):
+            self._drop(other)
 
     def iterations(self, before: int) -> list[int]:
         """The iterations whose rollouts are drawn from in iteration `before`, oldest first."""
@@ -75,12 +83,7 @@ class RolloutMemory:
             raise ValueError(
                 f"The memory holds no rollout of iteration {iteration}. It has {self._all()}."
             )
-        if self.directory is None:
-            arrays = self._kept[iteration]
-        else:
-            with np.load(self.directory / _NAME.format(iteration=iteration)) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        return Rollout(**{name: tf.constant(x) for name, x in arrays.items()})
+        return Rollout(**{name: tf.constant(x) for name, x in self._load(iteration).items()})
 
     def __iter__(self) -> Iterator[Rollout]:
         """All rollouts that are there, oldest first."""
@@ -95,6 +98,19 @@ class RolloutMemory:
         generator = np.random.default_rng((seed, iteration, len(known)))
         chosen = generator.choice(known, size=min(count, len(known)), replace=False)
         return [self[int(i)] for i in chosen]
+
+    def _store(self, iteration: int, arrays: dict[str, np.ndarray]) -> None:
+        if self.directory is None:
+            self._kept[iteration] = arrays
+            return
+        with files.replacing(self.directory / _NAME.format(iteration=iteration)) as temporary:
+            np.savez(temporary, **arrays)
+
+    def _load(self, iteration: int) -> dict[str, np.ndarray]:
+        if self.directory is None:
+            return self._kept[iteration]
+        with np.load(self.directory / _NAME.format(iteration=iteration)) as stored:
+            return {name: stored[name] for name in stored.files}
 
     def _all(self) -> list[int]:
         if self.directory is None:

@@ -132,6 +132,34 @@ def check_precision(causal_lm: keras.Model, strategy: tf.distribute.Strategy) ->
         )
 
 
+def check_unscaled(causal_lm: keras.Model, optimizer: Any) -> None:
+    """Raises a `ValueError` for float16: its gradients vanish unless a loss is scaled up first."""
+    policy = keras.dtype_policies.get(causal_lm.backbone.dtype_policy)
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if policy.compute_dtype == "float16" or scales:
+        raise ValueError(
+            "On-policy training does not scale losses, which float16 needs. Received a model that "
+            f"computes in {policy.compute_dtype} and an optimiser {type(optimizer).__name__} (a "
+            'global policy "mixed_float16" makes it one). Load the model with '
+            '`dtype="mixed_bfloat16"`, under a global policy of float32 or bfloat16.'
+        )
+
+
+def check_reward_is_fixed(actor: ActorCritic, reward: Any) -> None:
+    """Raises a `ValueError` for a reward model some of whose weights the trainer would change."""
+    if not isinstance(reward, Scorer):
+        return
+    trained = {id(v) for v in actor.trainable_variables}
+    shared = [v.path for v in reward.variables if id(v) in trained]
+    if shared:
+        raise ValueError(
+            f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
+            "training would change what is rewarded. `RewardModel.from_causal_lm(causal_lm)` "
+            "copies the actor's backbone; for a critic that starts as the reward model load that "
+            "model once more."
+        )
+
+
 def checked_batch(batch: Any, strategy: tf.distribute.Strategy) -> dict:
     """A prompt batch as whole tensors on the host.
 

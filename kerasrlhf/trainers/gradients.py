@@ -18,7 +18,7 @@ class Counts(NamedTuple):
     """What sums over rows are divided by: taken over the whole minibatch of all replicas.
 
     weights: float32 `(batch, length)`, of the tokens in the loss.
-    tokens, prompt_tokens: float32 scalars, response and prompt tokens.
+    tokens, prompt_tokens: float32 scalars, response tokens and those of their prompts.
     """
 
     weights: Any
@@ -29,10 +29,11 @@ class Counts(NamedTuple):
     def of(cls, minibatch: Experience, reduction: str, length: int) -> Counts:
         """The counts of a whole minibatch; `length` is what `"fixed"` divides by."""
         mask = minibatch.response_mask
+        told = ops.where(ops.any(mask, axis=-1), minibatch.prompt_lengths, 0)
         return cls(
             masking.loss_weights(mask, reduction, length),
             ops.maximum(ops.sum(ops.cast(mask, "float32")), 1.0),
-            ops.sum(ops.cast(minibatch.prompt_lengths, "float32")),
+            ops.maximum(ops.sum(ops.cast(told, "float32")), 1.0),
         )
 
 
@@ -135,7 +136,8 @@ class Gradients:
             minibatch.prompt_lengths,
             columns,
         )
-        return -ops.sum(logprobs) / counts.prompt_tokens
+        taught = ops.any(minibatch.response_mask, axis=-1, keepdims=True)
+        return -ops.sum(ops.where(taught, logprobs, 0.0)) / counts.prompt_tokens
 
 
 def policy_logs(stats: TokenStats, minibatch: Experience) -> dict[str, Any]:

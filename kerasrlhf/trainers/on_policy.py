@@ -61,7 +61,7 @@ class OnPolicyTrainer(IterativeModel):
         loss_reduction: `"token"`, `"sequence"` or `"fixed"` (`functional.masking.loss_weights`).
         entropy_coef: float. Bonus for the entropy of the policy, in score units per nat.
         target_kl: float or None. After an epoch whose mean `approxkl` a token is above it, the
-            iteration makes no further updates.
+            iteration makes no further updates on its rollout or on older ones.
         importance_cap: float or None. Log-probabilities are read as training reads them, and
             advantages count `min(p_trained / p_sampled, importance_cap)` times: truncated
             importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` or
@@ -126,6 +126,7 @@ class OnPolicyTrainer(IterativeModel):
     ):
         super().__init__(name=name)
         checks.check_parts(actor, reward, sampler, kl)
+        checks.check_reward_is_fixed(actor, reward)
         if not self.learns_values:
             checks.check_no_critic(actor, type(self).__name__)
         self.group_size = require_int("group_size", group_size, minimum=1)
@@ -224,15 +225,18 @@ class OnPolicyTrainer(IterativeModel):
     def reweighs(self) -> bool:
         """Whether what is trained may differ from what was sampled from."""
         return (
-            self.importance_cap is not None
-            or self.sampler.epsilon > 0
-            or self._parts.memory is not None
+            self.importance_cap is not None or self.sampler.epsilon > 0 or self.memory is not None
         )
 
     @property
     def reference(self) -> Reference:
         """The frozen model that the KL is measured against."""
         return self._parts.reference
+
+    @property
+    def memory(self) -> RolloutMemory | None:
+        """The rollouts that are learnt from again."""
+        return self._parts.memory
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -246,10 +250,17 @@ class OnPolicyTrainer(IterativeModel):
 
     @property
     def updates_per_iteration(self) -> int:
-        """Optimiser steps of an iteration at most (M2); rates that fall to 0 count them (N5)."""
-        reused = self.memory_reuse if self._parts.memory is not None else 0
+        """Optimiser steps of an iteration at most (M2)."""
+        reused = self.memory_reuse if self.memory is not None else 0
         texts = self.lm_steps if self.lm_every is not None else 0
         return (1 + reused) * self.update_epochs * self.num_minibatches + texts
+
+    def updates_in(self, iterations: int) -> int:
+        """Optimiser steps of so many iterations from the first on; rates that fall to 0 count them.
+
+        `target_kl` may end some of them early (N5).
+        """
+        return sum(updates.count(self, iteration) for iteration in range(iterations))
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
         """Sets the optimiser and builds the compiled parts.
@@ -267,7 +278,7 @@ class OnPolicyTrainer(IterativeModel):
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )
         strategy = self.distribute_strategy
-        checks.check_precision(self.actor.causal_lm, strategy)
+        checks.check_unscaled(self.actor.causal_lm, self.optimizer)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)
         self._parts.compile(self, strategy)
@@ -295,9 +306,8 @@ class OnPolicyTrainer(IterativeModel):
         collected = self._collect(batch, iteration, self._including)
         heat = self._temperature(iteration)
         statistics = rollout_statistics(collected)
-        statistics |= updates.learn(self, collected.rollout, iteration, texts, heat)
-        updates.reuse(self, collected.rollout, iteration, heat)
-        statistics |= updates.learn_texts(self, texts)
+        statistics |= updates.learn_all(self, collected.rollout, iteration, texts, heat)
+        statistics |= updates.learn_texts(self, iteration, texts)
         episodes = len(collected.raw_scores)
         self.kl.update(statistics["objective/kl"], episodes=episodes)
         self.iteration.assign_add(1)

@@ -14,6 +14,40 @@ from kerasrlhf.trainers import checks
 from kerasrlhf.types import Experience, Rollout
 
 
+def learn_all(
+    trainer: Any, rollout: Rollout, iteration: int, texts: list, temperature: Any = None
+) -> dict[str, float]:
+    """Updates on the rollout of an iteration, then on older ones as the actor sees them now.
+
+    Once the policy has moved as far as `target_kl`, there are no more of them.
+
+    Args:
+        trainer: `OnPolicyTrainer`.
+        rollout: of the iteration. The memory, where there is one, keeps it.
+        iteration: int.
+        texts: batches of text, as `texts_of` counts them.
+        temperature: float32 scalar in place of the sampler's, or None.
+
+    Returns:
+        Means over the updates on the iteration's own rollout by name; `policy/updates` counts all.
+    """
+    memory, share = trainer.memory, _updates_with_text(trainer)
+    statistics, far = learn(trainer, rollout, iteration, texts[:share], temperature)
+    if memory is None:
+        return statistics
+    older = memory.draw(trainer.seed, iteration, trainer.memory_reuse)
+    for count, old in enumerate(older, 1):
+        if far:
+            break
+        old = trainer._parts.collect.refreshed(old, temperature)
+        old = old._replace(kl_coef=rollout.kl_coef, iteration=rollout.iteration)
+        share_texts = texts[count * share : (count + 1) * share]
+        found, far = learn(trainer, old, iteration, share_texts, temperature, reuse=count)
+        statistics["policy/updates"] += found["policy/updates"]
+    memory.add(iteration, rollout)
+    return statistics
+
+
 def learn(
     trainer: Any,
     rollout: Rollout,
@@ -21,19 +55,19 @@ def learn(
     texts: list | None = None,
     temperature: Any = None,
     reuse: int = 0,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], bool]:
     """Estimates, and updates `update_epochs * num_minibatches` times.
 
     Args:
         trainer: `OnPolicyTrainer`.
         rollout: what to learn from.
         iteration: int.
-        texts: batches of text, the first of them for the updates.
+        texts: a batch of text for every update, or none.
         temperature: float32 scalar in place of the sampler's, or None.
         reuse: int, which rollout of the iteration this is; 0 is the fresh one.
 
     Returns:
-        Means over the updates by name.
+        Means over the updates by name, and whether the last epoch went beyond `target_kl`.
     """
     experience = Experience(*trainer._parts.estimate(rollout))
     if trainer.mask_overlong:
@@ -48,12 +82,12 @@ def learn(
         trainer.group_size,
         reuse,
     )
-    texts = (texts or [])[: _updates_with_text(trainer)] or [None] * len(order)
-    logs = []
-    for index, text in zip(order, texts, strict=True):
+    logs, far = [], False
+    for index, text in zip(order, texts or [None] * len(order), strict=True):
         minibatch = Experience(*trainer._parts.take(experience, tf.constant(index)))
         logs.append(trainer.train_step(minibatch, text, temperature))
-        if _has_gone_far(trainer, logs):
+        far = _has_gone_far(trainer, logs)
+        if far:
             break
     statistics = _means(trainer, logs, iteration)
     if trainer.learns_values:
@@ -61,7 +95,7 @@ def learn(
             experience.values, experience.returns, experience.response_mask
         )
         statistics["value/explained_variance"] = float(explained)
-    return statistics
+    return statistics, far
 
 
 def _means(trainer, logs, iteration):
@@ -82,33 +116,38 @@ def _has_gone_far(trainer, logs):
     return float(np.mean(epoch)) > trainer.target_kl
 
 
-def reuse(trainer: Any, rollout: Rollout, iteration: int, temperature: Any) -> None:
-    """Learns from older rollouts as the actor sees them now, and keeps the new one."""
-    memory = trainer._parts.memory
-    if memory is None:
-        return
-    older = memory.draw(trainer.seed, iteration, trainer.memory_reuse)
-    for count, old in enumerate(older, 1):
-        old = trainer._parts.collect.refreshed(old, temperature)
-        old = old._replace(kl_coef=rollout.kl_coef, iteration=rollout.iteration)
-        learn(trainer, old, iteration, None, temperature, reuse=count)
-    memory.add(iteration, rollout)
-
-
-def learn_texts(trainer: Any, texts: list) -> dict[str, float]:
+def learn_texts(trainer: Any, iteration: int, texts: list) -> dict[str, float]:
     """The language-modelling steps of an iteration: batches behind those of the updates."""
-    losses = [
-        float(trainer._parts.learn_text(*text)["loss/ptx"])
-        for text in texts[_updates_with_text(trainer) :]
-    ]
+    steps = texts[_updates_with_text(trainer) * _rollouts_of(trainer, iteration) :]
+    losses = [float(trainer._parts.learn_text(*text)["loss/ptx"]) for text in steps]
     return {"loss/lm": float(np.mean(losses))} if losses else {}
+
+
+def count(trainer: Any, iteration: int) -> int:
+    """How many optimiser steps an iteration takes at most."""
+    each = trainer.update_epochs * trainer.num_minibatches
+    return each * _rollouts_of(trainer, iteration) + _steps_on_text(trainer, iteration)
 
 
 def texts_of(trainer: Any, iteration: int) -> int:
     """How many batches of text an iteration reads."""
+    updates = _updates_with_text(trainer) * _rollouts_of(trainer, iteration)
+    return updates + _steps_on_text(trainer, iteration)
+
+
+def _steps_on_text(trainer, iteration):
+    """Of language modelling alone."""
     due = trainer.lm_every is not None and (iteration + 1) % trainer.lm_every == 0
-    return _updates_with_text(trainer) + (trainer.lm_steps if due else 0)
+    return trainer.lm_steps if due else 0
 
 
 def _updates_with_text(trainer):
+    """Of one rollout."""
     return trainer.update_epochs * trainer.num_minibatches if trainer.ptx_coef > 0 else 0
+
+
+def _rollouts_of(trainer, iteration):
+    """How many rollouts an iteration learns from at most: its own and older ones."""
+    memory = trainer.memory
+    older = min(trainer.memory_reuse, memory.capacity, iteration) if memory is not None else 0
+    return 1 + older

@@ -106,11 +106,11 @@ def test_n5_the_learning_rate_falls_linearly_to_zero(epochs, minibatches):
     """`lr * (1 - iteration / iterations)` at the first update of every iteration."""
     iterations, rate = 10, 3e-3
     made = helpers.ppo(update_epochs=epochs, num_minibatches=minibatches)
-    assert made.updates_per_iteration == epochs * minibatches
+    assert made.updates_in(iterations) == iterations * epochs * minibatches
     made.compile(
         keras.optimizers.Adam(
             keras.optimizers.schedules.PolynomialDecay(
-                rate, iterations * made.updates_per_iteration, end_learning_rate=0.0
+                rate, made.updates_in(iterations), end_learning_rate=0.0
             )
         )
     )

@@ -210,6 +210,16 @@ def test_m11_the_adaptive_coefficient_moves_and_a_checkpoint_keeps_it(tmp_path):
         assert made.iterate(BATCH)["objective/kl_coef"] == pytest.approx(0.5)
     assert float(fixed.kl.coef) == 0.5 and float(adaptive.kl.coef) == pytest.approx(0.45)
     assert adaptive.iterate(BATCH)["objective/kl_coef"] == pytest.approx(0.45)
+    # The KL is a sum over each response: near the target its own size decides, not the cut of 0.2.
+    target = 1.1 * adaptive.statistics["objective/kl"]
+    near = trainer(kl=AdaptiveKL(0.5, target, horizon=16))
+    for _ in range(2):
+        near.iterate(BATCH)
+    rollout = near.last.rollout
+    gaps = np.where(rollout.response_mask, rollout.logprobs - rollout.ref_logprobs, 0.0)
+    error = gaps.sum(axis=1).mean() / target - 1
+    assert -0.2 < error < 0
+    assert float(near.kl.coef) == pytest.approx(0.45 * (1 + error * 8 / 16), rel=1e-4)
     adaptive.save_weights(tmp_path / "state.weights.h5")
     fresh = trainer(kl=AdaptiveKL(0.5, 1.0, horizon=16))
     fresh.load_weights(tmp_path / "state.weights.h5")
@@ -229,7 +239,7 @@ def test_m12_a_reward_model_with_another_tokenizer_gets_the_texts():
     assert not scoring.shares_tokens(reward, acting.causal_lm)
     collected = trainer(acting, reward).collect(BATCH)
     episodes, rollout = collected.episodes, collected.rollout
-    expected = reward.score(episodes.prompts, episodes.responses)
+    expected = reward.score(episodes.prompts, episodes.responses, ended=rollout.ended)
     np.testing.assert_allclose(rollout.scores, expected, atol=1e-5)
     ids = {"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask}
     assert np.abs(np.array(reward(ids)) - expected).max() > 0.1

@@ -26,6 +26,7 @@ def small(**options):
 
 def log_softmax(logits):
     logits = np.asarray(logits, "float64")
+    logits = logits - logits.max(axis=-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
@@ -38,15 +39,35 @@ def test_n10_one_temperature_divides_every_logit(temperature):
     drawn = helpers.draw_eagerly(actor, BATCH, sampler)
     samples = helpers.arrays(drawn)
     ids, mask, inside = (samples[k] for k in ("token_ids", "padding_mask", "response_mask"))
-    table = log_softmax(actor({"token_ids": ids, "padding_mask": mask})["logits"] / temperature)
-    expected = np.zeros(ids.shape)
-    for row, t in zip(*np.nonzero(inside), strict=True):
-        expected[row, t] = table[row, t - 1, ids[row, t]]
+    expected = by_softmax(actor, samples, temperature)
     window = (samples["prompt_lengths"], 5, temperature)
     new = np.where(inside, actor.token_stats(ids, mask, *window).logprobs, 0)
     frozen = np.where(inside, reference.logprobs(ids, mask, *window), 0)
     for found in (samples["logprobs"], new, frozen):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_n10_a_trainer_samples_and_reads_both_networks_at_its_temperature():
+    """The cooler, the likelier are the draws; at 0.001 they are the likeliest tokens."""
+    for temperature in (0.6, 0.001):
+        made = helpers.ppo(small(), sampler=Sampler(length=5, temperature=temperature))
+        made.compile(jit_compile=False)
+        helpers.filled(made.reference.causal_lm, seed=3)
+        rollout = helpers.arrays(made.collect(BATCH).rollout)
+        for name, model in (("logprobs", made.actor), ("ref_logprobs", made.reference.causal_lm)):
+            expected = by_softmax(model, rollout, temperature)
+            np.testing.assert_allclose(rollout[name], expected, rtol=1e-4, atol=1e-4)
+    assert rollout["logprobs"].min() > -1e-3 and rollout["ref_logprobs"].min() < -1.0
+
+
+def by_softmax(model, rows, temperature):
+    """Log-probabilities of the response tokens, `(rows, columns)`, by NumPy."""
+    logits = model({name: rows[name] for name in ("token_ids", "padding_mask")})
+    table = log_softmax((logits["logits"] if isinstance(logits, dict) else logits) / temperature)
+    expected = np.zeros(rows["token_ids"].shape)
+    for row, t in zip(*np.nonzero(rows["response_mask"]), strict=True):
+        expected[row, t] = table[row, t - 1, rows["token_ids"][row, t]]
+    return expected
 
 
 def test_n11_the_value_head_begins_at_zero():
@@ -152,6 +173,14 @@ def test_n17_four_epochs_each_a_fresh_permutation():
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
     following = minibatches.permutations(0, 1, rows=16, update_epochs=4, num_minibatches=2)
     assert (following != order).any()
+    made.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    seen, take = [], made._parts.take
+    made._parts.take = lambda rows, index: seen.append(index.numpy()) or take(rows, index)
+    for _ in range(2):
+        made.iterate(BATCH)
+    read = np.reshape(seen, (2 * 4, 8))
+    assert all(sorted(epoch) == list(range(8)) for epoch in read.tolist())
+    assert len({tuple(epoch) for epoch in read.tolist()}) == 8
 
 
 def test_n18_score_stands_on_the_end_token():
@@ -164,6 +193,13 @@ def test_n18_score_stands_on_the_end_token():
         kl_coef=0.5,
     )
     np.testing.assert_allclose(rewards, [[0, -0.5, 5.25, 0], [0, 0, -0.5, -1.0]])
+    mask = np.array([[False, True, True, False], [False, True, True, True]])
+    scored = rollout(np.array([5.0, -2.0], "float32"), np.zeros((2, 4), "float32"), mask)._replace(
+        logprobs=np.array([[0, -1, -2, 0], [0, -1, -1, -3]], "float32"),
+        ref_logprobs=np.array([[0, -2, -1.5, 7], [0, -1, -2, -1]], "float32"),
+        kl_coef=np.float32(0.5),
+    )
+    np.testing.assert_allclose(helpers.ppo().rewards(scored), rewards)
 
 
 def rollout(rewards, values, mask):

@@ -61,7 +61,7 @@ def test_n9_gain_and_bias_by_hand(plain, monkeypatch):
     """Raw scores 1, 2, 3, 6: mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5."""
     raw = np.array([1.0, 2.0, 3.0, 6.0])
     monkeypatch.setattr(
-        RewardModel, "score", lambda self, *texts: raw * float(self.gain) + float(self.bias)
+        RewardModel, "score", lambda self, *_, **__: raw * float(self.gain) + float(self.bias)
     )
     texts = ["a"] * 4
     gain, bias = plain.normalize(texts, responses=texts)
@@ -78,9 +78,9 @@ def test_n9_responses_of_the_initial_policy_score_mean_zero_and_variance_one(pla
     prompts = ["bcd", "e", "fgha", "ca"] * 64
     sampler = Sampler(length=4)
     plain.normalize(prompts, policy=policy, sampler=sampler, seed=5)
-    responses = policy.generate(prompts, sampler, seed=5)
-    scores = plain.score(prompts, responses, batch_size=256)
-    assert len(set(responses)) > 100
+    responses, ended = policy.generate(prompts, sampler, seed=5, return_ended=True)
+    scores = plain.score(prompts, responses, batch_size=256, ended=ended)
+    assert len(set(responses)) > 100 and 0 < ended.sum() < 256
     assert scores.mean() == pytest.approx(0.0, abs=1e-4)
     assert scores.std() == pytest.approx(1.0, abs=1e-4)
 

@@ -91,7 +91,7 @@ def test_a_score_is_the_head_s_output_where_a_step_ends(model):
 def test_texts_score_the_sum_of_their_steps(model):
     """A separator in the prompt ends no step."""
     prompts, responses = ["atbc", "d"], ["efghtij", "atbtc"]
-    found = model.score(prompts, responses, batch_size=2)
+    found = model.score(prompts, responses, batch_size=2, ended=False)
     for index, ends in ((0, (5 + 4, 5 + 6)), (1, (2 + 1, 2 + 3, 2 + 4))):
         (ids,) = data.tokenize([prompts[index] + responses[index]], model.preprocessor)
         row = np.array([[0, *ids]], "int32")  # 0 starts every row

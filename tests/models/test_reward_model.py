@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasrlhf as rlhf
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter
@@ -151,15 +152,39 @@ def scorer():
 
 
 def test_texts_are_scored_as_their_tokens(scorer):
+    """0 starts every row and ends the responses that are whole."""
     model, scores = scorer
     tokenizer = model.preprocessor.tokenizer
-    for index in (0, 1, 3):
-        ids = [0, *tokenizer(PROMPTS[index])]  # 0 starts every row, and nothing ends it
-        if RESPONSES[index]:
-            ids += [*tokenizer(RESPONSES[index])]
-        ids = np.array([ids], "int32")
-        expected = model({"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)})
-        assert scores[index] == pytest.approx(float(expected[0]), abs=1e-4)
+    some = np.arange(len(PROMPTS)) % 2 == 0
+    for ended, found in (
+        ([True] * 8, scores),
+        ([False] * 8, model.score(PROMPTS, RESPONSES, ended=False)),
+        (some, model.score(PROMPTS, RESPONSES, ended=some)),
+    ):
+        for index in (0, 1, 3):
+            ids = [0, *tokenizer(PROMPTS[index])]
+            if RESPONSES[index]:
+                ids += [*tokenizer(RESPONSES[index])]
+            ids = np.array([ids + [0] * int(ended[index])], "int32")
+            expected = model({"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)})
+            assert found[index] == pytest.approx(float(expected[0]), abs=1e-4)
+    with pytest.raises(ValueError, match=r"one for each of the 8 responses\. Received 2"):
+        model.score(PROMPTS, RESPONSES, ended=[True, False])
+
+
+def test_texts_score_as_the_pairs_that_were_learnt_from(scorer):
+    """`data.preferences` ends responses; a score of texts and one of its rows are the same."""
+    model, _ = scorer
+    pairs = [
+        {"prompt": p, "chosen": r, "rejected": r + "c"}
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+        if r
+    ]
+    ((rows, _),) = rlhf.data.preferences(pairs, model.preprocessor, len(pairs), shuffle=False)
+    expected = np.array(model({k: rows[k] for k in ("token_ids", "padding_mask")}))
+    for column, name in enumerate(("chosen", "rejected")):
+        texts = ([pair[k] for pair in pairs] for k in ("prompt", name))
+        np.testing.assert_allclose(model.score(*texts), expected[:, column], atol=1e-4)
 
 
 def test_batches_do_not_change_the_scores(scorer):
@@ -172,7 +197,7 @@ def test_long_texts_keep_their_end(scorer):
     """The response is what is judged, so a row that is too long loses its beginning."""
     model, _ = scorer
     prompts = ["b" * 60 + "c" * 29, "g" * 40 + "c" * 29, "c" * 28]
-    long, other, fitting = model.score(prompts, ["def"] * 3)
+    long, other, fitting = model.score(prompts, ["def"] * 3, ended=False)
     assert other == pytest.approx(long, abs=1e-5)
     assert abs(fitting - long) > 1e-4
 
@@ -224,8 +249,10 @@ def test_normalising_on_responses_of_the_model_it_came_from(fitted):
     sampler = Sampler(length=4)
     prompts = PROMPTS * 2
     constants = model.normalize(prompts, 1.0, 2.0, sampler=sampler, seed=5)
-    responses = ActorCritic(causal_lm).generate(prompts, sampler, seed=5, jit_compile=False)
-    scores = model.score(prompts, responses)
+    responses, ended = ActorCritic(causal_lm).generate(
+        prompts, sampler, seed=5, return_ended=True, jit_compile=False
+    )
+    scores = model.score(prompts, responses, ended=ended)
     assert scores.mean() == pytest.approx(1.0, abs=1e-3)
     assert scores.std() == pytest.approx(2.0, rel=1e-3)
     assert constants == (float(model.gain), float(model.bias))
@@ -237,13 +264,15 @@ def test_normalising_on_a_given_policy():
     model = reward_model(texts=True)
     asked = []
 
-    def generate(prompts, sampler, seed):
+    ended = np.arange(len(RESPONSES)) % 2 == 0
+
+    def generate(prompts, sampler, seed, return_ended):
         asked.append((prompts, sampler, seed))
-        return RESPONSES
+        return RESPONSES, ended
 
     model.normalize(PROMPTS, policy=types.SimpleNamespace(generate=generate), seed=3)
     assert asked == [(PROMPTS, Sampler(length=32), 3)]
-    assert model.score(PROMPTS, RESPONSES).mean() == pytest.approx(0.0, abs=1e-4)
+    assert model.score(PROMPTS, RESPONSES, ended=ended).mean() == pytest.approx(0.0, abs=1e-4)
     with pytest.raises(ValueError, match="needs responses of the initial policy"):
         model.normalize(PROMPTS)
     with pytest.raises(ValueError, match="scores are equal"):
@@ -288,8 +317,10 @@ def test_responses_come_from_the_preset_whatever_training_did(tmp_path):
     helpers.filled(model.score_head, seed=6)
     sampler = Sampler(length=4)
     model.normalize(PROMPTS * 2, 1.0, 2.0, sampler=sampler, seed=5)
-    responses = ActorCritic(causal_lm).generate(PROMPTS * 2, sampler, seed=5, jit_compile=False)
-    scores = model.score(PROMPTS * 2, responses)
+    responses, ended = ActorCritic(causal_lm).generate(
+        PROMPTS * 2, sampler, seed=5, return_ended=True, jit_compile=False
+    )
+    scores = model.score(PROMPTS * 2, responses, ended=ended)
     assert scores.mean() == pytest.approx(1.0, abs=1e-3)
     assert scores.std() == pytest.approx(2.0, rel=1e-3)
 

@@ -89,9 +89,9 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
     texts = []
     original = reward.read_texts
 
-    def read_texts(prompts, responses):
-        texts.append((prompts, responses))
-        return original(prompts, responses)
+    def read_texts(prompts, responses, ended):
+        texts.append((prompts, responses, ended.tolist()))
+        return original(prompts, responses, ended=ended)
 
     monkeypatch.setattr(reward, "read_texts", read_texts)
     result = collect(actor, reward)
@@ -100,8 +100,9 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         assert not texts
         expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
     else:
-        assert texts == [(result.episodes.prompts, result.episodes.responses)]
-        expected = original(*texts[0]).scores
+        ended = rollout.ended.numpy().tolist()
+        assert texts == [(result.episodes.prompts, result.episodes.responses, ended)]
+        expected = original(*texts[0][:2], ended=ended).scores
     np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)
     assert np.std(result.raw_scores) > 0.01
 

@@ -41,13 +41,23 @@ def numbers(rollouts):
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_it_is_bounded(tmp_path, on_disk):
     memory = filled(10, directory=tmp_path if on_disk else None)
-    assert memory.iterations(before=10) == [7, 8, 9]
-    # Further three for a run that resumes some iterations back, and none older.
-    assert memory.iterations(before=7) == [4, 5, 6] == numbers(memory)[:3]
-    assert len(memory) == 6 and len([*tmp_path.iterdir()]) == (6 if on_disk else 0)
-    assert numbers(memory) == [4, 5, 6, 7, 8, 9]
-    with pytest.raises(ValueError, match=r"no rollout of iteration 3\. It has \[4, 5"):
-        memory[3]
+    assert memory.iterations(before=10) == [7, 8, 9] == numbers(memory)
+    assert memory.iterations(before=8) == [7]
+    assert len(memory) == 3 and len([*tmp_path.iterdir()]) == (3 if on_disk else 0)
+    with pytest.raises(ValueError, match=r"no rollout of iteration 6\. It has \[7, 8, 9\]"):
+        memory[6]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_it_can_be_put_back(tmp_path, on_disk):
+    kept = filled(5).arrays()
+    memory = filled(9, directory=tmp_path if on_disk else None)
+    memory.restore(kept)
+    assert numbers(memory) == [2, 3, 4] and memory.iterations(before=5) == [2, 3, 4]
+    for name, array in memory.arrays().items():
+        np.testing.assert_array_equal(array, kept[name])
+    memory.restore({})
+    assert len(memory) == 0
 
 
 def test_on_disk_is_as_in_memory(tmp_path):
@@ -69,7 +79,7 @@ def test_on_disk_is_as_in_memory(tmp_path):
 def test_draws_are_of_the_past_without_repetition_and_follow_the_seed():
     memory = filled(6)
     assert memory.draw(0, 0, 2) == []
-    assert numbers(memory.draw(0, 1, 2)) == [0]
+    assert numbers(filled(1).draw(0, 1, 2)) == [0]
     draws = [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
     assert draws == [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
     assert all(a != b for a, b in draws)
@@ -142,8 +152,8 @@ def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learnt):
 
 def test_the_memory_can_be_looked_at(learnt):
     made, calls = learnt
-    memory = made._parts.memory
-    assert numbers(memory) == [0, 1, 2]
+    memory = made.memory
+    assert numbers(memory) == [1, 2]
     np.testing.assert_array_equal(memory[2].token_ids, calls[3][1].token_ids)
     rows, mask = memory[2].token_ids.numpy(), memory[2].response_mask.numpy()
     assert helpers.token_reward([r[m] for r, m in zip(rows, mask, strict=True)]) == pytest.approx(
@@ -157,25 +167,61 @@ def data():
     return tf.data.Dataset.from_tensor_slices(stacked).batch(4)
 
 
-def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
-    def run(made, directory, steps, epochs=1):
-        made.fit(
-            data().repeat(),
-            steps_per_epoch=steps,
-            epochs=epochs,
-            callbacks=[rlhf.callbacks.Resume(tmp_path / directory)],
-            verbose=0,
-        )
+class Crash(keras.callbacks.Callback):
+    """Ends the process, as it were, after so many iterations."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.iteration.numpy()) == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
+    """The state is of two iterations before the end: the memory has gone on meanwhile."""
+
+    def trainer(name):
+        return make(RolloutMemory(1, tmp_path / name if on_disk else None))
+
+    def run(made, directory, *callbacks):
+        resume = rlhf.callbacks.Resume(tmp_path / directory, every=2)
+        made.fit(data().repeat(), steps_per_epoch=6, callbacks=[*callbacks, resume], verbose=0)
         return [np.array(v) for v in made.trainable_variables]
 
-    whole = make(RolloutMemory(2))
-    expected = run(whole, "whole", 2, epochs=2)
-    run(make(RolloutMemory(2, tmp_path / "memory")), "cut", 2)
-    resumed = make(RolloutMemory(2, tmp_path / "memory"))
-    found = run(resumed, "cut", 2, epochs=2)
-    assert int(resumed.iteration.numpy()) == 4
+    expected = run(trainer("whole memory"), "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer("memory"), "cut", Crash(5))
+    resumed = trainer("memory")
+    found = run(resumed, "cut")
+    assert int(resumed.iteration.numpy()) == 6
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    with pytest.raises(ValueError, match="its memory is 1, and here it is 2"):
+        run(make(RolloutMemory(2)), "cut")
+
+
+def test_text_goes_into_every_update_and_nothing_follows_the_last():
+    """A language-modelling loss beside older rollouts too; `target_kl` ends all of them."""
+    text = tf.data.Dataset.from_tensors(
+        (
+            {"token_ids": np.ones((4, 3), "int32"), "padding_mask": np.ones((4, 3), bool)},
+            np.ones((4, 3), "int32"),
+            np.ones((4, 3), "float32"),
+        )
+    )
+    made, texts = make(RolloutMemory(3), ptx_coef=0.1, ptx_data=text), []
+    original = made.train_step
+    made.train_step = lambda batch, text, heat: texts.append(text) or original(batch, text, heat)
+    counts = [made.iterate(batch)["policy/updates"] for batch in BATCHES[:3]]
+    assert counts == [1, 2, 3] and len(texts) == 6 == made.updates_in(3)
+    assert None not in texts
+    made.target_kl = -1.0  # every epoch goes further
+    made.iterate(BATCHES[3])
+    assert len(texts) == 7
+    assert numbers(made.memory) == [1, 2, 3]
 
 
 def test_an_older_rollout_is_read_at_the_temperature_of_now():
@@ -201,4 +247,4 @@ def test_rates_that_fall_count_the_updates_of_older_rollouts():
         trainer.iterate(helpers.prompts([1, 2, 3, 4]))
     assert trainer.updates_per_iteration == 3 * 8
     # The first iteration finds no older rollout, the second one.
-    assert int(trainer.optimizer.iterations.numpy()) == 8 + 16 + 24
+    assert int(trainer.optimizer.iterations.numpy()) == 8 + 16 + 24 == trainer.updates_in(3)

@@ -71,9 +71,9 @@ def test_an_ensemble_reads_the_sampled_ids(actor, ensemble):
 def test_an_ensemble_with_another_tokenizer_reads_the_texts(actor):
     other = RewardEnsemble([reward_model(seed=seed, vocab=22) for seed in (2, 3)])
     result = collect(actor, other)
-    texts = result.episodes.prompts, result.episodes.responses
-    np.testing.assert_allclose(result.raw_scores, other.score(*texts), atol=1e-5)
-    np.testing.assert_allclose(result.spread, other.std(*texts), atol=1e-5)
+    texts, ended = result.episodes[:2], result.rollout.ended
+    np.testing.assert_allclose(result.raw_scores, other.score(*texts, ended=ended), atol=1e-5)
+    np.testing.assert_allclose(result.spread, other.std(*texts, ended=ended), atol=1e-5)
 
 
 def test_one_model_has_no_spread(actor):

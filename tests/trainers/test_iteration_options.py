@@ -58,8 +58,9 @@ def acting():
 def test_an_iteration_stops_after_the_epoch_that_goes_too_far(acting, target, moved, expected):
     made = make(acting, update_epochs=3, target_kl=target)
     seen = scripted(made, moved)
-    found = updates.learn(made, tiny.rollout(acting), iteration=0)
+    found, far = updates.learn(made, tiny.rollout(acting), iteration=0)
     assert len(seen) == expected == found["policy/updates"]
+    assert far == (target is not None and expected in (2, 4))
     assert found["policy/approxkl"] == pytest.approx(np.mean(moved[:expected]))
 
 
@@ -139,7 +140,7 @@ def test_steps_of_language_modelling_come_every_so_many_iterations():
     for _ in range(4):
         logs.append(made.iterate(BATCH))
         steps.append(int(made.optimizer.iterations.numpy()))
-    assert steps == [4, 11, 15, 22]
+    assert steps == [4, 11, 15, 22] == [made.updates_in(n) for n in range(1, 5)]
     assert [token for token, _, _ in taken] == [0, 1, 2, 3, 4, 5]
     for _, expected, found in taken:
         assert found == pytest.approx(expected, rel=1e-4)

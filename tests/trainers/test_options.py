@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from kerasrlhf.functional import masking
+from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.trainers.dpo import DPO
 from kerasrlhf.trainers.gradients import policy_logs
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
@@ -257,14 +259,35 @@ def test_a_forgotten_compile_is_named(make):
         make().fit(tf.data.Dataset.from_tensors(BATCH))
 
 
-def test_replicas_must_divide_the_batch_and_float16_is_refused():
+@pytest.mark.parametrize("dtype", ["float16", "mixed_float16"])
+def test_float16_is_refused(dtype):
+    with pytest.raises(ValueError, match=r"does not scale losses.*computes in float16.*bfloat16"):
+        helpers.ppo(helpers.actor(dtype=dtype)).compile()
+
+
+def test_an_optimiser_that_scales_is_refused(acting):
+    """Keras makes one of any optimiser under a global policy of "mixed_float16"."""
+    made = helpers.ppo(acting)
+    with pytest.raises(ValueError, match="an optimiser LossScaleOptimizer"):
+        made.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+
+
+def test_a_reward_that_training_would_change_is_refused():
+    lm = helpers.lm()
+    reward = RewardModel(helpers.backbone(seed=2))
+    for actor, shared in ((ActorCritic(lm), RewardModel(lm)), (ActorCritic(lm, reward), reward)):
+        with pytest.raises(ValueError, match=r"`reward` shares \d+ weights .*from_causal_lm"):
+            helpers.ppo(actor, shared)
+    helpers.ppo(ActorCritic(lm, reward), RewardModel.from_causal_lm(lm))
+
+
+def test_replicas_must_divide_the_batch():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        half = helpers.ppo(helpers.actor(dtype="float16"))
         trainer = helpers.ppo(num_minibatches=2)
         trainer.compile(jit_compile=False)
-        with pytest.raises(ValueError, match="float16 does not work"):
-            half.compile()
+        with pytest.raises(ValueError, match="float16 does not work under a distribution"):
+            DPO(helpers.lm(dtype="float16")).compile()
     with pytest.raises(ValueError, match=r"on 2 replicas\. .*multiple of 4"):
         trainer.iterate(BATCH)
 
