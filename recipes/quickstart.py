@@ -84,14 +84,15 @@ def main(config: Config) -> dict:
     openings = sentiment.unhappy_openings(seed=config.seed)
     held_out, training = openings[: config.held_out], openings[config.held_out :]
 
-    before = actor.generate(held_out, sampler, seed=config.seed + 1)
+    before = actor.generate(held_out, sampler, seed=config.seed + 1, return_ended=True)
     perplexity_before = evaluation.perplexity(lm, stories.HELD_OUT)
 
     heading("1. Comparisons of a simulated annotator", start)
     comparisons = compare_pairs(config, actor, sampler, training)
     cut = len(comparisons) * 7 // 8
-    pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, batch_size=32)
-    unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, batch_size=32)
+    options = {"batch_size": 32, "end_token_id": None}  # the continuations go on
+    pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, **options)
+    unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, **options)
     print(f"{cut} to learn from, {len(comparisons) - cut} to test on, for example")
     print(json.dumps(comparisons[0], indent=2))
 
@@ -101,7 +102,7 @@ def main(config: Config) -> dict:
     reward.fit(pairs, epochs=config.reward_epochs, verbose=2)
     accuracy = reward.evaluate(unseen, return_dict=True, verbose=0)["accuracy"]
     print(f"It orders {accuracy:.1%} of the unseen comparisons as the annotator did.")
-    reward.normalize(held_out, responses=before)
+    reward.normalize(held_out, responses=before[0], ended=before[1])
 
     heading("3. PPO", start)
     steps = config.iterations * config.update_epochs * config.num_minibatches
@@ -126,10 +127,10 @@ def main(config: Config) -> dict:
     )
 
     heading("4. Before and after", start)
-    after = actor.generate(held_out, sampler, seed=config.seed + 1)
+    after = actor.generate(held_out, sampler, seed=config.seed + 1, return_ended=True)
     unseen = rlhf.data.prompts(held_out, lm.preprocessor, shuffle=False, **batches)
     kl = ppo.evaluate(unseen, return_dict=True, verbose=0)["kl"]
-    old, new = (measure(reward, held_out, texts) for texts in (before, after))
+    old, new = (measure(reward, held_out, *answers) for answers in (before, after))
     report = {
         "reward_model_accuracy": accuracy,
         "kl": kl,
@@ -138,7 +139,7 @@ def main(config: Config) -> dict:
         **{name: [old[name], new[name]] for name in old},
         "samples": [
             {"opening": opening, "before": first, "after": last}
-            for opening, first, last in list(zip(held_out, before, after, strict=True))[:3]
+            for opening, first, last in list(zip(held_out, before[0], after[0], strict=True))[:3]
         ],
     }
     show(report)
@@ -160,10 +161,10 @@ def compare_pairs(config, actor, sampler, openings):
     )
 
 
-def measure(reward, openings, texts):
+def measure(reward, openings, texts, ended):
     """What the report says of continuations; intervals are of 95 %."""
     return {
-        "proxy": evaluation.mean_interval(reward.score(openings, texts)),
+        "proxy": evaluation.mean_interval(reward.score(openings, texts, ended=ended)),
         "gold": evaluation.mean_interval(sentiment.vader_scores(texts)),
         "distinct_2": evaluation.distinct_n(texts, 2),
         "words": sum(len(text.split()) for text in texts) / len(texts),
