@@ -6,8 +6,8 @@
 The embedded storyteller continues unhappy openings, 64 responses an iteration; the reward is the
 sentiment of the continuation (`happy_stories.py`). Every algorithm takes two updates an iteration
 on all its responses, with the same Adam, the same coefficient of the KL and, where it clips, the
-same range. Score and KL are measured on 256 held-out openings. DPO learns from as many responses
-of the start, in pairs, once through; best of n only chooses, and its KL is the bound
+same range. Score and KL are measured on 256 held-out openings. DPO, IPO, KTO and ORPO learn from as
+many responses of the start, in pairs, once through; best of n only chooses, and its KL is the bound
 `log n - (n - 1) / n`.
 
 Prints a JSON line a run, then a table. Runs that `--output` holds already are not done again.
@@ -38,7 +38,14 @@ ALGORITHMS = {
     "REINFORCE++": (rlhf.REINFORCEPlusPlus, {}),
     "OnlineDPO": (rlhf.OnlineDPO, {"group_size": 2}),
 }
-CHOICES = (*ALGORITHMS, "DPO", "best of n")
+# What they are made of beside the model; `beta` is in units of score per nat, as the coefficient.
+OFFLINE = {
+    "DPO": lambda bench: rlhf.DPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
+    "IPO": lambda bench: rlhf.IPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
+    "KTO": lambda bench: rlhf.KTO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
+    "ORPO": lambda bench: rlhf.ORPO(bench.actor.causal_lm),
+}
+CHOICES = (*ALGORITHMS, *OFFLINE, "best of n")
 COUNTS = (2, 4, 8, 16)
 
 
@@ -67,8 +74,8 @@ def on_policy(bench, name):
     return trainer
 
 
-def run_dpo(bench, seed):
-    """DPO on pairs of the start's own responses, a batch after the other."""
+def run_offline(bench, name, seed):
+    """DPO and its kind on pairs of the start's own responses, a batch after the other."""
     pairs, sampling = bench.annotated_pairs(bench.iterations * ROWS // 2, seed)
     batches = rlhf.data.preferences(
         pairs,
@@ -78,7 +85,7 @@ def run_dpo(bench, seed):
         seed=seed,
         drop_remainder=True,
     )
-    trainer = rlhf.DPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef)
+    trainer = OFFLINE[name](bench)
     trainer.compile(bench.optimizer(EPOCHS))
     for x, y in batches.take(1):  # compiles
         trainer.train_on_batch(x, y)
@@ -115,8 +122,8 @@ def run(bench, name, seed):
     if name == "best of n":
         bench.restore()
         return run_best_of_n(bench, seed)
-    if name == "DPO":
-        curve = run_dpo(bench, seed)
+    if name in OFFLINE:
+        curve = run_offline(bench, name, seed)
     else:
         curve = bench.run(on_policy(bench, name), seed, marks(bench.iterations))
     return {**curve, **bench.language()}

@@ -51,7 +51,7 @@ def _choices(runs):
 def draw(lines, path):
     """PNG: score against KL, episodes and seconds; means over seeds thick, seeds thin."""
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), sharey=True)
-    colours = dict(zip(groups(lines), pyplot.get_cmap("tab10").colors, strict=False))
+    colours = dict(zip(groups(lines), pyplot.get_cmap("tab20").colors, strict=False))
     for name, runs in groups(lines).items():
         if name == CHOOSING:
             _draw_choices(axes, runs)
@@ -67,8 +67,8 @@ def draw(lines, path):
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("score: VADER sentiment, held-out openings")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels))
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=(len(labels) + 1) // 2)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

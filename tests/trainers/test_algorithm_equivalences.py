@@ -3,6 +3,9 @@
 Gradients are compared with one forward pass over whole rows, written apart from the trainers.
 """
 
+import pathlib
+import re
+
 import helpers
 import keras
 import numpy as np
@@ -11,10 +14,13 @@ import tensorflow as tf
 import trajectories
 
 import kerasrlhf as rlhf
+from kerasrlhf.functional import baselines
+from kerasrlhf.models import lm_adapter
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.trainers.gradients import Counts, Gradients
 from kerasrlhf.types import Experience, Sampler
 
+README = (pathlib.Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COEF = 0.3
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4, 9, 13))
 BATCH = helpers.prompts([1, 3, 6, 2])
@@ -126,6 +132,52 @@ def test_rloo_and_dr_grpo_are_reinforce_with_a_baseline():
     same, halves = first_update(dr_grpo)
     np.testing.assert_array_equal(same.token_ids, rollout.token_ids)
     assert_same_gradients(halves, expected, factor=0.5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.5])
+def test_rloo_with_a_constant_baseline_is_reinforce(monkeypatch, constant):
+    """Any number taken off all returns, in place of the mean of the others to the prompt."""
+    monkeypatch.setattr(baselines, "leave_one_out", lambda worth, group_size: worth - constant)
+    made = learner(rlhf.RLOO)
+    rollout, gradients = first_update(made)
+    first = np.asarray(rollout.response_mask).argmax(axis=1)
+    worth = to_come(rollout)[np.arange(len(first)), first] - constant
+    expected = policy_gradient(made, rollout, worth[:, None], worth.size * SAMPLER.length)
+    assert_same_gradients(gradients, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"update_epochs": 3, "cliprange": 0.1}], ids=str)
+def test_rloo_is_what_readme_shows(options):
+    """The class of its section for contributors: the same weights after two iterations."""
+    (shown,) = re.findall(r"```python\n(from keras.*?class LeaveOneOut.*?)```", README, re.DOTALL)
+    names = {}
+    exec(shown.split("trainer = ")[0], names)
+    weights = []
+    for algorithm in (rlhf.RLOO, names["LeaveOneOut"]):
+        made = learner(algorithm, jit_compile=False, **options)
+        before = [np.array(v) for v in made.trainable_variables]
+        steps = [made.iterate(BATCH)["policy/updates"] for _ in range(2)]
+        weights.append([np.array(v) for v in made.trainable_variables])
+        assert steps == [options.get("update_epochs", 1)] * 2
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-6)
+    moved = [np.abs(a - b).max() for a, b in zip(weights[0], before, strict=True)]
+    assert max(moved) > 1e-3
+
+
+def test_a_group_reads_its_prompt_once(monkeypatch):
+    """Rows that the network reads: prompts, then one token of every response."""
+    made, rows = learner(rlhf.RLOO, group_size=3), []
+    step = lm_adapter.step
+
+    def counted(causal_lm, token_ids, cache, index):
+        rows.append(tuple(token_ids.shape))
+        return step(causal_lm, token_ids, cache, index)
+
+    monkeypatch.setattr(lm_adapter, "step", counted)
+    made.collect(BATCH)
+    assert rows[0] == BATCH["token_ids"].shape
+    assert set(rows[1:]) == {(3 * 4, 1)}
 
 
 def test_a_group_is_the_prompt_repeated():

@@ -159,6 +159,52 @@ def test_rloo_is_unbiased_and_a_division_by_the_deviation_is_not(make):
     assert np.abs(divided / exact - 1).max() > 0.5
 
 
+def clipped(ratio, advantage, low, high, dual):
+    """The loss of one token: the worse of two, for bad responses at most `dual` times as bad."""
+    inside = min(max(ratio, 1 - low), 1 + high)
+    loss = max(-advantage * ratio, -advantage * inside)
+    return min(loss, -dual * advantage) if advantage < 0 else loss
+
+
+NEW, ADVANTAGES = noise(), np.where(MASK, RNG.normal(0, 1.5, SHAPE), 0.0).astype("float32")
+CLIPPING = {
+    "rloo": (rlhf.RLOO, {}, (np.inf, np.inf, np.inf)),
+    "rloo clipped": (rlhf.RLOO, {"cliprange": 0.15}, (0.15, 0.15, np.inf)),
+    "grpo": (rlhf.GRPO, {}, (0.2, 0.2, np.inf)),
+    "grpo higher": (rlhf.GRPO, {"cliprange": 0.1, "cliprange_high": 0.4}, (0.1, 0.4, np.inf)),
+    "dr_grpo": (rlhf.GRPO, {"variant": "dr_grpo", "cliprange": 0.3}, (0.3, 0.3, np.inf)),
+    "reinforce++": (rlhf.REINFORCEPlusPlus, {"cliprange": 0.1}, (0.1, 0.1, np.inf)),
+    "reinforce++ higher": (rlhf.REINFORCEPlusPlus, {"cliprange_high": 0.4}, (0.2, 0.4, np.inf)),
+    "ppo": (rlhf.PPO, {"cliprange": 0.1}, (0.1, 0.1, np.inf)),
+    "ppo higher": (rlhf.PPO, {"cliprange_high": 0.5}, (0.2, 0.5, np.inf)),
+    "ppo dual": (rlhf.PPO, {"dual_clip": 1.3}, (0.2, 0.2, 1.3)),
+}
+
+
+@pytest.mark.parametrize("case", CLIPPING)
+def test_clipping_against_loops(make, case):
+    """The loss of the policy is clipped as asked; what else PPO adds does not change."""
+    algorithm, options, bounds = CLIPPING[case]
+    made = make(algorithm, **options)
+    minibatch = made.experience(ROLLOUT, ADVANTAGES, np.zeros(SHAPE, "float32"))
+    stats = TokenStats(NEW, np.zeros(SHAPE, "float32"), NEW + 1)
+    loss, logs = made.objective(stats, minibatch)
+    expected = np.zeros(SHAPE)
+    for place in zip(*np.nonzero(MASK), strict=True):
+        ratio = np.exp(NEW[place] - ROLLOUT.logprobs[place])
+        expected[place] = clipped(ratio, ADVANTAGES[place], *bounds)
+    found = np.where(MASK, logs["loss/policy"], 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    rest = np.where(MASK, loss - logs["loss/policy"], 0.0)
+    if algorithm is not rlhf.PPO:
+        assert not rest.any()
+        return
+    plain, plain_logs = make(rlhf.PPO).objective(stats, minibatch)
+    critic = np.where(MASK, plain - plain_logs["loss/policy"], 0.0)
+    np.testing.assert_allclose(rest, critic, atol=1e-5)
+    assert np.abs(critic).max() > 0.01
+
+
 def sides(scores):
     """Guo et al. 2024: +1 for the best, -1 for the worst, of every group."""
     found = np.zeros(len(scores))
