@@ -206,7 +206,7 @@ class IPO(keras.losses.Loss):
 
     def __init__(self, beta: float = 0.1, name: str = "ipo", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.beta = beta
+        self.beta = require_number("beta", beta, above=0.0)
 
     def call(self, y_true, y_pred):
         return direct.ipo(y_pred, self.beta)
@@ -247,8 +247,10 @@ class KTO(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        self.desirable_weight = desirable_weight
-        self.undesirable_weight = undesirable_weight
+        self.desirable_weight = require_number("desirable_weight", desirable_weight, minimum=0.0)
+        self.undesirable_weight = require_number(
+            "undesirable_weight", undesirable_weight, minimum=0.0
+        )
 
     def call(self, y_true, y_pred):
         desirable, y_pred = None, ops.convert_to_tensor(y_pred)
@@ -286,7 +288,7 @@ class ORPO(keras.losses.Loss):
 
     def __init__(self, coef: float = 0.1, name: str = "orpo", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.coef = coef
+        self.coef = require_number("coef", coef, minimum=0.0)
 
     def call(self, y_true, y_pred):
         return direct.orpo(y_pred, self.coef)

@@ -39,7 +39,8 @@ class Sampler:
             later (detail N14).
         epsilon: float in [0, 1). Share of tokens that are drawn from all entries alike instead of
             from the model, to explore. `behavior_logprobs` of the samples are those of the
-            mixture `(1 - epsilon) p + epsilon / vocab`, so importance ratios stay exact.
+            mixture `(1 - epsilon) p + epsilon / vocab`, so that the importance ratio of every
+            token is exact.
 
     Raises:
         ValueError: a value outside its range.
@@ -65,6 +66,11 @@ class Sampler:
         require_number("temperature", self.temperature, minimum=0.0)
         if require_number("epsilon", self.epsilon, minimum=0.0) >= 1:
             raise ValueError(f"`epsilon` must be below 1. Received: {self.epsilon}.")
+        if self.epsilon > 0 and self.temperature == 0:
+            raise ValueError(
+                "`epsilon` mixes draws from the model with others, and at temperature 0 there is "
+                "no draw. Set `epsilon=0` or a temperature above 0."
+            )
         if self.top_k is not None:
             require_int("top_k", self.top_k, minimum=1)
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:

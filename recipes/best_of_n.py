@@ -43,8 +43,6 @@ class Config:
         temperature: Of sampling.
         epochs: Passes over the winners.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
-        learn_end: Whether a response's end is learnt. Leave it out where response_length cuts
-            most of them: their end means nothing.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -61,7 +59,6 @@ class Config:
     temperature: float = 1.0
     epochs: int = 3
     learning_rate: float = 3e-4
-    learn_end: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -127,7 +124,6 @@ def distil(config, lm, winners):
         winners,
         lm.preprocessor,
         min(config.batch_size, len(winners)),
-        end_token_id="auto" if config.learn_end else None,
         seed=config.seed,
         drop_remainder=True,
     )

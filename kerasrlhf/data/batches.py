@@ -39,7 +39,8 @@ def demonstrations(
 
     Args:
         source: Records with `prompt` and `response` (or `completion`), or with `text` or
-            `messages`; or strings, which are responses without a prompt.
+            `messages`; or strings, which are responses without a prompt. A column `ended` may
+            say of a response that it was cut off (False): nothing ends it then.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         batch_size: `int`, rows per batch.
         max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`. Longer
@@ -76,7 +77,8 @@ def demonstrations(
     records = records_lib.load(source, split=split, data_dir=data_dir)
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, responses = records_lib.demonstration_texts(records, template)
-    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id)
+    ended = records_lib.ended(records)
+    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id, ended)
     x = _padded(rows, rows.candidates[0], preprocessor)
     y, weight = _targets(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
     dataset = batches(

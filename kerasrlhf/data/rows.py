@@ -45,7 +45,7 @@ class Rows(NamedTuple):
     report: Report
 
 
-def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="auto"):
+def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="auto", ended=None):
     """Tokenizes prompts and responses separately and makes them fit.
 
     A row that is too long loses the beginning of its prompt, the start token excepted; all
@@ -59,6 +59,7 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`.
         end_token_id: See `kerasrlhf.tokens.end_ids`.
+        ended: List of `bool`, one per row: False leaves the end token away. `None` means all end.
 
     Returns:
         `Rows`.
@@ -79,7 +80,8 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
     start = tokens.start_ids(preprocessor)
     limit = _limit(preprocessor, max_length)
     prompt_ids = tokens.tokenize(prompts, preprocessor)
-    candidates = [_responses(texts, preprocessor, end_token_id) for texts in candidates]
+    ended = [True] * len(prompts) if ended is None else ended
+    candidates = [_responses(texts, preprocessor, end_token_id, ended) for texts in candidates]
     longest = max(map(len, _joined(start, prompt_ids, candidates)))
     # At least one position stands before a response: nothing predicts position 0.
     candidates, cut_responses = _cut_ends(candidates, limit - max(1, len(start)))
@@ -123,12 +125,15 @@ def _limit(preprocessor, max_length):
     return int(limit)
 
 
-def _responses(texts, preprocessor, end_token_id):
+def _responses(texts, preprocessor, end_token_id, ended):
     if not all(isinstance(text, str) for text in texts):
         return texts
     end = tokens.end_ids(preprocessor, end_token_id)
     rows = tokens.tokenize(texts, preprocessor)
-    return [ids if end and ids[-1:] == end else ids + end for ids in rows]
+    return [
+        ids + end if whole and ids[-1:] != end else ids
+        for ids, whole in zip(rows, ended, strict=True)
+    ]
 
 
 def _joined(start, prompt_ids, candidates):

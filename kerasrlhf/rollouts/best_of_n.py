@@ -21,11 +21,13 @@ class BestOfN(NamedTuple):
     prompts: list of strings.
     responses: list of lists of strings, `n` a prompt.
     scores: float32 `(prompts, n)`.
+    ended: bool `(prompts, n)`, true where a stop token closed the response; None: all of them.
     """
 
     prompts: list[str]
     responses: list[list[str]]
     scores: np.ndarray
+    ended: np.ndarray | None = None
 
     @property
     def winners(self) -> list[str]:
@@ -33,12 +35,19 @@ class BestOfN(NamedTuple):
         best = self.scores.argmax(axis=1)
         return [row[i] for row, i in zip(self.responses, best, strict=True)]
 
-    def demonstrations(self) -> list[dict[str, str]]:
-        """Records of the winners: `data.demonstrations` of them fine-tunes on the best of n."""
-        return [
+    def demonstrations(self) -> list[dict[str, Any]]:
+        """Records of the winners: `data.demonstrations` of them fine-tunes on the best of n.
+
+        Of those that no stop token closed the record says so, and no end token is learnt.
+        """
+        records = [
             {"prompt": prompt, "response": response}
             for prompt, response in zip(self.prompts, self.winners, strict=True)
         ]
+        if self.ended is None:
+            return records
+        ended = np.take_along_axis(self.ended, self.scores.argmax(axis=1)[:, None], axis=1)[:, 0]
+        return [{**record, "ended": bool(x)} for record, x in zip(records, ended, strict=True)]
 
     def preferences(self) -> list[dict[str, str]]:
         """Records of the best against the worst, for reward models and DPO.
@@ -120,7 +129,7 @@ def best_of_n(
         jit_compile,
         group_size=n,
     )
-    responses, scores = [], []
+    responses, scores, ended = [], [], []
     for index in range(len(ids) // size):
         part = slice(index * size, (index + 1) * size)
         batch = {
@@ -132,9 +141,10 @@ def best_of_n(
         collected = collect(batch, uniforms, 0.0)
         responses += collected.episodes.responses
         scores.append(collected.raw_scores)
-    grid = np.concatenate(scores).reshape(-1, n)[: len(rows)]
+        ended.append(collected.rollout.ended.numpy())
+    scores, ended = (np.concatenate(x).reshape(-1, n)[: len(rows)] for x in (scores, ended))
     grouped = [responses[i * n : (i + 1) * n] for i in range(len(rows))]
-    return BestOfN(list(prompts), grouped, grid)
+    return BestOfN(list(prompts), grouped, scores, ended)
 
 
 def best_of_n_kl(n: int) -> float:

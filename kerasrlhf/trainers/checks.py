@@ -14,6 +14,7 @@ from kerasrlhf.functional import masking
 from kerasrlhf.functional.kl import ESTIMATORS
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.types import Sampler, require_number
@@ -115,10 +116,29 @@ def check_group(group_size: int) -> None:
 
 def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
     """Raises a `ValueError` for language modelling without text, or text without a use."""
+    if ptx_data is not None and not isinstance(ptx_data, tf.data.Dataset):
+        raise ValueError(
+            "`ptx_data` must be a dataset as `rlhf.data.demonstrations` gives it. "
+            f"Received: {ptx_data!r} of type {type(ptx_data).__name__}."
+        )
     if (ptx_coef > 0 or lm_every is not None) != (ptx_data is not None):
         raise ValueError(
             "Language modelling beside RL needs `ptx_data`, and `ptx_coef` above 0 or `lm_every`. "
             f"Received: ptx_coef={ptx_coef}, lm_every={lm_every}, ptx_data={ptx_data!r}."
+        )
+
+
+def check_extras(memory: Any, temperature_schedule: Any) -> None:
+    """Raises a `ValueError` for optional parts of another kind than a trainer asks for."""
+    if memory is not None and not isinstance(memory, RolloutMemory):
+        raise ValueError(
+            "`memory` must be a `RolloutMemory(capacity)`. "
+            f"Received: {memory!r} of type {type(memory).__name__}."
+        )
+    if temperature_schedule is not None and not callable(temperature_schedule):
+        raise ValueError(
+            "`temperature_schedule` must be a function of the iteration; a constant temperature "
+            f"is the sampler's. Received: {temperature_schedule!r}."
         )
 
 

@@ -21,7 +21,9 @@ class DPO(DirectTrainer):
     best one, and it is trained as a reward model is: `-log sigmoid(score[0] - score[1])`. Where
     preferences follow a score `r`, the optimum is `ref exp(r / beta) / Z`, the same as PPO's with
     the KL coefficient `beta`. Labels that may be wrong: `compile(loss=
-    losses.BradleyTerry(label_smoothing=0.1))`.
+    losses.BradleyTerry(label_smoothing=0.1))`. Where the pairs have a `margin` it is the lead, in
+    units of score, that the chosen response shall have (DPO with an offset, Amini et al. 2024,
+    arXiv 2402.10571); `losses.BradleyTerry(margin=None)` does not read it.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family, usually fine-tuned on the task.

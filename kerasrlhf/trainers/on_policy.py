@@ -144,6 +144,7 @@ class OnPolicyTrainer(IterativeModel):
         self.lm_every = None if lm_every is None else require_int("lm_every", lm_every, minimum=1)
         self.lm_steps = require_int("lm_steps", lm_steps, minimum=1)
         checks.check_text(self.ptx_coef, ptx_data, self.lm_every)
+        checks.check_extras(memory, temperature_schedule)
         self.reverse_coef = require_number("reverse_coef", reverse_coef, minimum=0.0)
         self.reverse_reward = require_number("reverse_reward", reverse_reward, minimum=0.0)
         self.memory_reuse = require_int("memory_reuse", memory_reuse, minimum=0)

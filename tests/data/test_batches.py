@@ -313,3 +313,13 @@ def test_stories(stories):
         assert real == [1, *ids(preprocessor, text), 1]
         assert weight[row].sum() == len(real) - 1
         assert data.detokenize([real], preprocessor) == [text]
+
+
+def test_a_response_that_was_cut_off_is_not_ended(gpt2):
+    records = [{"text": "ab"}, {"text": "ba", "ended": False}, {"text": "b", "ended": True}]
+    _, y, weight = only(data.demonstrations(records, gpt2, 3, shuffle=False))
+    end = gpt2.tokenizer.end_token_id
+    ends = [row[w > 0][-1] == end for row, w in zip(y, weight, strict=True)]
+    assert ends == [True, False, True]
+    with pytest.raises(ValueError, match=r"`ended` says .* Received 'no' in row 1"):
+        data.demonstrations([{"text": "a"}, {"text": "b", "ended": "no"}], gpt2, 2)

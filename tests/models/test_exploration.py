@@ -95,6 +95,11 @@ def test_a_share_outside_its_range_is_refused(epsilon):
         Sampler(length=1, epsilon=epsilon)
 
 
+def test_there_is_nothing_to_mix_with_at_temperature_zero():
+    with pytest.raises(ValueError, match=r"`epsilon` mixes draws .* temperature above 0"):
+        Sampler(length=1, epsilon=0.1, temperature=0.0)
+
+
 def test_training_weighs_what_was_explored(acting):
     """Advantages count `p / behavior` times, which is at most `1 / (1 - epsilon)`."""
     made = helpers.ppo(acting, sampler=SAMPLER)

@@ -34,6 +34,13 @@ def test_demonstrations_are_the_winners():
     ]
 
 
+def test_demonstrations_say_which_responses_were_cut_off():
+    """The end token is learnt where it was drawn."""
+    ended = np.array([[True, False, True], [True, False, False], [False, True, True]])
+    records = FOUND._replace(ended=ended).demonstrations()
+    assert [record["ended"] for record in records] == [False, True, False]
+
+
 def test_preferences_are_best_and_worst_without_ties():
     assert FOUND.preferences() == [
         {"prompt": "p", "chosen": "two", "rejected": "one"},
@@ -52,7 +59,8 @@ def acting():
 
 
 def worth(prompt, response):
-    return sum(map(ord, response)) % 17 + len(prompt) / 10
+    """Short ones, which have ended, are worth more."""
+    return sum(map(ord, response)) % 17 + len(prompt) / 10 + 20 * (len(response) < 3)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +122,9 @@ def test_the_records_are_what_the_datasets_take(acting, drawn):
     (x, y, weights), *rest = demos.as_numpy_iterator()
     assert not rest and x["token_ids"].shape[0] == rows
     taught = [y[i][weights[i] > 0].tolist() for i in range(rows)]
+    ended = [ids[-1] == 0 for ids in taught]  # what ends a response
+    winners = found.scores.argmax(axis=1)
+    assert ended == found.ended[np.arange(rows), winners].tolist() and 0 < sum(ended) < rows
     encoded = data.tokenize(found.winners, preprocessor)
     assert [row[: len(ids)] for row, ids in zip(taught, encoded, strict=True)] == encoded
     pairs = found.preferences()

@@ -86,6 +86,16 @@ def test_dpo_is_equation_7(models, ratios):
     assert loss_of(dpo) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_margin_of_the_pairs_is_an_offset_for_dpo(models, ratios):
+    margins = np.array([0.0, 2.0, -0.5, 1.0], "float32")[: len(PROMPTS)]
+    dpo = rlhf.DPO(*models, beta=0.3)
+    leads = 0.3 * (ratios[:, 0] - ratios[:, 1])
+    found = dpo.default_loss()(margins, dpo(X))
+    assert float(found) == pytest.approx(-np.log(sigmoid(leads - margins)).mean(), rel=1e-5)
+    without = rlhf.losses.BradleyTerry(margin=None)(margins, dpo(X))
+    assert float(without) == pytest.approx(-np.log(sigmoid(leads)).mean(), rel=1e-5)
+
+
 def test_ipo_is_equation_17(models, ratios):
     ipo = rlhf.IPO(*models, beta=0.3)
     np.testing.assert_allclose(ipo(X), ratios, rtol=1e-4, atol=1e-5)

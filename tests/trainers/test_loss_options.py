@@ -138,6 +138,26 @@ def turned_rows():
     return rows
 
 
+def test_a_response_that_teaches_nothing_does_not_teach_its_prompt(acting, make):
+    """`mask_overlong` leaves no token of it; the others count by their own prompts' tokens."""
+    kept = np.arange(len(MASK)) % 2 == 0
+    minibatch = tiny.experience(acting)
+    minibatch = minibatch._replace(
+        advantages=np.zeros_like(ADVANTAGES), response_mask=MASK & kept[:, None]
+    )
+    prompts = (SIZES[:, None] <= tiny.COLUMN) & PADDING & kept[:, None]
+
+    def expected():
+        found = acting.token_stats(turned_rows(), PADDING, SIZES, helpers.COLUMNS, 1.0)
+        return -tf.reduce_sum(tf.where(prompts, found.logprobs, 0.0)) / STARTS[kept].sum()
+
+    found, sums = tiny.gradients(make(reverse_coef=0.7), minibatch)
+    tiny.assert_close(
+        found, tiny.gradients_of(lambda: 0.7 * expected(), acting.trainable_variables)
+    )
+    assert sums["loss/reverse"] == pytest.approx(float(expected()), rel=1e-4)
+
+
 def test_the_loss_of_predicting_the_prompt(acting, make):
     prompts = (SIZES[:, None] <= tiny.COLUMN) & PADDING
 
@@ -197,6 +217,9 @@ def test_importance_weights_multiply_advantages_and_kl(acting, make, cap, weight
         ({"lm_every": 0}, "`lm_every` must be at least 1"),
         ({"lm_steps": 0}, "`lm_steps` must be at least 1"),
         ({"memory_reuse": -1}, "`memory_reuse` must be at least 0"),
+        ({"memory": 5}, r"`memory` must be a `RolloutMemory\(capacity\)`"),
+        ({"ptx_coef": 0.1, "ptx_data": ["a"]}, "`ptx_data` must be a dataset"),
+        ({"temperature_schedule": 0.7}, "`temperature_schedule` must be a function"),
         ({"group_size": 1}, "`group_size` must be at least 2"),
         ({"kl_target": 1.0}, r"no argument \['kl_target'\]"),
         ({"repetition_penalty": -1.0}, "`repetition_penalty` must be at least 0"),
