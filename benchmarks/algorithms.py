@@ -38,7 +38,7 @@ ALGORITHMS = {
     "REINFORCE++": (rlhf.REINFORCEPlusPlus, {}),
     "OnlineDPO": (rlhf.OnlineDPO, {"group_size": 2}),
 }
-# What they are made of beside the model; `beta` is in units of score per nat, as the coefficient.
+# How they are made; `beta` is the coefficient of the others, which here is no scale of scores.
 OFFLINE = {
     "DPO": lambda bench: rlhf.DPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
     "IPO": lambda bench: rlhf.IPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),

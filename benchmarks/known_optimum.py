@@ -118,7 +118,7 @@ class Bench:
             **setting,
         )
         self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
-        self.updates = self.iterations * self.trainer.updates_per_iteration
+        self.updates = self.trainer.updates_in(self.iterations)
         self.trainer.compile(optimizer(self.updates))
         self.read = optimum.ResponseLogprobs(self.trainer.actor, PROMPTS, self.responses)
         self.reference = optimum.ResponseLogprobs(self.trainer.reference, PROMPTS, self.responses)()

@@ -136,6 +136,25 @@ def end_ids(preprocessor, end_token_id="auto"):
     return [int(end_token_id)]
 
 
+def closed(rows, end, whole):
+    """Rows of ids with `end` behind those that are whole and do not end in it already.
+
+    Args:
+        rows: List of lists of `int`.
+        end: As `end_ids` gives it.
+        whole: List of `bool`.
+
+    Example:
+
+    >>> closed([[5], [6, 2], [7]], [2], [True, True, False])
+    [[5, 2], [6, 2], [7]]
+    """
+    return [
+        ids + end if is_whole and ids[-1:] != end else ids
+        for ids, is_whole in zip(rows, whole, strict=True)
+    ]
+
+
 def pad_id(preprocessor):
     """The id written into padding. It carries no meaning: masks say what is padding.
 

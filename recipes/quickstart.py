@@ -90,9 +90,8 @@ def main(config: Config) -> dict:
     heading("1. Comparisons of a simulated annotator", start)
     comparisons = compare_pairs(config, actor, sampler, training)
     cut = len(comparisons) * 7 // 8
-    options = {"batch_size": 32, "end_token_id": None}  # the continuations go on
-    pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, **options)
-    unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, **options)
+    pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, batch_size=32)
+    unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, batch_size=32)
     print(f"{cut} to learn from, {len(comparisons) - cut} to test on, for example")
     print(json.dumps(comparisons[0], indent=2))
 
@@ -153,11 +152,16 @@ def main(config: Config) -> dict:
 def compare_pairs(config, actor, sampler, openings):
     """Preference records: two continuations of each opening, compared by their VADER sentiment."""
     prompts = [openings[index % len(openings)] for index in range(config.pairs)]
-    first = actor.generate(prompts, sampler, seed=config.seed + 2)
-    second = actor.generate(prompts, sampler, seed=config.seed + 3)
-    happiness = [sentiment.vader_scores(texts) for texts in (first, second)]
+    texts, ended = zip(
+        *(
+            actor.generate(prompts, sampler, seed=config.seed + i, return_ended=True)
+            for i in (2, 3)
+        ),
+        strict=True,
+    )
+    happiness = [sentiment.vader_scores(responses) for responses in texts]
     return sentiment.simulated_preferences(
-        prompts, first, second, *happiness, noise=config.noise, seed=config.seed
+        prompts, *texts, *happiness, noise=config.noise, seed=config.seed, ended=ended
     )
 
 

@@ -13,7 +13,7 @@ from kerasrlhf import files
 from kerasrlhf.callbacks import iterations
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 
-_VERSION = 1
+_VERSION = 2
 _STATE = "resume.json"
 _WEIGHTS = "resume-{iteration:08d}.npz"
 _MEMORY = "memory/"

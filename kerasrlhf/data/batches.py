@@ -77,7 +77,7 @@ def demonstrations(
     records = records_lib.load(source, split=split, data_dir=data_dir)
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, responses = records_lib.demonstration_texts(records, template)
-    ended = records_lib.ended(records)
+    ended = columns_lib.ended(records)
     rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id, ended)
     x = _padded(rows, rows.candidates[0], preprocessor)
     y, weight = _targets(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
@@ -112,7 +112,8 @@ def preferences(
     Args:
         source: Records with `chosen`, `rejected` and `prompt`; without `prompt` it is what the
             two have in common (see `kerasrlhf.data.records.preference_texts`). Or rankings:
-            records with `prompt` and `responses`, best first, as many in every record.
+            records with `prompt` and `responses`, best first, as many in every record. A column
+            `ended` may hold a list of bools, one a response: False where it was cut off.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         batch_size: `int`, pairs per batch.
         max_length: As in `demonstrations`; both responses keep the same prompt.
@@ -153,7 +154,8 @@ def preferences(
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, *candidates = records_lib.preference_texts(records, template)
     margins = columns_lib.margins(records, margin)
-    rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id)
+    ended = columns_lib.ended(records, len(candidates))
+    rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id, ended)
     dataset = batches(
         (
             stacked(rows, preprocessor),

@@ -123,3 +123,39 @@ def _are_labels(labels, count):
         and len(labels) == count
         and all(isinstance(x, bool) or (_is_number(x) and 0 <= float(x) <= 1) for x in labels)
     )
+
+
+def ended(records, candidates=1):
+    """Whether each response is whole: their column `ended`, true where there is none.
+
+    Args:
+        records: List of `dict`. `ended` is a `bool`, or one for each of several responses in a
+            list, in their order (chosen, rejected; or best first); `None` is as none.
+        candidates: `int`, responses of a record.
+
+    Returns:
+        List of `candidates` lists of `bool`, one a record.
+
+    Raises:
+        ValueError: Something else.
+
+    Example:
+
+    >>> ended([{"text": "The end."}, {"text": "And then", "ended": False}])
+    [[True, False]]
+    >>> ended([{"chosen": "The end.", "rejected": "And", "ended": [True, False]}], candidates=2)
+    [[True], [False]]
+    """
+    rows = []
+    for index, record in enumerate(records):
+        value = record.get("ended")
+        value = True if value is None else value
+        row = [value] * candidates if isinstance(value, bool | np.bool_) else list(np.ravel(value))
+        if len(row) != candidates or not all(isinstance(x, bool | np.bool_) for x in row):
+            raise ValueError(
+                "The column `ended` says whether responses are whole: True or False, or a list of "
+                f"{candidates} of them. Received {value!r} in row {index}. Rename a column that "
+                "means something else."
+            )
+        rows.append([bool(x) for x in row])
+    return [list(column) for column in zip(*rows, strict=True)]

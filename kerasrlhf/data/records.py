@@ -7,8 +7,6 @@ of messages.
 
 import json
 
-import numpy as np
-
 from kerasrlhf.data import dialogue, sources
 
 _MARKER = "Assistant:"
@@ -99,27 +97,6 @@ def demonstration_texts(records, template="plain"):
     pairs = _each(records, lambda row: _demonstration(row, column, template))
     prompts, responses = (list(texts) for texts in zip(*pairs, strict=True))
     return _checked("prompt", prompts) if has_prompt else prompts, _checked(column, responses)
-
-
-def ended(records):
-    """Whether each response is whole: its column `ended`, true where there is none.
-
-    Raises:
-        ValueError: A value that is not a `bool`.
-
-    Example:
-
-    >>> ended([{"text": "The end."}, {"text": "And then", "ended": False}])
-    [True, False]
-    """
-    values = [row.get("ended", True) for row in records]
-    wrong = [index for index, x in enumerate(values) if not isinstance(x, bool | np.bool_)]
-    if wrong:
-        raise ValueError(
-            "The column `ended` says whether a response is whole, True or False. Received "
-            f"{values[wrong[0]]!r} in row {wrong[0]}. Rename a column that means something else."
-        )
-    return [bool(x) for x in values]
 
 
 def preference_texts(records, template="plain"):

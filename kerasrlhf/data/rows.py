@@ -59,7 +59,8 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`.
         end_token_id: See `kerasrlhf.tokens.end_ids`.
-        ended: List of `bool`, one per row: False leaves the end token away. `None` means all end.
+        ended: Lists of `bool` like the candidates: False leaves the end token away. `None` means
+            that all end.
 
     Returns:
         `Rows`.
@@ -80,8 +81,12 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
     start = tokens.start_ids(preprocessor)
     limit = _limit(preprocessor, max_length)
     prompt_ids = tokens.tokenize(prompts, preprocessor)
-    ended = [True] * len(prompts) if ended is None else ended
-    candidates = [_responses(texts, preprocessor, end_token_id, ended) for texts in candidates]
+    if ended is None:
+        ended = [[True] * len(prompts)] * len(candidates)
+    candidates = [
+        _responses(texts, preprocessor, end_token_id, whole)
+        for texts, whole in zip(candidates, ended, strict=True)
+    ]
     longest = max(map(len, _joined(start, prompt_ids, candidates)))
     # At least one position stands before a response: nothing predicts position 0.
     candidates, cut_responses = _cut_ends(candidates, limit - max(1, len(start)))
@@ -129,11 +134,7 @@ def _responses(texts, preprocessor, end_token_id, ended):
     if not all(isinstance(text, str) for text in texts):
         return texts
     end = tokens.end_ids(preprocessor, end_token_id)
-    rows = tokens.tokenize(texts, preprocessor)
-    return [
-        ids + end if whole and ids[-1:] != end else ids
-        for ids, whole in zip(rows, ended, strict=True)
-    ]
+    return tokens.closed(tokens.tokenize(texts, preprocessor), end, ended)
 
 
 def _joined(start, prompt_ids, candidates):

@@ -60,7 +60,8 @@ def unpaired_preferences(
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
     prompts, responses = records_lib.demonstration_texts(records, template)
     labels = columns_lib.labels(records)
-    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id)
+    ended = columns_lib.ended(records)
+    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id, ended)
     dataset = batches(
         (stacked(rows, preprocessor), labels),
         len(records),

@@ -228,6 +228,11 @@ class ActorCritic(keras.Model):
             return lm_adapter.end_token_ids(self.causal_lm)
         return sampler.stop_token_ids or ()
 
+    def ended(self, responses: list[list[int]]) -> np.ndarray:
+        """Which responses, lists of ids, end with an end token of the tokenizer; bool `(rows,)`."""
+        ends = lm_adapter.end_token_ids(self.causal_lm)
+        return np.array([bool(row) and row[-1] in ends for row in responses])
+
     def check_length(self, prompt_length: int, sampler: Sampler) -> None:
         """Raises a `ValueError` when prompt and response do not fit the model's positions."""
         models = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
@@ -259,7 +264,8 @@ class ActorCritic(keras.Model):
             sampler: how to draw; filters and temperature 0 are welcome here.
             seed: int. The same seed and prompts give the same responses.
             batch_size: int, at least 1. Texts that are answered at once; a dict is one batch.
-            return_ended: whether to tell of texts which of them a stop token closed.
+            return_ended: whether to tell of texts which of them ended with an end token of the
+                tokenizer, which is no part of the text.
             jit_compile: compile with XLA; each new shape and sampler is compiled once.
 
         Returns:
@@ -283,17 +289,18 @@ class ActorCritic(keras.Model):
         size = min(batch_size, len(rows))
         filled = rows + rows[:1] * (-len(rows) % size)
         ids, mask = tokens.padded(filled)
-        responses, ended = [], []
+        responses = []
         for index, start in enumerate(range(0, len(filled), size)):
             part = slice(start, start + size)
             samples = self._generate_ids(
                 ids[part], mask[part], sampler, seed, jit_compile, batch=index
             )
             responses += tokens.masked_rows(samples.token_ids, samples.response_mask)
-            ended += np.asarray(samples.ended).tolist()
         texts = tokens.detokenize(responses[: len(rows)], self.causal_lm.preprocessor)
         texts = texts[0] if isinstance(prompts, str) else texts
-        return (texts, np.array(ended[: len(rows)])) if return_ended else texts
+        if not return_ended:
+            return texts
+        return texts, self.ended(responses[: len(rows)])
 
     def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
         tokens.check_right_padded(token_ids, padding_mask)

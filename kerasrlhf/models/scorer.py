@@ -118,8 +118,8 @@ class Scorer(keras.Model):
             responses: list of strings, one a prompt.
             batch_size: int, rows that are read at once.
             ended: bool, or bools `(rows,)`. Whole responses are read with the tokenizer's end
-                token behind them, as `data.preferences` gives them and as a trainer samples them;
-                False is for those that were cut off.
+                token behind them, as `data.preferences` gives them; False is for those without
+                one, which a trainer samples where it cuts them off or stops at another token.
 
         Returns:
             Float32 `(rows,)`.
@@ -150,15 +150,11 @@ class Scorer(keras.Model):
                 f"Received {np.size(ended)}."
             )
         heads = tokens.encode(prompts, self.preprocessor)
-        end = tokens.end_ids(self.preprocessor)
-        tails = [
-            tail + end if whole else tail
-            for tail, whole in zip(
-                tokens.tokenize(responses, self.preprocessor),
-                np.broadcast_to(ended, len(responses)),
-                strict=True,
-            )
-        ]
+        tails = tokens.closed(
+            tokens.tokenize(responses, self.preprocessor),
+            tokens.end_ids(self.preprocessor),
+            np.broadcast_to(ended, len(responses)),
+        )
         limits = [getattr(backbone, "max_sequence_length", None) for backbone in self.backbones()]
         limit = min((n for n in limits if n), default=None)
         rows = [(a + b)[-limit:] if limit else a + b for a, b in zip(heads, tails, strict=True)]

@@ -21,7 +21,7 @@ class BestOfN(NamedTuple):
     prompts: list of strings.
     responses: list of lists of strings, `n` a prompt.
     scores: float32 `(prompts, n)`.
-    ended: bool `(prompts, n)`, true where a stop token closed the response; None: all of them.
+    ended: bool `(prompts, n)`, true where the tokenizer's end token closed the response; None: all.
     """
 
     prompts: list[str]
@@ -38,7 +38,7 @@ class BestOfN(NamedTuple):
     def demonstrations(self) -> list[dict[str, Any]]:
         """Records of the winners: `data.demonstrations` of them fine-tunes on the best of n.
 
-        Of those that no stop token closed the record says so, and no end token is learnt.
+        Of those that no end token closed the record says so, and none is learnt.
         """
         records = [
             {"prompt": prompt, "response": response}
@@ -49,17 +49,24 @@ class BestOfN(NamedTuple):
         ended = np.take_along_axis(self.ended, self.scores.argmax(axis=1)[:, None], axis=1)[:, 0]
         return [{**record, "ended": bool(x)} for record, x in zip(records, ended, strict=True)]
 
-    def preferences(self) -> list[dict[str, str]]:
+    def preferences(self) -> list[dict[str, Any]]:
         """Records of the best against the worst, for reward models and DPO.
 
-        Left out are ties, and pairs with a response that ended before its first word.
+        Left out are ties, and pairs with a response that ended before its first word. `ended` says
+        which of the two an end token closed.
         """
-        sizes = zip(self.prompts, self.responses, self.scores, strict=True)
-        return [
-            {"prompt": prompt, "chosen": row[score.argmax()], "rejected": row[score.argmin()]}
-            for prompt, row, score in sizes
-            if score.max() > score.min() and row[score.argmax()] and row[score.argmin()]
-        ]
+        records = []
+        for index, (prompt, row, scores) in enumerate(
+            zip(self.prompts, self.responses, self.scores, strict=True)
+        ):
+            pair = scores.argmax(), scores.argmin()
+            chosen, rejected = (row[i] for i in pair)
+            if scores.max() > scores.min() and chosen and rejected:
+                record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                if self.ended is not None:
+                    record["ended"] = [bool(self.ended[index, i]) for i in pair]
+                records.append(record)
+        return records
 
 
 def best_of_n(
@@ -141,7 +148,8 @@ def best_of_n(
         collected = collect(batch, uniforms, 0.0)
         responses += collected.episodes.responses
         scores.append(collected.raw_scores)
-        ended.append(collected.rollout.ended.numpy())
+        rollout = collected.rollout
+        ended.append(actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask)))
     scores, ended = (np.concatenate(x).reshape(-1, n)[: len(rows)] for x in (scores, ended))
     grouped = [responses[i * n : (i + 1) * n] for i in range(len(rows))]
     return BestOfN(list(prompts), grouped, scores, ended)

@@ -210,8 +210,9 @@ class Collector:
         if self._token_reward:
             scored = Scored(scores.numpy(), spread.numpy())
         elif self._text_reward:
+            rows = tokens.masked_rows(samples.token_ids, samples.response_mask)
             scored = self.reward.read_texts(
-                episodes.prompts, episodes.responses, ended=samples.ended.numpy()
+                episodes.prompts, episodes.responses, ended=self.actor.ended(rows)
             )
         else:
             scores = scoring.call_reward(self.reward, episodes, samples)

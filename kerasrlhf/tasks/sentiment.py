@@ -104,7 +104,8 @@ def simulated_preferences(
     scores_second: Any,
     noise: float = 0.25,
     seed: int = 0,
-) -> list[dict[str, str]]:
+    ended: tuple | None = None,
+) -> list[dict[str, Any]]:
     """Preference records of an annotator who errs as the Bradley-Terry model says.
 
     The first response is preferred with probability sigmoid((score_first - score_second) / noise).
@@ -115,13 +116,18 @@ def simulated_preferences(
         scores_first, scores_second: numbers `(pairs,)`, what the annotator perceives.
         noise: float, above 0, in units of the scores; small is a careful annotator.
         seed: int.
+        ended: two bool arrays `(pairs,)`: which of the first and of the second responses are whole.
+            None: all of them.
 
     Returns:
-        List of dicts with `prompt`, `chosen` and `rejected`.
+        List of dicts with `prompt`, `chosen` and `rejected`, and with `ended` a list of two bools.
 
     Example:
         >>> simulated_preferences(["p"], ["good"], ["bad"], [50.0], [-50.0])
         [{'prompt': 'p', 'chosen': 'good', 'rejected': 'bad'}]
+        >>> ended = [True], [False]  # of the first and of the second responses
+        >>> simulated_preferences(["p"], ["bad"], ["good"], [-50], [50], ended=ended)[0]["ended"]
+        [False, True]
     """
     if not noise > 0:
         raise ValueError(f"`noise` must be above 0. Received: {noise}.")
@@ -129,9 +135,12 @@ def simulated_preferences(
     uniform = np.random.default_rng(seed).random(len(difference))
     # log(u / (1 - u)) < d is u < sigmoid(d), without overflow for large differences.
     prefers_first = np.log(uniform) - np.log1p(-uniform) < difference
-    rows = zip(prompts, first, second, prefers_first, strict=True)
-    return [
-        {"prompt": p, "chosen": a if won else b, "rejected": b if won else a}
-        for p, a, b, won in rows
-        if a != b
-    ]
+    records = []
+    for index, (prompt, *pair) in enumerate(zip(prompts, first, second, strict=True)):
+        order = (0, 1) if prefers_first[index] else (1, 0)
+        record = {"prompt": prompt, "chosen": pair[order[0]], "rejected": pair[order[1]]}
+        if ended is not None:
+            record["ended"] = [bool(ended[i][index]) for i in order]
+        if pair[0] != pair[1]:
+            records.append(record)
+    return records

@@ -152,14 +152,15 @@ def check_precision(causal_lm: keras.Model, strategy: tf.distribute.Strategy) ->
         )
 
 
-def check_unscaled(causal_lm: keras.Model, optimizer: Any) -> None:
+def check_unscaled(actor: ActorCritic, optimizer: Any) -> None:
     """Raises a `ValueError` for float16: its gradients vanish unless a loss is scaled up first."""
-    policy = keras.dtype_policies.get(causal_lm.backbone.dtype_policy)
+    networks = [actor.causal_lm.backbone] + [actor.critic] * (actor.critic is not None)
+    dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if policy.compute_dtype == "float16" or scales:
+    if "float16" in dtypes or scales:
         raise ValueError(
-            "On-policy training does not scale losses, which float16 needs. Received a model that "
-            f"computes in {policy.compute_dtype} and an optimiser {type(optimizer).__name__} (a "
+            "On-policy training does not scale losses, which float16 needs. Received networks that "
+            f"compute in {sorted(dtypes)} and an optimiser {type(optimizer).__name__} (a "
             'global policy "mixed_float16" makes it one). Load the model with '
             '`dtype="mixed_bfloat16"`, under a global policy of float32 or bfloat16.'
         )

@@ -279,7 +279,7 @@ class OnPolicyTrainer(IterativeModel):
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )
         strategy = self.distribute_strategy
-        checks.check_unscaled(self.actor.causal_lm, self.optimizer)
+        checks.check_unscaled(self.actor, self.optimizer)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)
         self._parts.compile(self, strategy)

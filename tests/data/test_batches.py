@@ -323,3 +323,17 @@ def test_a_response_that_was_cut_off_is_not_ended(gpt2):
     assert ends == [True, False, True]
     with pytest.raises(ValueError, match=r"`ended` says .* Received 'no' in row 1"):
         data.demonstrations([{"text": "a"}, {"text": "b", "ended": "no"}], gpt2, 2)
+    with pytest.raises(ValueError, match=r"`ended` says .* list of 2 .* \[True\] in row 0"):
+        data.preferences([{**PAIRS[0], "ended": [True]}], gpt2, 1)
+
+
+def test_candidates_end_each_for_itself(gpt2):
+    """A list in the order of the candidates, one word for all of them, or nothing: all end."""
+    pair = {"prompt": "a", "chosen": "bb", "rejected": "ccc"}
+    cases = {(True, True): {}, (True, False): {"ended": [True, False]}}
+    cases |= {(False, False): {"ended": False}, (False, True): {"ended": [False, True]}}
+    records = [{**pair, **more} for more in cases.values()] + [{**pair, "ended": None}]
+    x, _ = only(data.preferences(records, gpt2, len(records), shuffle=False))
+    last = np.sum(x["padding_mask"], axis=-1, keepdims=True) - 1
+    ends = np.take_along_axis(x["token_ids"], last, axis=-1)[..., 0] == gpt2.tokenizer.end_token_id
+    assert ends.tolist() == [[*case] for case in cases] + [[True, True]]

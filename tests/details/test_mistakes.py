@@ -239,7 +239,8 @@ def test_m12_a_reward_model_with_another_tokenizer_gets_the_texts():
     assert not scoring.shares_tokens(reward, acting.causal_lm)
     collected = trainer(acting, reward).collect(BATCH)
     episodes, rollout = collected.episodes, collected.rollout
-    expected = reward.score(episodes.prompts, episodes.responses, ended=rollout.ended)
+    ended = acting.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+    expected = reward.score(episodes.prompts, episodes.responses, ended=ended)
     np.testing.assert_allclose(rollout.scores, expected, atol=1e-5)
     ids = {"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask}
     assert np.abs(np.array(reward(ids)) - expected).max() > 0.1

@@ -39,6 +39,17 @@ def test_demonstrations_say_which_responses_were_cut_off():
     ended = np.array([[True, False, True], [True, False, False], [False, True, True]])
     records = FOUND._replace(ended=ended).demonstrations()
     assert [record["ended"] for record in records] == [False, True, False]
+    pairs = FOUND._replace(ended=ended).preferences()
+    assert [pair["ended"] for pair in pairs] == [[False, True], [True, False]]
+
+
+def test_a_stop_token_of_ones_own_is_no_end_token(acting):
+    """What was drawn is taught: token 4, and no end token behind it."""
+    sampler = Sampler(length=6, stop_token_ids=(4, 5, 6, 7, 8))
+    found = rlhf.best_of_n(
+        acting, lambda responses: [0.0] * len(responses), PROMPTS, N, sampler, jit_compile=False
+    )
+    assert min(len(r) for row in found.responses for r in row) < 6 and not found.ended.any()
 
 
 def test_preferences_are_best_and_worst_without_ties():

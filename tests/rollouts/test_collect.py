@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import replica, tokens
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
@@ -100,7 +100,8 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         assert not texts
         expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
     else:
-        ended = rollout.ended.numpy().tolist()
+        rows = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+        ended = [row[-1] == 0 for row in rows]  # the tokenizer's end, not any stop token
         assert texts == [(result.episodes.prompts, result.episodes.responses, ended)]
         expected = original(*texts[0][:2], ended=ended).scores
     np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import replica, tokens
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
@@ -71,7 +71,8 @@ def test_an_ensemble_reads_the_sampled_ids(actor, ensemble):
 def test_an_ensemble_with_another_tokenizer_reads_the_texts(actor):
     other = RewardEnsemble([reward_model(seed=seed, vocab=22) for seed in (2, 3)])
     result = collect(actor, other)
-    texts, ended = result.episodes[:2], result.rollout.ended
+    texts, rollout = result.episodes[:2], result.rollout
+    ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
     np.testing.assert_allclose(result.raw_scores, other.score(*texts, ended=ended), atol=1e-5)
     np.testing.assert_allclose(result.spread, other.std(*texts, ended=ended), atol=1e-5)
 

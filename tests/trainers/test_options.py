@@ -261,8 +261,10 @@ def test_a_forgotten_compile_is_named(make):
 
 @pytest.mark.parametrize("dtype", ["float16", "mixed_float16"])
 def test_float16_is_refused(dtype):
-    with pytest.raises(ValueError, match=r"does not scale losses.*computes in float16.*bfloat16"):
-        helpers.ppo(helpers.actor(dtype=dtype)).compile()
+    half = helpers.backbone(dtype=dtype)
+    for actor in (helpers.actor(dtype=dtype), helpers.actor(critic=half)):
+        with pytest.raises(ValueError, match=r"does not scale losses.*'float16'.*bfloat16"):
+            helpers.ppo(actor).compile()
 
 
 def test_an_optimiser_that_scales_is_refused(acting):
