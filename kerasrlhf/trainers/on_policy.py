@@ -261,7 +261,7 @@ class OnPolicyTrainer(IterativeModel):
 
         `target_kl` may end some of them early (N5).
         """
-        return sum(updates.count(self, iteration) for iteration in range(iterations))
+        return sum(updates.steps_of(self, iteration) for iteration in range(iterations))
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
         """Sets the optimiser and builds the compiled parts.

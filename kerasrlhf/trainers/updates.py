@@ -123,7 +123,7 @@ def learn_texts(trainer: Any, iteration: int, texts: list) -> dict[str, float]:
     return {"loss/lm": float(np.mean(losses))} if losses else {}
 
 
-def count(trainer: Any, iteration: int) -> int:
+def steps_of(trainer: Any, iteration: int) -> int:
     """How many optimiser steps an iteration takes at most."""
     each = trainer.update_epochs * trainer.num_minibatches
     return each * _rollouts_of(trainer, iteration) + _steps_on_text(trainer, iteration)
