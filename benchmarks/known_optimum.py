@@ -51,7 +51,8 @@ ALGORITHMS = {
     "ppo": (rlhf.PPO, SETTING),
     "rloo": (rlhf.RLOO, {**GROUPED, "group_size": 4}),
     "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4}),  # comes to rest elsewhere, see its class
-    "grpo_kl_in_reward": (rlhf.GRPO, {**GROUPED, "group_size": 4, "kl_in": "reward"}),
+    # In small groups most have no hit, and what is divided by their deviation is noise.
+    "grpo_kl_in_reward": (rlhf.GRPO, {**GROUPED, "group_size": 64, "kl_in": "reward"}),
     "dr_grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4, "variant": "dr_grpo"}),
     # It whitens by definition: more updates on a rollout would learn its noise.
     "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory_reuse": 0}),

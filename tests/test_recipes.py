@@ -147,6 +147,29 @@ def test_on_policy_recipes_report_and_save_the_policy(name, tmp_path):
             smoke(load(name), tmp_path)
 
 
+class Built(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("lm_every", "reads"), [(None, False), (2, True)])
+def test_ppo_ptx_reads_texts_where_something_learns_from_them(
+    lm_every, reads, tmp_path, monkeypatch
+):
+    """With `reverse_coef` alone nothing does, and PPO would refuse them."""
+
+    def ppo(*args, ptx_data, **kwargs):
+        raise Built(ptx_data)
+
+    recipe, texts = load("ppo_ptx"), tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "Tom ran to the park and played."}\n' * 12)
+    options = ["--preset", "smoke", "--ptx-coef", "0", "--texts", str(texts)]
+    config = rlhf.cli.parse(recipe.Config, [*options, "--output", str(tmp_path)])
+    monkeypatch.setattr(rlhf, "PPO", ppo)
+    with pytest.raises(Built) as found:
+        recipe.main(dataclasses.replace(config, lm_every=lm_every))
+    assert (found.value.args[0] is not None) == reads
+
+
 def test_best_of_n_keeps_the_winners_and_distils_them(tmp_path):
     report = smoke(load("best_of_n"), tmp_path)
     lines = (tmp_path / "winners.jsonl").read_text("utf-8").splitlines()
