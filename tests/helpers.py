@@ -100,3 +100,19 @@ def ppo(acting=None, reward=token_reward, **options):
     """A PPO trainer of a tiny actor, not yet compiled."""
     options = {"sampler": Sampler(length=4), "kl": FixedKL(0.1), **options}
     return PPO(actor() if acting is None else acting, reward, **options)
+
+
+class Crash(Exception):
+    """What `CrashIn` raises: nothing else catches it."""
+
+
+class CrashIn(keras.callbacks.Callback):
+    """Raises at the end of the given iteration, before the callbacks behind it."""
+
+    def __init__(self, iteration):
+        super().__init__()
+        self.iteration = iteration
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.iteration.numpy()) == self.iteration:
+            raise Crash

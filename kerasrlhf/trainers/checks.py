@@ -114,6 +114,15 @@ def check_group(group_size: int) -> None:
         )
 
 
+def check_overlong(mask_overlong: bool, can_end: bool) -> None:
+    """Raises a `ValueError` for leaving out what did not end, where nothing can end."""
+    if mask_overlong and not can_end:
+        raise ValueError(
+            "`mask_overlong` leaves out responses without a stop token, and the sampler has no "
+            "stop tokens. Set `Sampler(stop_token_ids=...)` or `mask_overlong=False`."
+        )
+
+
 def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
     """Raises a `ValueError` for language modelling without text, or text without a use."""
     if ptx_data is not None and not isinstance(ptx_data, tf.data.Dataset):

@@ -152,11 +152,7 @@ class OnPolicyTrainer(IterativeModel):
         rules = ScoreRules.of(options)
         can_end = bool(actor.stop_token_ids(sampler))
         rules.check(can_end, sampler.length)
-        if mask_overlong and not can_end:
-            raise ValueError(
-                "`mask_overlong` leaves out responses without a stop token, and the sampler has no "
-                "stop tokens. Set `Sampler(stop_token_ids=...)` or `mask_overlong=False`."
-            )
+        checks.check_overlong(mask_overlong, can_end)
         self.actor, self.kl, self.sampler = actor, kl, sampler
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
         self.score_moments = keras.Variable(

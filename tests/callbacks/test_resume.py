@@ -6,25 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Crash, CrashIn
 from ppo_runs import Run, letters
 
 import kerasrlhf as rlhf
-
-
-class Crash(Exception):
-    pass
-
-
-class CrashIn(keras.callbacks.Callback):
-    """Raises at the end of the given iteration, before the callbacks behind it."""
-
-    def __init__(self, iteration):
-        super().__init__()
-        self.iteration = iteration
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.iteration.numpy()) == self.iteration:
-            raise Crash
 
 
 def crashing_reward(iteration):

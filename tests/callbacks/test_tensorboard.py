@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Crash, CrashIn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
 )
-from test_resume import Crash, CrashIn
 
 import kerasrlhf as rlhf
 from kerasrlhf.callbacks.tensorboard import last_steps, markdown_table

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import helpers
 import keras
 import numpy as np
 import trajectories
@@ -19,12 +20,6 @@ import trajectories
 import kerasrlhf as rlhf
 
 CRASH_IN = 2
-
-
-class Crash(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.iteration.numpy()) == CRASH_IN:
-            raise KeyboardInterrupt
 
 
 def made():
@@ -47,8 +42,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         whole = fit(made(), pathlib.Path(folder) / "whole")
         cut = made()
-        with contextlib.suppress(KeyboardInterrupt):
-            fit(cut, pathlib.Path(folder) / "cut", Crash())
+        with contextlib.suppress(helpers.Crash):
+            fit(cut, pathlib.Path(folder) / "cut", helpers.CrashIn(CRASH_IN))
         assert int(cut.iteration.numpy()) == CRASH_IN
         resumed = fit(made(), pathlib.Path(folder) / "cut")
     equal = [np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True)]

@@ -89,21 +89,15 @@ PROMPTS = tf.data.Dataset.from_tensor_slices(
 ).batch(trajectories.ROWS)
 
 
-class Crash(Exception):
-    pass
-
-
 class Watch(keras.callbacks.Callback):
-    """Keeps the statistics, and raises at the end of the given iteration."""
+    """Keeps the statistics of every iteration."""
 
-    def __init__(self, crash_in=None):
+    def __init__(self):
         super().__init__()
-        self.crash_in, self.statistics = crash_in, []
+        self.statistics = []
 
     def on_train_batch_end(self, batch, logs=None):
         self.statistics.append(dict(self.model.statistics))
-        if int(self.model.iteration.numpy()) == self.crash_in:
-            raise Crash
 
 
 @pytest.mark.slow
@@ -115,10 +109,12 @@ def test_resumed_is_uninterrupted(request, tmp_path, case):
     def options():
         return trajectories.everything() if case == "everything" else {}
 
-    died, resumed = Watch(crash_in=2), Watch()
-    with pytest.raises(Crash):
+    died, resumed = Watch(), Watch()
+    with pytest.raises(helpers.Crash):
         trainer(**options()).fit(
-            PROMPTS, callbacks=[died, rlhf.callbacks.Resume(tmp_path)], verbose=0
+            PROMPTS,
+            callbacks=[died, helpers.CrashIn(2), rlhf.callbacks.Resume(tmp_path)],
+            verbose=0,
         )
     made = trainer(**options())
     helpers.filled(made.actor, seed=9)

@@ -167,18 +167,6 @@ def data():
     return tf.data.Dataset.from_tensor_slices(stacked).batch(4)
 
 
-class Crash(keras.callbacks.Callback):
-    """Ends the process, as it were, after so many iterations."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.iteration.numpy()) == self.after:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
     """The state is of two iterations before the end: the memory has gone on meanwhile."""
@@ -192,8 +180,8 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
         return [np.array(v) for v in made.trainable_variables]
 
     expected = run(trainer("whole memory"), "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer("memory"), "cut", Crash(5))
+    with pytest.raises(helpers.Crash):
+        run(trainer("memory"), "cut", helpers.CrashIn(5))
     resumed = trainer("memory")
     found = run(resumed, "cut")
     assert int(resumed.iteration.numpy()) == 6
