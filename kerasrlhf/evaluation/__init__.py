@@ -1,6 +1,6 @@
 """Measuring what training has done to a model."""
 
-from kerasrlhf.evaluation import optimum
+from kerasrlhf.evaluation import grpo_optimum, optimum
 from kerasrlhf.evaluation.intervals import Interval, mean_interval
 from kerasrlhf.evaluation.preference import (
     CalibrationBin,
@@ -18,6 +18,7 @@ __all__ = [
     "accuracy_by_group",
     "calibration",
     "distinct_n",
+    "grpo_optimum",
     "mean_interval",
     "negative_log_likelihood",
     "optimum",

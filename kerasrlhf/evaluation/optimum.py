@@ -188,7 +188,7 @@ def optimal_logprobs(ref_logprobs: Any, scores: Any, kl_coef: float) -> np.ndarr
         >>> np.exp(best).round(4).tolist()
         [[0.75, 0.25]]
     """
-    ref_logprobs, scores = _checked(ref_logprobs, scores)
+    ref_logprobs, scores = checked(ref_logprobs, scores)
     tilted = ref_logprobs + scores / require_number("kl_coef", kl_coef, above=0.0)
     return tilted - _log_sum(tilted)[:, None]
 
@@ -203,7 +203,7 @@ def best_value(ref_logprobs: Any, scores: Any, kl_coef: float) -> np.ndarray:
         >>> best_value(np.log([[0.5, 0.5]]), [[np.log(3.0), 0.0]], kl_coef=1.0).round(4).tolist()
         [0.6931]
     """
-    ref_logprobs, scores = _checked(ref_logprobs, scores)
+    ref_logprobs, scores = checked(ref_logprobs, scores)
     return kl_coef * _log_sum(ref_logprobs + scores / require_number("kl_coef", kl_coef, above=0.0))
 
 
@@ -229,8 +229,8 @@ def value(logprobs: Any, ref_logprobs: Any, scores: Any, kl_coef: float) -> np.n
         >>> float(value(np.log([[0.75, 0.25]]), reference, scores, kl_coef=1.0)[0].round(4))
         0.6931
     """
-    ref_logprobs, scores = _checked(ref_logprobs, scores)
-    logprobs, _ = _checked(logprobs, scores)
+    ref_logprobs, scores = checked(ref_logprobs, scores)
+    logprobs, _ = checked(logprobs, scores)
     kl_coef = require_number("kl_coef", kl_coef, minimum=0.0)
     return np.sum(np.exp(logprobs) * (scores - kl_coef * (logprobs - ref_logprobs)), axis=1)
 
@@ -275,7 +275,7 @@ def _log_sum(x: np.ndarray) -> np.ndarray:
     return highest + np.log(np.sum(np.exp(x - highest[:, None]), axis=1))
 
 
-def _checked(logprobs: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(logprobs: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 `(prompts, responses)`, the first a whole distribution in every row."""
     logprobs, scores = np.asarray(logprobs, "float64"), np.asarray(scores, "float64")
     if logprobs.ndim != 2 or scores.shape not in (logprobs.shape, logprobs.shape[1:]):
