@@ -35,8 +35,8 @@ class ActorCritic(keras.Model):
             A backbone or CausalLM: a network of its own with a value head (detail P22); it is
             trained too, so pass a copy of anything that must stay. Output embeddings of its own
             are frozen: no value depends on them. It must read the same vocabulary of token ids.
-            A `RewardModel`: its backbone, and a value head that starts as its score head, so that
-            a state's first value is its score.
+            A `RewardModel`: a copy of its backbone, and a value head that starts as its score
+            head, so that a state's first value is its score. The reward model stays as it is.
 
     Call arguments:
         inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.
@@ -64,7 +64,11 @@ class ActorCritic(keras.Model):
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
         self.causal_lm = causal_lm
-        self.critic = getattr(critic, "backbone", None) or critic
+        network = getattr(critic, "backbone", None) or critic
+        if hasattr(critic, "score_head"):
+            network = lm_adapter.copy(network)
+            network.trainable = True
+        self.critic = network
         self.value_head = ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic()

@@ -185,8 +185,8 @@ def check_reward_is_fixed(actor: ActorCritic, reward: Any) -> None:
         raise ValueError(
             f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
             "training would change what is rewarded. `RewardModel.from_causal_lm(causal_lm)` "
-            "copies the actor's backbone; for a critic that starts as the reward model load that "
-            "model once more."
+            "copies the actor's backbone, and so does `ActorCritic(causal_lm, critic=reward)` with "
+            "the reward model's."
         )
 
 

@@ -194,8 +194,9 @@ def test_p22_the_critic_is_a_network_of_its_own_that_begins_as_the_reward_model(
     values, scores = np.array(actor(batch)["values"]), np.array(reward(batch))
     np.testing.assert_allclose(values[[0, 1, 2], [5, 3, 0]], scores, atol=1e-5)
     ours = {id(v) for v in actor.trainable_variables}
-    assert {id(v) for v in reward.backbone.trainable_variables} < ours
-    assert not {id(v) for v in model.backbone.weights} & {id(v) for v in reward.backbone.weights}
+    assert {id(v) for v in actor.critic.trainable_variables} < ours
+    for other in (model.backbone, reward.backbone):
+        assert not {id(v) for v in actor.critic.weights} & {id(v) for v in other.weights}
     helpers.filled(model, seed=8)
     np.testing.assert_array_equal(actor(batch)["values"], values)
 

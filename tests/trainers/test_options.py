@@ -277,10 +277,12 @@ def test_an_optimiser_that_scales_is_refused(acting):
 def test_a_reward_that_training_would_change_is_refused():
     lm = helpers.lm()
     reward = RewardModel(helpers.backbone(seed=2))
-    for actor, shared in ((ActorCritic(lm), RewardModel(lm)), (ActorCritic(lm, reward), reward)):
+    critic = ActorCritic(lm, critic=reward.backbone)
+    for actor, shared in ((ActorCritic(lm), RewardModel(lm)), (critic, reward)):
         with pytest.raises(ValueError, match=r"`reward` shares \d+ weights .*from_causal_lm"):
             helpers.ppo(actor, shared)
-    helpers.ppo(ActorCritic(lm, reward), RewardModel.from_causal_lm(lm))
+    helpers.ppo(ActorCritic(lm), RewardModel.from_causal_lm(lm))
+    helpers.ppo(ActorCritic(lm, critic=reward), reward)
 
 
 def test_replicas_must_divide_the_batch():
