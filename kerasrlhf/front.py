@@ -57,14 +57,15 @@ class RLHF:
         batch_size: int. Prompts of an iteration, pairs or demonstrations of an update.
         jit_compile: compile with XLA.
         seed: int.
-        **options: of the algorithm, such as `update_epochs` or `group_size`.
+        **options: of the algorithm, such as `update_epochs`, `group_size` or `reference`.
 
     Attributes:
         actor, reward, trainer: `ActorCritic`, what scores, and the on-policy trainer; None before
             `build_model()`.
 
     Raises:
-        ValueError: an unknown algorithm, or not exactly one of `reward` and `preferences`.
+        ValueError: an unknown algorithm, not exactly one of `reward` and `preferences`, or an
+            option that is made here.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -108,6 +109,13 @@ class RLHF:
             raise ValueError(
                 "Give either `reward`, which scores responses, or `preferences`, on which a reward "
                 f"model is trained. Received {'neither' if reward is None else 'both'}."
+            )
+        made = sorted({"actor", "sampler", "kl"} & set(options))
+        if made:
+            raise ValueError(
+                f"`RLHF` makes {made} itself, of `preset`, `length`, `temperature` and `kl_coef`. "
+                "For others use the classes behind it, for example "
+                "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
             )
         self.preset, self.algorithm, self.options = preset, algorithm, options
         self.learning_rate = require_number("learning_rate", learning_rate, above=0.0)
@@ -178,7 +186,7 @@ class RLHF:
         return self.actor.generate(prompts, self.sampler, seed, jit_compile=self.jit_compile)
 
     def _imitate(self, demonstrations):
-        """Fine-tunes the policy; reference and reward model start from what came out."""
+        """Fine-tunes the policy; what was not given starts from what came out."""
         lm = self.actor.causal_lm
         lm.compile(
             optimizer=self._optimizer(),
@@ -188,7 +196,8 @@ class RLHF:
             jit_compile=self.jit_compile,
         )
         lm.fit(demonstrations, shuffle=False, verbose=0)
-        self.trainer.reference.causal_lm.set_weights(lm.get_weights())
+        if self.options.get("reference") is None:
+            self.trainer.reference.causal_lm.set_weights(lm.get_weights())
         if self._given_reward is None:
             self.reward.backbone.set_weights(lm.backbone.get_weights())
 

@@ -101,12 +101,33 @@ KINDS = {
 def test_every_algorithm_has_its_trainer(preset):
     assert set(KINDS) == set(front.ALGORITHMS)
     for name, kind in KINDS.items():
-        made = make(preset, reward=helpers.token_reward, algorithm=name, kl_coef=0.3, seed=5)
+        options = {"kl_coef": 0.3, "seed": 5, "temperature": 0.6, "jit_compile": name != "ppo"}
+        made = make(preset, reward=helpers.token_reward, algorithm=name, **options)
         made.build_model()
+        assert (made.trainer.sampler.length, made.trainer.sampler.temperature) == (3, 0.6)
+        assert made.trainer.jit_compile == (name != "ppo")
+        assert float(made.trainer.optimizer.learning_rate) == pytest.approx(0.01)
         assert type(made.trainer) is kind
         assert getattr(made.trainer, "variant", name) == name
         assert float(made.trainer.kl.coef.numpy()) == pytest.approx(0.3)
         assert made.trainer.seed == 5
+
+
+def test_the_batch_size_is_that_of_iterations(preset):
+    made = make(preset, reward=helpers.token_reward, batch_size=2)
+    made.build_model()
+    made.train(verbose=0)
+    assert int(made.trainer.iteration.numpy()) == len(PROMPTS) // 2
+
+
+def test_a_reference_that_is_given_stays(preset):
+    own = helpers.lm(seed=9)
+    before = weights(own)
+    made = make(preset, reward=helpers.token_reward, demonstrations=DEMOS, reference=own)
+    made.build_model()
+    made.train(verbose=0)
+    assert made.trainer.reference.causal_lm is own
+    np.testing.assert_array_equal(weights(own), before)
 
 
 def test_a_reward_may_be_named(preset):
@@ -122,6 +143,8 @@ ERRORS = {
     "rate": ({"learning_rate": 0.0}, "learning_rate"),
     "batch": ({"batch_size": 0}, "batch_size"),
     "temperature": ({"temperature": -1.0}, "temperature"),
+    "sampler": ({"sampler": rlhf.Sampler(4)}, r"makes \['sampler'\] itself"),
+    "kl": ({"kl": rlhf.FixedKL(0.1)}, r"makes \['kl'\] itself.*kl_coef"),
 }
 
 

@@ -21,6 +21,14 @@ _HEAD = "actor_critic.weights.h5"
 _CRITIC = "critic"
 
 
+def _check_reward_model(critic):
+    if not (hasattr(critic, "score_head") and hasattr(critic, "gain")):
+        raise ValueError(
+            "Of reward models a critic can begin as a `RewardModel`, which gives a text one score. "
+            f"Received: {type(critic).__name__}. Pass a backbone for a critic with a fresh head."
+        )
+
+
 @keras.saving.register_keras_serializable("kerasrlhf")
 class ActorCritic(keras.Model):
     """A keras-hub `CausalLM` with a value head: the policy and the critic of PPO.
@@ -46,8 +54,8 @@ class ActorCritic(keras.Model):
         both of the state after the token they stand at.
 
     Raises:
-        ValueError: not a text CausalLM; a critic that is the actor itself or has a smaller
-            vocabulary.
+        ValueError: not a text CausalLM; a critic that is the actor itself, has a smaller
+            vocabulary, or is a reward model of another kind.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -65,7 +73,9 @@ class ActorCritic(keras.Model):
         lm_adapter.check(causal_lm)
         self.causal_lm = causal_lm
         network = getattr(critic, "backbone", None) or critic
-        if hasattr(critic, "score_head"):
+        is_reward = hasattr(critic, "read_texts")
+        if is_reward:
+            _check_reward_model(critic)
             network = lm_adapter.copy(network)
             network.trainable = True
         self.critic = network
@@ -73,7 +83,7 @@ class ActorCritic(keras.Model):
         if self.critic is not None:
             self._check_critic()
         self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
-        if hasattr(critic, "score_head"):
+        if is_reward:
             self.value_head.kernel.assign(critic.gain * critic.score_head.kernel)
             self.value_head.bias.assign(critic.gain * critic.score_head.bias + critic.bias)
         self._generate_functions = {}

@@ -216,7 +216,8 @@ def sample(
 
     Returns:
         `Samples` of `length = prompt + sampler.length` columns. Every row that does not meet a
-        stop token gets its full number of new tokens, however long its prompt is.
+        stop token gets its full number of new tokens, however long its prompt is. Masks come from
+        `padding_mask` and from what was drawn; what fills a row up is never looked at (N2).
     """
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)

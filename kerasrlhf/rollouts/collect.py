@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,11 +94,18 @@ class Collector:
         self._token_reward = is_model and scoring.shares_tokens(reward, actor.causal_lm)
         self._text_reward = is_model and not self._token_reward
         self._sample = replica.rowwise(self._sample_rows, strategy, jit_compile)
+        self._sample_plainly = self._sample
+        if sampler.epsilon:
+            self._sample_plainly = replica.rowwise(self._plain_rows, strategy, jit_compile)
         self._read = replica.rowwise(self._read_rows, strategy, jit_compile)
         self._reread = replica.rowwise(self._reread_rows, strategy, jit_compile)
 
     def _sample_rows(self, token_ids, padding_mask, uniforms, temperature):
         return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
+
+    def _plain_rows(self, token_ids, padding_mask, uniforms, temperature):
+        plain = dataclasses.replace(self.sampler, epsilon=0.0)
+        return self.actor.sample(token_ids, padding_mask, uniforms, plain, temperature)
 
     def _read_rows(self, samples, temperature):
         ids, mask, starts = samples.token_ids, samples.padding_mask, samples.prompt_lengths
@@ -142,6 +150,7 @@ class Collector:
         iteration: int = 0,
         temperature: tf.Tensor | None = None,
         deviation: Callable[[np.ndarray], float] = lambda raw: 1.0,
+        explore: bool = True,
     ) -> Collected:
         """Samples and scores one batch.
 
@@ -153,9 +162,11 @@ class Collector:
             iteration: int, goes into the rollout as it is.
             temperature: float32 scalar in place of the sampler's, or None.
             deviation: raw scores `(batch * group_size,)` to the running deviation of scores.
+            explore: False draws from the policy itself, whatever the sampler's `epsilon` is.
         """
         start = time.perf_counter()
-        samples = self._sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
+        sample = self._sample if explore else self._sample_plainly
+        samples = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
         samples = Samples(*samples)
         ended = samples.ended.numpy()
         sampled = time.perf_counter()

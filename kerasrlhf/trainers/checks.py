@@ -123,12 +123,24 @@ def check_overlong(mask_overlong: bool, can_end: bool) -> None:
         )
 
 
+def _is_of_demonstrations(dataset: Any) -> bool:
+    spec = getattr(dataset, "element_spec", None)
+    return (
+        isinstance(dataset, tf.data.Dataset)
+        and isinstance(spec, tuple)
+        and len(spec) == 3
+        and isinstance(spec[0], dict)
+        and {"token_ids", "padding_mask"} <= set(spec[0])
+    )
+
+
 def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
     """Raises a `ValueError` for language modelling without text, or text without a use."""
-    if ptx_data is not None and not isinstance(ptx_data, tf.data.Dataset):
+    if ptx_data is not None and not _is_of_demonstrations(ptx_data):
         raise ValueError(
-            "`ptx_data` must be a dataset as `rlhf.data.demonstrations` gives it. "
-            f"Received: {ptx_data!r} of type {type(ptx_data).__name__}."
+            "`ptx_data` must be a dataset as `rlhf.data.demonstrations` gives it: inputs with "
+            f"`token_ids` and `padding_mask`, targets, weights. Received: {ptx_data!r} of type "
+            f"{type(ptx_data).__name__}."
         )
     if (ptx_coef > 0 or lm_every is not None) != (ptx_data is not None):
         raise ValueError(

@@ -341,7 +341,7 @@ class OnPolicyTrainer(IterativeModel):
         return batch
 
     def collect(self, batch: dict, index: int = 0) -> Collected:
-        """Samples and scores prompts without learning from them.
+        """Samples and scores prompts without learning from them, or exploring by `epsilon`.
 
         Args:
             batch: as in `iterate`.
@@ -368,6 +368,7 @@ class OnPolicyTrainer(IterativeModel):
             iteration,
             self._temperature(iteration),
             including or (lambda raw: RunningMoments(*self.score_moments.numpy()).deviation),
+            including is not None,
         )
 
     def _including(self, raw):

@@ -71,6 +71,11 @@ class OnlineDPO(OnPolicyTrainer):
             **kwargs,
         )
         checks.check_group(self.group_size)
+        if float(self.kl.coef.numpy()) == 0:
+            raise ValueError(
+                "The coefficient of `kl` is the loss's beta, and with 0 nothing is learnt. Use one "
+                "above 0, such as `FixedKL(0.1)`."
+            )
         if labels not in ("soft", "hard"):
             raise ValueError(f'`labels` must be "soft" or "hard". Received: {labels!r}.')
         self.labels = labels

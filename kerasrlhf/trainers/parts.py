@@ -76,11 +76,11 @@ class Parts:
             `count` tuples of inputs, targets, weights and a float32 scalar; Nones without text.
 
         Raises:
-            ValueError: rows that cannot be divided into parts of equal size.
+            ValueError: no texts, or rows that cannot be divided into parts of equal size.
         """
         if self._texts is None:
             return [None] * count
-        batches = [next(self._texts) for _ in range(count)]
+        batches = [self._next_texts() for _ in range(count)]
         multiple = micro_batches * replicas
         for rows in (int(weights.shape[0]) for _, _, weights in batches):
             if rows % multiple:
@@ -94,4 +94,13 @@ class Parts:
     def skip_ptx_batches(self, count: int) -> None:
         """Passes over the batches that updates done before a resume have read."""
         for _ in range(count if self._texts is not None else 0):
-            next(self._texts)
+            self._next_texts()
+
+    def _next_texts(self):
+        batch = next(self._texts, None)
+        if batch is None:
+            raise ValueError(
+                "`ptx_data` has no batches. A batch size above the number of texts leaves none "
+                "with `drop_remainder=True`."
+            )
+        return batch

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking
+from kerasrlhf.functional import masking, policy_losses
 from kerasrlhf.rollouts.collect import Collected
 
 SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
@@ -21,12 +21,15 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
     is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9). With
-    `Sampler(epsilon=...)` they are means over what the mixture drew.
+    `Sampler(epsilon=...)` they are means over what the mixture drew, in which KL and entropy weigh
+    every token by `policy / mixture`: both are those of the policy after each beginning (M7).
     """
     rollout = collected.rollout
     mask = rollout.response_mask
-    kl = masking.masked_sum(kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), mask, axis=-1)
-    entropy = masking.masked_sum(-rollout.logprobs, mask, axis=-1)
+    weights = policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
+    kl = kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs)
+    kl = masking.masked_sum(weights * kl, mask, axis=-1)
+    entropy = masking.masked_sum(-weights * rollout.logprobs, mask, axis=-1)
     lengths = masking.masked_sum(ops.ones(mask.shape), mask, axis=-1)
     scores = collected.scores
     mean_kl = float(ops.mean(kl))

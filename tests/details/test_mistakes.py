@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kerasrlhf import tokens
 from kerasrlhf.functional import kl, logprobs, masking, policy_losses, returns
+from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches, scoring
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
@@ -54,6 +55,7 @@ def test_m1_the_score_stands_on_the_end_token_and_custom_stop_tokens_count():
 def test_m2_minibatches_and_epochs_are_optimiser_steps(epochs, parts, micro, steps):
     """Counted by the optimiser itself; micro-batches are no steps."""
     made = trainer(update_epochs=epochs, num_minibatches=parts, micro_batches=micro)
+    assert made.updates_per_iteration == steps
     for iteration in (1, 2):
         made.iterate(BATCH)
         assert int(made.optimizer.iterations) == iteration * steps
@@ -155,6 +157,34 @@ def test_m7_the_kl_is_not_negative_because_sampling_and_logprobs_agree():
     for options in ({"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match="the KL turns negative"):
             helpers.ppo(sampler=Sampler(length=4, **options))
+
+
+def test_m7_nor_does_exploration_make_the_kl_negative():
+    """Against the KL of the policy's distributions after each beginning that was drawn.
+
+    The controller is told the same number. `collect`, which validation uses, does not explore.
+    """
+    acting = helpers.actor(num_layers=1, stddev=0.6)
+    other = helpers.lm(seed=5, num_layers=1, stddev=0.01)
+    sampler, control = Sampler(length=4, epsilon=0.5), AdaptiveKL(0.1, target=1.0, horizon=1000)
+    made = trainer(acting, rate=0.0, sampler=sampler, reference=other, kl=control, vf_coef=0.0)
+    statistics = made.iterate(helpers.prompts([6, 4, 1, 3] * 64))
+    rollout = made.last.rollout
+    inputs = {"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask}
+    p, q = (tf.nn.log_softmax(model(inputs)["logits"]) for model in (acting, ActorCritic(other)))
+    exact = tf.reduce_sum(tf.exp(p) * (p - q), axis=-1).numpy()
+    inside = np.array(rollout.response_mask)
+    expected = np.where(inside[:, 1:], exact[:, :-1], 0.0).sum(axis=1).mean()
+    plain = np.array(rollout.logprobs - rollout.ref_logprobs)[inside].sum() / len(inside)
+    assert statistics["objective/kl"] == pytest.approx(expected, rel=0.15)
+    assert plain < 0.5 * expected
+    assert float(control.coef) == pytest.approx(0.1 * (1 + 0.2 * 256 / 1000))
+    assert statistics["policy/ratio_error"] < 1e-5
+    batch = helpers.prompts([6, 4, 1, 3])
+    unexplored = trainer(acting, sampler=Sampler(length=4), reference=other)
+    one, two = (x.collect(batch).rollout for x in (made, unexplored))
+    np.testing.assert_array_equal(one.token_ids, two.token_ids)
+    np.testing.assert_array_equal(one.behavior_logprobs, one.logprobs)
 
 
 def test_m8_what_was_sampled_is_what_is_trained_on():

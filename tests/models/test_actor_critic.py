@@ -91,6 +91,14 @@ def test_a_critic_of_its_own():
     np.testing.assert_array_equal(actor.token_values(ids, mask, starts, width), stats.values)
 
 
+def test_a_critic_begins_as_no_other_kind_of_reward_model():
+    steps = rlhf.ProcessRewardModel(helpers.lm(texts=True), separator="a")
+    two = [rlhf.RewardModel(helpers.backbone(seed=seed)) for seed in (3, 4)]
+    for other in (steps, rlhf.RewardEnsemble(two)):
+        with pytest.raises(ValueError, match=rf"`RewardModel`.*Received: {type(other).__name__}"):
+            ActorCritic(helpers.lm(), critic=other)
+
+
 def test_a_copied_critic_values_as_the_shared_trunk_does():
     model = helpers.lm("llama")
     shared, separate = ActorCritic(model), ActorCritic(model, lm_adapter.copy(model))

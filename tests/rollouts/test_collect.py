@@ -73,6 +73,33 @@ def test_scores_before_and_after_the_rules(collected):
     assert {*result.seconds} == {"rollout", "score"}
 
 
+ROWS = {
+    "repetition_penalty": lambda row: (
+        -0.5 * sum(t in row[:i] for i, t in enumerate(row)) / len(row)
+    ),
+    "overlong_buffer": lambda row: -2.0 * max(len(row) - 2, 0) / 2,
+    "per_token": lambda row: 7.0 / len(row) - 7.0,
+}
+RULES = {
+    "repetition_penalty": {"repetition_penalty": 0.5, "repetition_ngram": 1},
+    "overlong_buffer": {"overlong_buffer": 2, "overlong_penalty": 2.0},
+    "per_token": {"per_token": True},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_that_count_tokens_count_those_of_the_response(collected, rule):
+    """Behind prompts of other lengths, whose tokens repeat too."""
+    actor, reference, _ = collected
+    result = collect(actor, lambda response_ids: [7.0] * 8, reference, ScoreRules(**RULES[rule]))
+    mask = np.array(result.rollout.response_mask)
+    rows = [list(r) for r in tokens.masked_rows(np.array(result.rollout.token_ids), mask)]
+    expected = [7.0 + ROWS[rule](row) for row in rows]
+    assert len({len(row) for row in rows}) > 1 and len(set(expected)) > 1
+    np.testing.assert_allclose(result.rollout.scores, expected, rtol=1e-5)
+    np.testing.assert_array_equal(result.raw_scores, np.full(8, 7.0))
+
+
 def test_parts_change_nothing(collected):
     actor, reference, result = collected
     parts = collect(actor, lambda response_ids: [0.0] * 8, reference, parts=2).rollout

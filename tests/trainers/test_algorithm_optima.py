@@ -47,10 +47,10 @@ def model():
     return helpers.lm(vocab=VOCAB, positions=8, **shape)
 
 
-def trained(algorithm, **options):
+def trained(algorithm, epsilon=0.0, **options):
     """Log-probabilities of the policy after training; one setting for all algorithms."""
     keras.utils.set_random_seed(0)
-    sampler = rlhf.Sampler(length=LENGTH, stop_token_ids=[STOP])
+    sampler = rlhf.Sampler(length=LENGTH, stop_token_ids=[STOP], epsilon=epsilon)
     actor, kl = rlhf.ActorCritic(model()), rlhf.FixedKL(COEF)
     trainer = algorithm(actor, reward, sampler=sampler, kl=kl, update_epochs=1, **options)
     rate = keras.optimizers.schedules.PolynomialDecay(RATE, ITERATIONS, 0.0)  # N5
@@ -68,6 +68,7 @@ def regret(logprobs, coef=COEF):
 
 REACHING = {
     "rloo": (rlhf.RLOO, {"group_size": 4}),
+    "rloo_exploring": (rlhf.RLOO, {"group_size": 4, "epsilon": 0.2}),
     "dr_grpo": (rlhf.GRPO, {"variant": "dr_grpo", "group_size": 4}),
     "reinforce++": (rlhf.REINFORCEPlusPlus, {}),
     # At the best policy all responses are worth the same, so that there is nothing to divide.

@@ -147,6 +147,12 @@ def texts():
     return tf.data.Dataset.from_tensors((inputs, ids, weights))
 
 
+def test_no_text_is_no_end_of_prompts():
+    made = trainer(ptx_coef=2.0, ptx_data=texts().take(0))
+    with pytest.raises(ValueError, match="`ptx_data` has no batches"):
+        made.fit(PROMPTS, verbose=0)
+
+
 def test_language_modelling_beside_rl():
     """PPO-ptx: the loss on text falls, and its first value is the text's own."""
     made = trainer(ptx_coef=2.0, ptx_data=texts(), update_epochs=2)

@@ -22,6 +22,8 @@ MASK = np.array([[1 <= t < end for t in range(7)] for end in (7, 4, 2, 6)])
 LOGPROBS, REFERENCE, VALUES, NEW, NEW_VALUES = (
     np.where(MASK, RNG.normal(0, 0.6, SHAPE), 0.0).astype("float32") for _ in range(5)
 )
+IDS = np.ones((2, 3), "int32")
+TEXTS = tf.data.Dataset.from_tensors(({"token_ids": IDS, "padding_mask": IDS > 0}, IDS, IDS * 1.0))
 ROLLOUT = Rollout(
     token_ids=np.zeros(SHAPE, "int32"),
     padding_mask=MASK,
@@ -178,7 +180,9 @@ def test_padding_changes_no_estimate(make):
         ({"seed": -1}, "seed"),
         ({"ptx_coef": -1.0}, "ptx_coef"),
         ({"ptx_coef": 0.5}, "ptx_data"),
-        ({"ptx_data": tf.data.Dataset.range(3)}, "ptx_coef"),
+        ({"ptx_data": tf.data.Dataset.range(3)}, "must be a dataset as `rlhf.data.demonstrations`"),
+        ({"ptx_data": tf.data.Dataset.from_tensors((IDS, IDS, IDS))}, "inputs with `token_ids`"),
+        ({"ptx_data": TEXTS}, "`ptx_coef` above 0 or `lm_every`"),
         ({"score_clip": 0.0}, "score_clip"),
         ({"score_scale": None}, "score_scale"),
         ({"missing_end_score": -1.0}, "stop"),
