@@ -1,11 +1,10 @@
 """Gradient ascent on the exact objective, to set beside PPO.
 
 No sampling, no critic, no clipping: E[r] - b KL over the list of all responses is differentiated
-as it stands. Responses that differ in their last token alone share a row, so one gradient reads
-`vocab^(length - 1)` rows a prompt.
+as it stands. Responses share the work for what they begin with: from one token to the next the
+cache of each beginning is repeated for all its continuations.
 """
 
-import itertools
 import time
 
 import keras
@@ -15,6 +14,14 @@ from keras import ops
 
 from kerasrlhf import replica
 from kerasrlhf.models import lm_adapter
+
+
+@tf.RegisterGradient("XlaDynamicUpdateSlice")
+def _update_slice_gradient(op, gradient):
+    """TensorFlow has none for the operation that writes into a cache."""
+    _, update, start = op.inputs
+    kept = ops.slice_update(gradient, start, ops.zeros_like(update))
+    return kept, tf.slice(gradient, start, tf.shape(update)), None
 
 
 def tree_logprobs(causal_lm, prompts, responses):
@@ -27,30 +34,19 @@ def tree_logprobs(causal_lm, prompts, responses):
     """
     vocab, (rows, columns) = lm_adapter.vocabulary_size(causal_lm), prompts.shape
     length = responses.token_ids.shape[1]
-    beginnings = np.array(list(itertools.product(range(vocab), repeat=length - 1)), "int32")
-    count = len(beginnings)
-    ids = np.concatenate(
-        [np.repeat(prompts, count, axis=0), np.tile(beginnings, (rows, 1))], axis=1
-    )
-    hidden = lm_adapter.hidden_states(causal_lm, ids, np.ones(ids.shape, bool))
-    logits = lm_adapter.head(causal_lm)(hidden[:, columns - 1 :])
-    table = ops.reshape(ops.log_softmax(logits, axis=-1), (rows, -1))
-    chosen = ops.take(table, _places(responses.token_ids, vocab), axis=1)
-    return ops.sum(ops.where(responses.mask[None], chosen, 0.0), axis=-1)
-
-
-def _places(token_ids, vocab):
-    """Where each token of a response stands in the table `(beginnings, length, vocab)`.
-
-    Row `i` of the beginnings spells `i` in base `vocab`; what follows a token does not matter.
-    """
-    length = token_ids.shape[1]
-    places = np.zeros(token_ids.shape, "int32")
-    for step in range(length):
-        digits = [*range(length - 2, length - 2 - step, -1)]
-        beginning = token_ids[:, :step] @ (vocab ** np.array(digits, "int64"))
-        places[:, step] = (beginning * length + step) * vocab + token_ids[:, step]
-    return places
+    cache = lm_adapter.empty_cache(causal_lm, rows, columns + length - 1)
+    logits, _, cache = lm_adapter.step(causal_lm, prompts, cache, 0)
+    places, sums = np.zeros(len(responses.token_ids), "int32"), 0.0
+    for t in range(length):
+        # (prompts, beginnings of t tokens * tokens); a beginning's number has its tokens as digits.
+        table = ops.reshape(ops.log_softmax(logits[:, -1], axis=-1), (rows, -1))
+        places = places * vocab + responses.token_ids[:, t]
+        sums += ops.where(responses.mask[:, t], ops.take(table, places, axis=1), 0.0)
+        if t < length - 1:
+            cache = tf.nest.map_structure(lambda x: ops.repeat(x, vocab, axis=0), cache)
+            tokens = np.tile(np.arange(vocab, dtype="int32"), rows * vocab**t)[:, None]
+            logits, _, cache = lm_adapter.step(causal_lm, tokens, cache, columns + t)
+    return sums
 
 
 class ExactTrainer:

@@ -3,12 +3,15 @@
     python benchmarks/known_optimum.py --output runs/optimum.jsonl --plot runs/optimum.png
     python benchmarks/known_optimum.py --tasks counting --seeds 0 --coef 0.5 --no-exact
     python benchmarks/known_optimum.py --algorithms rloo dr_grpo --coef 0.5 --adaptive none
+    python benchmarks/known_optimum.py --algorithms grpo --episodes 240000 --adaptive none
 
 A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
-iteration, and learns from them and once more from one of the last 4 rollouts. All responses are
-listed, so the best value `b log Z` and that of the policy are exact: regret 0 is the best policy, 1
-the reference (`kerasrlhf.evaluation.optimum`). One setting serves all tasks. `exact` is Adam on the
-exact gradient with no sampling, clipping or critic, for as many updates.
+iteration, and learns from them and, by most algorithms, again from some of the last rollouts. All
+responses are listed, so the best value `b log Z` and that of the policy are exact: regret 0 is the
+best policy, 1 the reference (`kerasrlhf.evaluation.optimum`). `grpo`, which has another objective,
+is judged by where that comes to rest (`kerasrlhf.evaluation.grpo_optimum`): KL to that policy, in
+units of the reference's, which for the best policy is the regret. One setting serves all tasks.
+`exact` is Adam on the exact gradient with no sampling, clipping or critic, for as many updates.
 
 Prints a JSON line a run, then a table.
 """
@@ -29,7 +32,7 @@ from exact_gradient import ExactTrainer
 from optimum_tasks import HARDER, LENGTH, PROMPTS, STOP, TASKS, VOCAB
 
 import kerasrlhf as rlhf
-from kerasrlhf.evaluation import optimum
+from kerasrlhf.evaluation import grpo_optimum, optimum
 
 ALL = TASKS | HARDER
 BATCH, RATE, EPISODES = 256, 2e-3, 60_000
@@ -43,20 +46,23 @@ SETTING = {
     "cliprange": 0.1,
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
+    # What limits the end is the noise of sampling, and rollouts are few: each is learned from
+    # four times, the last three from a memory of 8.
+    "memory": 8,
+    "memory_reuse": 3,
 }
-# What limits the end is the noise of sampling, and rollouts are few: each is learned from twice.
-MEMORY = 4
 GROUPED = {name: SETTING[name] for name in ("update_epochs", "num_minibatches", "cliprange")}
+GROUPED |= {"memory": 4, "memory_reuse": 1}
 ALGORITHMS = {
     "ppo": (rlhf.PPO, SETTING),
     "rloo": (rlhf.RLOO, {**GROUPED, "group_size": 4}),
-    "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4}),  # comes to rest elsewhere, see its class
     # In small groups most have no hit, and what is divided by their deviation is noise.
     "grpo_kl_in_reward": (rlhf.GRPO, {**GROUPED, "group_size": 64, "kl_in": "reward"}),
     "dr_grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4, "variant": "dr_grpo"}),
-    # It whitens by definition: more updates on a rollout would learn its noise.
-    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory_reuse": 0}),
-    "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4}),
+    # These bring advantages to deviation 1: more updates on a rollout would learn its noise.
+    "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 64, "update_epochs": 2, "memory": 0}),
+    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory": 0}),
+    "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4, "memory": 4}),
 }
 MARKS = (*(i / 200 for i in range(1, 10)), 0.05, *(i / 10 for i in range(1, 11)))
 # Judged by the coefficient that it ends with.
@@ -73,7 +79,9 @@ def parse_args():
     parser.add_argument("--coef", nargs="+", type=float, default=[0.5, 0.1])
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument(
-        "--memory", type=int, default=MEMORY, help="rollouts to reuse from; 0: each is used once"
+        "--memory",
+        type=int,
+        help="rollouts to reuse from; 0: each is used once. By default as the algorithm has it",
     )
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
@@ -101,16 +109,20 @@ class Bench:
         ends: whether token 0 ends a response.
         episodes: of a whole run.
         algorithm: key of `ALGORITHMS`.
-        memory: recent rollouts that an iteration draws one from, to learn from it again.
+        memory: recent rollouts to draw from, to learn from them again. None: as in `ALGORITHMS`.
     """
 
-    def __init__(self, ends, episodes, algorithm="ppo", memory=MEMORY):
+    def __init__(self, ends, episodes, algorithm="ppo", memory=None):
         stops = (STOP,) if ends else ()
+        self.algorithm = algorithm
         self.responses = optimum.enumerate_responses(VOCAB, LENGTH, stops)
         self.iterations = episodes // BATCH
         self.reward = optimum_tasks.TableReward()
-        algorithm, setting = ALGORITHMS[algorithm]
-        self.trainer = algorithm(
+        trainer, setting = ALGORITHMS[algorithm]
+        setting = dict(setting)
+        own = setting.pop("memory")
+        memory = own if memory is None else memory
+        self.trainer = trainer(
             rlhf.ActorCritic(optimum_tasks.language_model()),
             self.reward,
             sampler=rlhf.Sampler(LENGTH, stop_token_ids=stops or None),
@@ -126,11 +138,22 @@ class Bench:
         self._initial = [v.numpy() for v in self.trainer.trainable_variables]
         for _ in range(2):  # compiles; the second reads the memory
             self.trainer.iterate(self.batch)
-        self._exact = None
+        self._exact, self._resting = None, {}
 
     def table(self, task):
         """Scores of every response, float64 `(prompts, responses)`."""
         return self.reward.fill(task, self.responses.tuples())
+
+    def regret(self, logprobs, name, coef):
+        """Of a policy: 0 for the best, 1 for the reference; of GRPO for its resting point."""
+        scores = self.table(ALL[name])
+        if self.algorithm != "grpo":
+            return optimum.regret(logprobs, self.reference, scores, coef)
+        if (name, coef) not in self._resting:
+            self._resting[name, coef] = grpo_optimum.resting_logprobs(
+                self.reference, scores, self.responses, coef, self.trainer.group_size
+            )
+        return grpo_optimum.relative_divergence(logprobs, self.reference, self._resting[name, coef])
 
     def reset(self, optimizer):
         """Weights and optimiser as they were."""
@@ -187,10 +210,7 @@ def record(bench, name, coef, curve, **labels):
         **labels,
         "episodes": [round(episodes) for episodes, _, _ in curve],
         "seconds": [round(seconds, 2) for _, seconds, _ in curve],
-        "regret": [
-            float(f"{optimum.regret(logprobs, reference, scores, coef):.4g}")
-            for *_, logprobs in curve
-        ],
+        "regret": [float(f"{bench.regret(logprobs, name, coef):.4g}") for *_, logprobs in curve],
         "best_value": _mean(optimum.best_value(reference, scores, coef)),
         "value": _mean(optimum.value(last, reference, scores, coef)),
         "score": _mean(optimum.value(last, reference, scores, 0.0)),
@@ -204,7 +224,7 @@ def _mean(values):
 
 def label(algorithm, args):
     """The algorithm, and what differs from the rule."""
-    memory = "" if args.memory == MEMORY else f", memory {args.memory}"
+    memory = "" if args.memory is None else f", memory {args.memory}"
     episodes = "" if args.episodes == EPISODES else f", {args.episodes:,} episodes"
     return algorithm + memory + episodes
 
@@ -225,13 +245,15 @@ def runs(args):
         return record(found, name, kl.coef.numpy(), curve, system=system, seed=seed)
 
     first = args.algorithms[0]
+    # The mean gradient of published GRPO is another.
+    exact = next((name for name in args.algorithms if name != "grpo"), None)
     for name, coef in itertools.product(args.tasks, args.coef):
         for algorithm in args.algorithms:
             for seed in args.seeds:
                 yield sampled(algorithm, name, rlhf.FixedKL(coef), seed, label(algorithm, args))
-        if args.exact:
-            curve = bench(first, name).exact(ALL[name], coef)
-            yield record(bench(first, name), name, coef, curve, system="exact")
+        if args.exact and exact:
+            curve = bench(exact, name).exact(ALL[name], coef)
+            yield record(bench(exact, name), name, coef, curve, system="exact")
     if args.adaptive != "none":
         for seed in args.seeds:
             yield sampled(first, args.adaptive, rlhf.AdaptiveKL(**ADAPTIVE), seed, "adaptive")

@@ -23,7 +23,7 @@ from kerasrlhf.types import require_int, require_number
 
 _DRAWS = 1024
 _POINTS = 33
-_RATE = 2.0
+_RATE = 0.5
 _STEPS = 4000
 _FORCE, _ACCEPTED = 1e-6, 1e-3
 
@@ -37,9 +37,10 @@ def resting_logprobs(
 ) -> np.ndarray:
     """Log-probabilities of the policy at which the mean gradient of `GRPO` is zero.
 
-    Found from the reference on by natural-gradient steps. Means over groups are taken over 1,024
-    groups whose scores are spread evenly over their distribution; with twice as many, what is found
-    for the tasks of `benchmarks/known_optimum.py` differs by a KL below 1e-6 nats.
+    Found from the reference on, by steps along what the bracket above leaves for each token after
+    each beginning, less its mean there. Means over groups are taken over 1,024 groups whose scores
+    are spread evenly over their distribution; with twice as many, what is found for the tasks of
+    `benchmarks/known_optimum.py` differs by a KL below 1e-6 nats.
 
     Args:
         ref_logprobs: `(prompts, responses)`, in nats, of the reference.
@@ -52,7 +53,8 @@ def resting_logprobs(
         Float64 `(prompts, responses)`, in nats.
 
     Raises:
-        ValueError: as `optimum.optimal_logprobs`, or a group size below 2.
+        ValueError: as `optimum.optimal_logprobs`, numbers that are not finite, or a group size
+            below 2.
         RuntimeError: no resting point was found.
 
     Example:
@@ -74,6 +76,11 @@ def resting_logprobs(
         raise ValueError(
             f"Received {len(responses.token_ids)} responses and {scores.shape[1]} columns of "
             "log-probabilities. Both must come from the same `enumerate_responses`."
+        )
+    if not (np.isfinite(ref_logprobs).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            "Log-probabilities and scores must be finite. List only responses that the reference "
+            "can give."
         )
     tree = _Tree(responses)
     quantiles = _quantiles(group_size)
@@ -202,22 +209,25 @@ def _rest(
     quantiles: np.ndarray,
 ) -> np.ndarray:
     """The resting point of one prompt."""
-    table = tree.by_token(tree.per_token(np.exp(ref_logprobs)))
-    table /= table.sum(axis=1, keepdims=True)
-    given = tree.logprobs(table)
+    start = tree.by_token(tree.per_token(np.exp(ref_logprobs)))
+    start /= start.sum(axis=1, keepdims=True)
+    table, given = start, tree.logprobs(start)
     for _ in range(_STEPS):
         tokens = tree.logprobs(table)
         logprobs = tree.summed(tokens)
         probabilities = np.exp(logprobs)
         weight = tree.per_token(probabilities / tree.lengths)
         advantages = tree.per_token(mean_advantages(scores, probabilities, quantiles))
-        force = weight * (advantages - kl_coef * (1.0 - np.exp(given - tokens)))
-        gradient = tree.by_token(force) - tree.by_beginning(force) * table
-        step = gradient / tree.by_beginning(weight)
-        strongest = np.abs(step).max()
+        pulls = weight * (advantages - kl_coef * (1.0 - np.exp(given - tokens)))
+        reached = tree.by_beginning(weight)
+        used = np.where(table > 0, table, 1.0)  # a token may stand in no response
+        force = (tree.by_token(pulls) / used - tree.by_beginning(pulls)) / reached
+        strongest = np.abs(force).max()
         if strongest < _FORCE:
             break
-        table = table * np.exp(_RATE * step)
+        # Where k3 pulls hard, a token's force changes fast with its probability.
+        step = force / (1.0 + kl_coef * start / used)
+        table = table * np.exp(_RATE * np.clip(step, -1.0, 1.0))
         table /= table.sum(axis=1, keepdims=True)
     if not strongest < _ACCEPTED:
         raise RuntimeError(

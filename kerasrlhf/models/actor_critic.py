@@ -43,8 +43,9 @@ class ActorCritic(keras.Model):
             A backbone or CausalLM: a network of its own with a value head (detail P22); it is
             trained too, so pass a copy of anything that must stay. Output embeddings of its own
             are frozen: no value depends on them. It must read the same vocabulary of token ids.
-            A `RewardModel`: a copy of its backbone, and a value head that starts as its score
-            head, so that a state's first value is its score. The reward model stays as it is.
+            A `RewardModel`: a copy of its backbone (adapters merged, all of it trained), and a
+            value head that starts as its score head, so that a state's first value is its score.
+            The reward model stays as it is.
 
     Call arguments:
         inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.

@@ -365,6 +365,11 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
         ):
             variable.assign(value)
         return
+    if getattr(source, "quantization_mode", None):
+        raise ValueError(
+            f"The quantised layer {source.path!r} has LoRA adapters, and a copy cannot merge them. "
+            "Copy the model before `enable_lora`, or load it anew."
+        )
     kernel = "embeddings" if hasattr(source, "lora_embeddings_a") else "kernel"
     getattr(target, f"_{kernel}").assign(getattr(source, kernel))
     for name in ("bias", "reverse_embeddings"):

@@ -21,8 +21,10 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
     is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9). With
-    `Sampler(epsilon=...)` they are means over what the mixture drew, in which KL and entropy weigh
-    every token by `policy / mixture`: both are those of the policy after each beginning (M7).
+    `Sampler(epsilon=...)` all are means over what the mixture drew. KL and entropy weigh every
+    token by `policy / mixture`, and so are those of the policy after each beginning that was drawn
+    (M7). With `importance_cap`, where training reads other log-probabilities than sampling did,
+    they weigh by that ratio.
     """
     rollout = collected.rollout
     mask = rollout.response_mask

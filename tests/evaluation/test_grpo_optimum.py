@@ -62,6 +62,23 @@ def test_there_the_gradient_over_all_groups_is_zero(group_size):
         assert np.abs(gradient(wrong, reference, group_size)).max() > 0.01
 
 
+@pytest.mark.parametrize("chance", [1e-6, 1e-3, 0.5])
+def test_rare_responses_grow_as_far_as_they_are_pulled(chance):
+    """Two responses in groups of two: the difference of their advantages is 1 at any chance.
+
+    So `1 = b ((1 - p) / (1 - q) - p / q)`, whose root is found by halving.
+    """
+    responses = optimum.enumerate_responses(2, 1)
+    given = np.log([[1 - chance, chance]])
+    (found,) = grpo_optimum.resting_logprobs(given, [[0.0, 1.0]], responses, COEF, 2)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        q = (low + high) / 2
+        left = 1 - COEF * ((1 - chance) / (1 - q) - chance / q)
+        low, high = (q, high) if left > 0 else (low, q)
+    assert math.exp(found[1]) == pytest.approx(q, rel=2e-3)
+
+
 def test_each_prompt_has_its_own():
     given = [table(0.6, 0.3)[0], table(0.2, 0.5)[0]]
     both = grpo_optimum.resting_logprobs(given, [SCORES, -SCORES], RESPONSES, COEF, 4)
@@ -117,6 +134,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"2 responses.*3"):
         fewer = optimum.enumerate_responses(2, 1)
         grpo_optimum.resting_logprobs([given], SCORES, fewer, COEF, 2)
+    with pytest.raises(ValueError, match="must be finite"):
+        never = [np.log([1.0, 1e-300]) - [0.0, np.inf]]
+        grpo_optimum.resting_logprobs(never, SCORES[:2], fewer, COEF, 2)
     with pytest.raises(ValueError, match="one shape"):
         grpo_optimum.relative_divergence([given], [given[:2]], [given])
     with pytest.raises(ValueError, match="target is the reference"):

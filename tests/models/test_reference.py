@@ -151,6 +151,16 @@ def test_a_copy_of_trained_adapters_has_them_merged(family, options, adapted):
     assert len(twin.weights) == len(helpers.lm(family, **options).weights)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+def test_quantised_layers_with_adapters_cannot_be_copied():
+    """Their merged kernel is no integer; a copy without its scale would be another network."""
+    model = helpers.lm(num_layers=1)
+    model.backbone.quantize("int8")
+    model.backbone.enable_lora(2)
+    with pytest.raises(ValueError, match=r"quantised layer .* a copy cannot merge them"):
+        lm_adapter.copy(model.backbone)
+
+
 def test_only_text_models_with_both_inputs_pass():
     vision = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="which reads"):
