@@ -28,7 +28,9 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     """
     rollout = collected.rollout
     mask = rollout.response_mask
-    weights = policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
+    weights = 1.0
+    if rollout.behavior_logprobs is not None:
+        weights = policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
     kl = kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs)
     kl = masking.masked_sum(weights * kl, mask, axis=-1)
     entropy = masking.masked_sum(-weights * rollout.logprobs, mask, axis=-1)

@@ -48,7 +48,7 @@ def batch_logs(made, columns=0, filling=0.0):
     return {**means, "value/explained_variance": float(explained)}
 
 
-def rollout_logs(columns=0, filling=0.0):
+def rollout_logs(columns=0, filling=0.0, behavior=None):
     """The statistics of a rollout."""
     old, reference = padded(OLD, columns, filling), padded(REFERENCE, columns, filling)
     mask = np.pad(MASK, [(0, 0), (0, columns)])
@@ -64,6 +64,7 @@ def rollout_logs(columns=0, filling=0.0):
         reference,
         masking.zero_outside(scores, [True, True]),
         np.float32(0.5),
+        behavior,
     )
     return rollout_statistics(Collected(rollout, Episodes(None, None, {}), scores, {}))
 
@@ -80,6 +81,14 @@ def test_s2_entropy_and_kl_are_means_over_responses_of_sums_over_tokens():
     assert found["objective/kl"] == pytest.approx(0.25)
     assert found["objective/reward"] == pytest.approx(2.0 - 0.5 * 0.25)
     assert found["objective/length"] == 1.5 and found["objective/ended"] == 0.5
+
+
+def test_s2_tokens_that_were_drawn_too_often_or_too_rarely_weigh_accordingly():
+    """The first token is drawn half as often as the policy would: 2 * 1 + 2 and 3; 2 * 1 + 0.5."""
+    behavior = OLD - np.where(OLD == -1, np.log(2.0), 0.0).astype("float32")
+    found = rollout_logs(behavior=behavior)
+    assert found["objective/entropy"] == pytest.approx(3.5)
+    assert found["objective/kl"] == pytest.approx(0.75)
 
 
 def test_s3_explained_variance_is_one_less_error_by_variance_of_the_returns():
