@@ -115,6 +115,21 @@ def test_many_different_scores_are_interpolated():
         assert found[i] == pytest.approx(alone.mean(), abs=0.02)
 
 
+def test_what_is_found_hangs_little_on_the_groups_that_were_drawn(monkeypatch):
+    given, _ = table(0.6, 0.3)
+    found = []
+    for draws in (1024, 4096):
+        monkeypatch.setattr(grpo_optimum, "_DRAWS", draws)
+        found.append(grpo_optimum.resting_logprobs([given], SCORES, RESPONSES, COEF, 8)[0])
+    assert 0.0 <= np.sum(np.exp(found[0]) * (found[0] - found[1])) < 1e-5
+
+
+def test_no_resting_point_is_no_answer(monkeypatch):
+    monkeypatch.setattr(grpo_optimum, "_STEPS", 2)
+    with pytest.raises(RuntimeError, match="No resting point after 2 steps"):
+        grpo_optimum.resting_logprobs([table(0.6, 0.3)[0]], SCORES, RESPONSES, COEF, 2)
+
+
 def test_a_relative_divergence_from_the_best_policy_is_the_regret():
     given, _ = table(0.6, 0.3)
     policy, _ = table(0.5, 0.9)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerasrlhf as rlhf
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.types import Sampler
 
@@ -97,6 +97,18 @@ def test_a_critic_begins_as_no_other_kind_of_reward_model():
     for other in (steps, rlhf.RewardEnsemble(two)):
         with pytest.raises(ValueError, match=rf"`RewardModel`.*Received: {type(other).__name__}"):
             ActorCritic(helpers.lm(), critic=other)
+
+
+def test_a_critic_of_an_adapted_reward_model_has_its_adapters_merged():
+    reward = rlhf.RewardModel(helpers.backbone(seed=2))
+    helpers.filled(reward.score_head, seed=6)
+    reward.backbone.enable_lora(2)
+    helpers.filled(reward.backbone, seed=4)
+    actor = ActorCritic(helpers.lm(), critic=reward)
+    assert not lora.adapted_layers(actor.critic) and lora.adapted_layers(reward.backbone)
+    assert len(actor.critic.trainable_variables) == len(helpers.backbone().trainable_variables)
+    values = np.array(actor(BATCH)["values"])
+    np.testing.assert_allclose(values[[0, 1, 2], [5, 2, 0]], reward(BATCH), atol=1e-4)
 
 
 def test_a_copied_critic_values_as_the_shared_trunk_does():
