@@ -2,25 +2,37 @@
 
 keras-hub tokenizers return ragged tensors, arrays or lists, depending on their kind and workflow;
 here ids are lists of `int`, without start, end and padding.
+
+A text that continues another one is not tokenized or detokenized by itself: SentencePiece puts a
+blank before the first word of every text, and drops it from the first word of every row of ids.
 """
+
+import weakref
 
 import numpy as np
 
+from kerasrlhf import special_tokens
+
 _CHUNK = 1024
+# Texts to tokenize a continuation behind; some of them merge with what follows.
+_ANCHORS = ("\n", ".", "0", "\u2603")
+_adds_blank = weakref.WeakKeyDictionary()
 
 
-def tokenize(texts, preprocessor):
+def tokenize(texts, preprocessor, *, parse_special=False):
     """Tokenizes texts, adding nothing.
 
     Args:
         texts: List of `str`.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+        parse_special: Whether a special token that is written in a text, such as `</s>`, becomes
+            that token. By default it is text like any other.
 
     Returns:
         List of lists of `int`, one per text.
 
     Raises:
-        ValueError: The tokenizer pads, adds tokens of its own, or returns strings.
+        ValueError: If the tokenizer pads, adds tokens of its own, or returns strings.
 
     Example:
 
@@ -29,20 +41,114 @@ def tokenize(texts, preprocessor):
     >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
     >>> tokenize(["ab", "ba", ""], tokenizer)
     [[3], [2, 1], []]
+    >>> tokenize(["ab<|endoftext|>"], tokenizer, parse_special=True)
+    [[3, 0]]
     """
-    tokenizer = _tokenizer(preprocessor)
-    texts = list(texts)
-    rows = [[] for _ in texts]
-    # Empty texts stay out: not every tokenizer keeps a row for them.
-    filled = [index for index, text in enumerate(texts) if text]
-    for chunk in (filled[i : i + _CHUNK] for i in range(0, len(filled), _CHUNK)):
-        ids = _to_lists(tokenizer([texts[index] for index in chunk]))
-        for index, row in zip(chunk, ids, strict=True):
-            rows[index] = row
+    tokenizer = tokenizer_of(preprocessor)
+    if not parse_special:
+        texts = [special_tokens.guarded(text, tokenizer) for text in texts]
+    return _encode(list(texts), tokenizer)
+
+
+def continuations(prompts, prompt_ids, responses, preprocessor):
+    """Tokenizes responses as what follows their prompts.
+
+    Prompt and response are tokenized as one text. Where that leaves the tokens of the prompt as
+    they are, the rest of them is the response; where a token would reach across the boundary, the
+    response is tokenized by itself, without the blank that SentencePiece puts before a text. The
+    prompt keeps its tokens either way, because they are what the model is given when it responds.
+
+    Args:
+        prompts: List of `str`. Special tokens are parsed: `special_tokens.guarded` keeps typed ones
+            text.
+        prompt_ids: List of lists of `int`: `prompts` tokenized, with special tokens parsed.
+        responses: List of `str`, one per prompt.
+        preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+
+    Returns:
+        List of lists of `int`, one per response.
+
+    Example:
+
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+    >>> continuations(["b", "a"], [[2], [1]], ["ab", "b"], tokenizer)
+    [[3], [2]]
+    """
+    tokenizer = tokenizer_of(preprocessor)
+    wholes = _encode([p + r for p, r in zip(prompts, responses, strict=True)], tokenizer)
+    rows = [
+        whole[len(ids) :] if whole[: len(ids)] == ids else None
+        for whole, ids in zip(wholes, prompt_ids, strict=True)
+    ]
+    merged = [index for index, row in enumerate(rows) if row is None]
+    alone = _encode([responses[index] for index in merged], tokenizer, continues=True)
+    for index, row in zip(merged, alone, strict=True):
+        rows[index] = row
     return rows
 
 
-def detokenize(rows, preprocessor):
+def _encode(texts, tokenizer, continues=False):
+    """Token ids of texts, special tokens parsed.
+
+    Args:
+        texts: List of `str`.
+        tokenizer: A keras-hub tokenizer.
+        continues: Whether something precedes the texts.
+    """
+    rows = [special_tokens.split(text, tokenizer) for text in texts]
+    start = getattr(tokenizer, "start_token_id", None)
+    opening, inner = {}, {}
+    for index, pieces in enumerate(rows):
+        for place, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                opens = not continues and pieces[:place] in ([], [start])
+                (opening if opens else inner)[index, place] = piece
+    ids = dict(zip(opening, _encode_plain([*opening.values()], tokenizer), strict=True))
+    ids |= dict(zip(inner, _encode_inner([*inner.values()], tokenizer), strict=True))
+    return [
+        [token for place, piece in enumerate(row) for token in ids.get((index, place), [piece])]
+        for index, row in enumerate(rows)
+    ]
+
+
+def _encode_plain(texts, tokenizer):
+    """Token ids of texts without special tokens."""
+    rows = []
+    for start in range(0, len(texts), _CHUNK):
+        rows += _to_lists(tokenizer(texts[start : start + _CHUNK]))
+    return rows
+
+
+def _encode_inner(texts, tokenizer):
+    """Token ids of texts without special tokens that something precedes."""
+    if not texts or not _puts_blank_first(tokenizer):
+        return _encode_plain(texts, tokenizer)
+    rows = [None] * len(texts)
+    for anchor in _ANCHORS:
+        missing = [index for index, row in enumerate(rows) if row is None]
+        (head,) = _encode_plain([anchor], tokenizer)
+        wholes = _encode_plain([anchor + texts[index] for index in missing], tokenizer)
+        decoded = _decode([head + whole[len(head) :] for whole in wholes], tokenizer)
+        for index, whole, text in zip(missing, wholes, decoded, strict=True):
+            if whole[: len(head)] == head and text == anchor + texts[index]:
+                rows[index] = whole[len(head) :]
+    lost = [index for index, row in enumerate(rows) if row is None]
+    for index, row in zip(lost, _encode_plain([texts[i] for i in lost], tokenizer), strict=True):
+        rows[index] = row
+    return rows
+
+
+def _puts_blank_first(tokenizer):
+    """Whether the first word of a text is tokenized as if a blank stood before it."""
+    if tokenizer not in _adds_blank:
+        (ids,) = _encode_plain(["a"], tokenizer)
+        _adds_blank[tokenizer] = _decode([ids + ids], tokenizer) == ["a a"]
+    return _adds_blank[tokenizer]
+
+
+def detokenize(rows, preprocessor, *, after=None):
     """Turns token ids into texts, leaving out start, end and padding tokens.
 
     Only ids that the tokenizer declares as special tokens are left out. A padding id that is an
@@ -51,6 +157,8 @@ def detokenize(rows, preprocessor):
     Args:
         rows: List of lists of `int`, or of 1D integer arrays.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+        after: `None`, or the ids that precede each row: the text of a row is then what it adds to
+            theirs, a blank before its first word included.
 
     Returns:
         List of `str`.
@@ -66,9 +174,26 @@ def detokenize(rows, preprocessor):
     >>> detokenize([[0, 3, 2, 0], [0]], tokenizer)
     ['abb', '']
     """
-    tokenizer = _tokenizer(preprocessor)
-    special = _special_ids(tokenizer)
-    rows = [[int(i) for i in row if int(i) not in special] for row in rows]
+    tokenizer = tokenizer_of(preprocessor)
+    hidden = _hidden_ids(tokenizer)
+    rows = [[int(i) for i in row if int(i) not in hidden] for row in rows]
+    if after is None:
+        return _decode(rows, tokenizer)
+    # One visible token is context enough: only the first blank of a text depends on what precedes.
+    heads = [next(([int(i)] for i in row[::-1] if int(i) not in hidden), []) for row in after]
+    before = _decode(heads, tokenizer)
+    wholes = _decode([head + row for head, row in zip(heads, rows, strict=True)], tokenizer)
+    texts = [
+        whole[len(head) :] if whole.startswith(head) else None
+        for whole, head in zip(wholes, before, strict=True)
+    ]
+    # A character that begins in the context and ends in the row has no text on either side.
+    alone = _decode([rows[i] if text is None else [] for i, text in enumerate(texts)], tokenizer)
+    return [a if text is None else text for text, a in zip(texts, alone, strict=True)]
+
+
+def _decode(rows, tokenizer):
+    """The texts of rows of ids; empty rows stay out: not every tokenizer keeps them."""
     texts = [""] * len(rows)
     filled = [index for index, row in enumerate(rows) if row]
     for chunk in (filled[i : i + _CHUNK] for i in range(0, len(filled), _CHUNK)):
@@ -94,25 +219,45 @@ def start_ids(preprocessor):
     >>> start_ids(types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
     [1]
     """
-    start = getattr(_tokenizer(preprocessor), "start_token_id", None)
+    start = getattr(tokenizer_of(preprocessor), "start_token_id", None)
     return (
         [int(start)] if getattr(preprocessor, "add_start_token", True) and start is not None else []
     )
 
 
-def end_ids(preprocessor, end_token_id="auto"):
+def opened(rows, preprocessor):
+    """Returns rows with the start token in front, which a chat template may have written already.
+
+    Args:
+        rows: List of lists of `int`.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+
+    Example:
+
+    >>> import types
+    >>> tokenizer = types.SimpleNamespace(start_token_id=1)
+    >>> opened([[5], [1, 5]], types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
+    [[1, 5], [1, 5]]
+    """
+    start = start_ids(preprocessor)
+    return [row if start and row[:1] == start else start + row for row in rows]
+
+
+def end_ids(preprocessor, end_token_id="auto", turn_end=None):
     """The ids that close every response in training data.
 
     Args:
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        end_token_id: `"auto"` takes the tokenizer's end token when the preprocessor adds it; an
-            `int` names another token; `None` means no token.
+        end_token_id: `"auto"` takes `turn_end` where the vocabulary has it, else the tokenizer's
+            end token when the preprocessor adds it; an `int` names another token; `None` means no
+            token.
+        turn_end: `str`, the token that a chat template ends a turn with, or `None`.
 
     Returns:
         List of one `int`, or an empty list.
 
     Raises:
-        ValueError: The id is outside the vocabulary.
+        ValueError: If the id is outside the vocabulary.
 
     Example:
 
@@ -122,8 +267,10 @@ def end_ids(preprocessor, end_token_id="auto"):
     >>> end_ids(preprocessor), end_ids(preprocessor, 5), end_ids(preprocessor, None)
     ([2], [5], [])
     """
-    tokenizer = _tokenizer(preprocessor)
+    tokenizer = tokenizer_of(preprocessor)
     if end_token_id == "auto":
+        if turn_end is not None and turn_end in special_tokens.special_token_ids(tokenizer):
+            return [special_tokens.special_token_ids(tokenizer)[turn_end]]
         add = getattr(preprocessor, "add_end_token", True)
         end_token_id = getattr(tokenizer, "end_token_id", None) if add else None
     if end_token_id is None:
@@ -136,23 +283,30 @@ def end_ids(preprocessor, end_token_id="auto"):
     return [int(end_token_id)]
 
 
-def closed(rows, end, whole):
-    """Rows of ids with `end` behind those that are whole and do not end in it already.
+def stop_ids(preprocessor):
+    """Returns the ids at which a model ends a response: its end tokens and its ends of turns.
 
     Args:
-        rows: List of lists of `int`.
-        end: As `end_ids` gives it.
-        whole: List of `bool`.
+        preprocessor: A keras-hub `CausalLMPreprocessor`, or `None`.
+
+    Returns:
+        Tuple of `int`, the tokenizer's end token first; empty without a tokenizer.
 
     Example:
 
-    >>> closed([[5], [6, 2], [7]], [2], [True, True, False])
-    [[5, 2], [6, 2], [7]]
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=[])
+    >>> stop_ids(keras_hub.models.GPT2CausalLMPreprocessor(tokenizer))
+    (0, 2)
     """
-    return [
-        ids + end if is_whole and ids[-1:] != end else ids
-        for ids, is_whole in zip(rows, whole, strict=True)
-    ]
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    if tokenizer is None:
+        return ()
+    ids = [getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
+    known = special_tokens.special_token_ids(tokenizer)
+    ids += [known.get(token) for token in special_tokens.TURN_ENDS]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
 def pad_id(preprocessor):
@@ -170,34 +324,37 @@ def pad_id(preprocessor):
     >>> pad_id(types.SimpleNamespace(tokenizer=types.SimpleNamespace(pad_token_id=3)))
     3
     """
-    return int(getattr(_tokenizer(preprocessor), "pad_token_id", None) or 0)
+    return int(getattr(tokenizer_of(preprocessor), "pad_token_id", None) or 0)
 
 
-def encode(texts, preprocessor):
+def encode(texts, preprocessor, *, parse_special=False):
     """Tokenizes texts as the beginning of rows: with the start token, where the model has one.
 
     Args:
         texts: List of `str`.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
+        parse_special: As in `tokenize`.
 
     Returns:
         List of lists of `int`, one per text.
 
     Raises:
-        ValueError: No texts, an entry that is not a `str`, or no preprocessor.
+        ValueError: If there are no texts, one string in place of a list, an entry that is not a
+            `str`, a row without a token, or no preprocessor.
     """
-    texts = list(texts)
+    texts = text_list(texts, "texts")
     if preprocessor is None:
         raise ValueError(
             "Texts need a tokenizer, and the model has no preprocessor. Attach one, or pass "
             "`token_ids` and `padding_mask`."
         )
     bad = [index for index, text in enumerate(texts) if not isinstance(text, str)]
-    if bad or not texts:
-        what = f"other things at rows {bad[:5]}" if bad else "nothing"
-        raise ValueError(f"Expected a list of strings, at least one. Received {what}.")
-    start = start_ids(preprocessor)
-    rows = [start + row for row in tokenize(texts, preprocessor)]
+    if bad:
+        raise ValueError(
+            f"Expected a list of strings. Received {texts[bad[0]]!r} of type "
+            f"{type(texts[bad[0]]).__name__} at row {bad[0]}."
+        )
+    rows = opened(tokenize(texts, preprocessor, parse_special=parse_special), preprocessor)
     empty = [index for index, row in enumerate(rows) if not row]
     if empty:
         raise ValueError(
@@ -206,15 +363,63 @@ def encode(texts, preprocessor):
     return rows
 
 
-def padded(rows, multiple=1):
+def text_list(texts, name):
+    """Returns texts or conversations as a list, read once.
+
+    Args:
+        texts: An iterable.
+        name: `str`, what the caller calls it.
+
+    Raises:
+        ValueError: If it is one string or dictionary, no iterable, or empty.
+
+    Example:
+
+    >>> text_list((text for text in ["a", "b"]), "prompts")
+    ['a', 'b']
+    """
+    if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__iter__"):
+        raise ValueError(
+            f"`{name}` must be a list with at least one entry. Received: {texts!r} of type "
+            f"{type(texts).__name__}. For one text pass `[text]`."
+        )
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"`{name}` must be a list with at least one entry. Received an empty one.")
+    return texts
+
+
+def padded_length(length, limit=None):
+    """Rounds a length up to one of a few sizes: 16, 24, 32, 48, 64, 96, 128 and so on.
+
+    Every shape is a program of its own for XLA, which takes seconds and memory.
+
+    Args:
+        length: `int`, in tokens.
+        limit: `int`, what a row may have at most, or `None`.
+
+    Example:
+
+    >>> [padded_length(n) for n in (3, 17, 33, 100)], padded_length(33, limit=40)
+    ([16, 24, 48, 128], 40)
+    """
+    size = 16
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size if limit is None else max(length, min(size, limit))
+
+
+def padded(rows, length=None, pad_id=0):
     """Rows of ids as one array, padded on the right.
 
     Args:
         rows: List of lists of `int`.
-        multiple: The length is rounded up to a multiple of this.
+        length: `int`, tokens of a padded row; `None` is the longest row.
+        pad_id: `int`, written where no token is.
 
     Returns:
-        `int32` array `(rows, length)` and its bool mask of real tokens.
+        `token_ids`, an int32 array `(rows, length)`, and `padding_mask`, a bool array of the same
+        shape, true at real tokens.
 
     Example:
 
@@ -222,12 +427,12 @@ def padded(rows, multiple=1):
     >>> ids.tolist(), mask.tolist()
     ([[5, 6, 7], [8, 0, 0]], [[True, True, True], [True, False, False]])
     """
-    length = -(-max(map(len, rows)) // multiple) * multiple
-    token_ids = np.zeros((len(rows), length), "int32")
-    mask = np.arange(length)[None] < np.array([len(row) for row in rows])[:, None]
-    for index, row in enumerate(rows):
-        token_ids[index, : len(row)] = row
-    return token_ids, mask
+    length = max(map(len, rows)) if length is None else length
+    token_ids = np.full((len(rows), length), pad_id, "int32")
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = row
+    lengths = np.array([len(row) for row in rows])
+    return token_ids, np.arange(length) < lengths[:, None]
 
 
 def check_right_padded(token_ids, padding_mask):
@@ -278,7 +483,12 @@ def masked_rows(token_ids, mask):
     return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def _tokenizer(preprocessor):
+def tokenizer_of(preprocessor):
+    """Returns the tokenizer of a preprocessor, or the tokenizer that was given.
+
+    Raises:
+        ValueError: If there is none, or it adds tokens of its own.
+    """
     tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
     if tokenizer is None:
         raise ValueError(
@@ -294,7 +504,7 @@ def _tokenizer(preprocessor):
     return tokenizer
 
 
-def _special_ids(tokenizer):
+def _hidden_ids(tokenizer):
     """Ids of the start, end and padding tokens, as far as they are special tokens."""
     names = ("start_token_id", "end_token_id", "pad_token_id")
     return {getattr(tokenizer, name, None) for name in names} & {*tokenizer.special_token_ids}

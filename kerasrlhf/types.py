@@ -17,6 +17,10 @@ import numbers
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+_SHOWN = 80
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -43,7 +47,7 @@ class Sampler:
             token is exact.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value of another type or outside its range.
 
     Example:
         >>> Sampler(length=16, temperature=0.7).trainable
@@ -61,30 +65,29 @@ class Sampler:
     epsilon: float = 0.0
 
     def __post_init__(self):
-        require_int("length", self.length, minimum=1)
-        require_int("min_length", self.min_length, minimum=1)
-        require_number("temperature", self.temperature, minimum=0.0)
-        if require_number("epsilon", self.epsilon, minimum=0.0) >= 1:
-            raise ValueError(f"`epsilon` must be below 1. Received: {self.epsilon}.")
+        checked = {
+            "length": require_int("length", self.length, minimum=1),
+            "min_length": require_int("min_length", self.min_length, minimum=1),
+            "temperature": require_number("temperature", self.temperature, minimum=0.0),
+            "epsilon": require_number("epsilon", self.epsilon, minimum=0.0, below=1.0),
+            "stop_token_ids": _stop_token_ids(self.stop_token_ids),
+        }
+        if self.top_k is not None:
+            checked["top_k"] = require_int("top_k", self.top_k, minimum=1)
+        if self.top_p is not None:
+            checked["top_p"] = require_number("top_p", self.top_p, above=0.0, maximum=1.0)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.min_length > self.length:
+            raise ValueError(
+                f"`min_length` must be at most `length`. Received: min_length={self.min_length}, "
+                f"length={self.length}."
+            )
         if self.epsilon > 0 and self.temperature == 0:
             raise ValueError(
                 "`epsilon` mixes draws from the model with others, and at temperature 0 there is "
                 "no draw. Set `epsilon=0` or a temperature above 0."
             )
-        if self.top_k is not None:
-            require_int("top_k", self.top_k, minimum=1)
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"`top_p` must be in (0, 1] or None. Received: top_p={self.top_p}.")
-        ids = self.stop_token_ids
-        if ids is None or (isinstance(ids, str) and ids == "auto"):
-            return
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise ValueError(
-                '`stop_token_ids` must be "auto", None or a sequence of token ids. '
-                f"Received: {ids!r}."
-            )
-        ids = tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
-        object.__setattr__(self, "stop_token_ids", ids)
 
     @property
     def trainable(self) -> bool:
@@ -94,6 +97,16 @@ class Sampler:
             and self.top_k is None
             and (self.top_p is None or self.top_p == 1.0)
         )
+
+
+def _stop_token_ids(ids):
+    if ids is None or (isinstance(ids, str) and ids == "auto"):
+        return ids
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise ValueError(
+            f'`stop_token_ids` must be "auto", None or a sequence of token ids. Received: {ids!r}.'
+        )
+    return tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
 
 
 class Samples(NamedTuple):
@@ -182,23 +195,94 @@ class TokenStats(NamedTuple):
     values: Any
 
 
-def require_int(name: str, value: Any, minimum: int | None = None) -> int:
-    """Returns `value` as an int, or raises a `ValueError` that names it."""
+def require_sampler(sampler: Any) -> Sampler:
+    """Returns `sampler`, or raises a `ValueError` for anything else, such as a length."""
+    if not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r} of type "
+            f"{type(sampler).__name__}."
+        )
+    return sampler
+
+
+def require_int(
+    name: str, value: Any, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Returns `value` as an int, or raises a `ValueError` that names it.
+
+    Example:
+        >>> require_int("batch_size", 8, minimum=1)
+        8
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"`{name}` must be an integer. Received: {value!r}.")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}.")
+        raise ValueError(f"`{name}` must be an integer. Received: {_described(value)}.")
+    _check_range(name, value, minimum, None, maximum)
     return int(value)
 
 
 def require_number(
-    name: str, value: Any, minimum: float | None = None, above: float | None = None
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
 ) -> float:
-    """Returns `value` as a float, or raises a `ValueError` that names it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number. Received: {value!r}.")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}. Received: {value}.")
-    if above is not None and value <= above:
-        raise ValueError(f"`{name}` must be above {above}. Received: {value}.")
+    """Returns `value` as a float, or raises a `ValueError` that names it.
+
+    Args:
+        name: str, for the message.
+        value: what must be a finite number; bool is none.
+        minimum: float or None, the smallest value.
+        above: float or None, what the value must be above.
+        maximum: float or None, the largest value.
+        below: float or None, what the value must be below.
+
+    Example:
+        >>> require_number("held_out", 0.5, above=0.0, below=1.0)
+        0.5
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not _is_finite(value):
+        raise ValueError(f"`{name}` must be a finite number. Received: {_described(value)}.")
+    _check_range(name, value, minimum, above, maximum, below)
     return float(value)
+
+
+def require_bool(name: str, value: Any) -> bool:
+    """Returns `value` as a bool, or raises a `ValueError` that names it.
+
+    Any object has a truth value, so that `"no"` would count as true.
+
+    Example:
+        >>> require_bool("shuffle", False)
+        False
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False. Received: {_described(value)}.")
+    return bool(value)
+
+
+def _check_range(name, value, minimum=None, above=None, maximum=None, below=None):
+    """Refuses a number outside its bounds, all of which the message names."""
+    bounds = [
+        (minimum, "at least", lambda bound: value >= bound),
+        (above, "above", lambda bound: value > bound),
+        (maximum, "at most", lambda bound: value <= bound),
+        (below, "below", lambda bound: value < bound),
+    ]
+    given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+    if not all(holds(bound) for bound, _, holds in given):
+        expected = " and ".join(f"{words} {bound}" for bound, words, _ in given)
+        raise ValueError(f"`{name}` must be {expected}. Received: {value}.")
+
+
+def _is_finite(value):
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _described(value):
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... of type {type(value).__name__}"

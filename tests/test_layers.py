@@ -13,6 +13,7 @@ ORDER = [
     ["functional"],
     ["types", "losses", "metrics"],
     ["replica"],
+    ["data"],
     ["models"],
     ["rollouts"],
     ["trainers"],
@@ -20,10 +21,10 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the models: their own list instead of a rank. Whatever comes after the models may use them.
-BESIDE = {"data", "tasks"}
-BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "models.lm_adapter", *BESIDE}
+BESIDE = {"tasks"}
+BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "data", "models.lm_adapter", *BESIDE}
 # Need nothing of ours and may be used by all but `functional`.
-ALONE = {"cli", "cluster", "files", "presets", "tokens", "version"}
+ALONE = {"cli", "cluster", "files", "presets", "special_tokens", "tokens", "version"}
 
 HUB_INTERNALS = {"call_with_cache", "token_embedding"}
 ADAPTER, REPLICA = f"{PACKAGE}/models/lm_adapter.py", f"{PACKAGE}/replica.py"
@@ -154,7 +155,6 @@ FORBIDDEN = {
     "functional_of_tensorflow": (import_faults, "functional/a.py", "import tensorflow as tf"),
     "data_of_models": (import_faults, "data/a.py", "from kerasrlhf.models import lora"),
     "tasks_of_trainers": (import_faults, "tasks/a.py", "import kerasrlhf.trainers.ppo"),
-    "models_of_data": (import_faults, "models/a.py", "from kerasrlhf.data import sources"),
     "recipes": (import_faults, "export.py", "from recipes import sentiment"),
     "hub_import": (hub_faults, "data/a.py", "from keras_hub.src.models import x"),
     "hub_attribute": (hub_faults, "models/reward_model.py", "b.token_embedding(x)"),
@@ -169,11 +169,7 @@ PERMITTED = {
     "downward": (import_faults, "trainers/a.py", "from kerasrlhf.models.lora import add"),
     "same_line": (import_faults, "callbacks/a.py", "from kerasrlhf.evaluation import judge"),
     "relative": (import_faults, "models/a.py", "from .lm_adapter import wrap"),
-    "data_of_the_adapter": (
-        import_faults,
-        "data/a.py",
-        "from kerasrlhf.models.lm_adapter import x",
-    ),
+    "models_of_data": (import_faults, "models/a.py", "from kerasrlhf.data import inputs"),
     "rollouts_of_data": (import_faults, "rollouts/a.py", "from kerasrlhf.data.batches import x"),
     "export_of_version": (import_faults, "export.py", "from kerasrlhf.version import __version__"),
     "adapter": (hub_faults, "models/lm_adapter.py", "import keras_hub.src\nb.token_embedding(x)"),

@@ -6,11 +6,12 @@ the same records; `kerasrlhf.data.records` lists the columns.
 
 import numpy as np
 
-from kerasrlhf import tokens
+from kerasrlhf import special_tokens, tokens
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
-from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
+from kerasrlhf.data.loading import Texts, load, turn_end
+from kerasrlhf.data.tokenized import TokenizedDataset, batches
 from kerasrlhf.types import require_int
 
 
@@ -21,6 +22,7 @@ def demonstrations(
     *,
     max_length=None,
     whole_row=False,
+    all_turns=False,
     end_token_id="auto",
     shuffle=True,
     seed=0,
@@ -28,6 +30,9 @@ def demonstrations(
     split="train",
     data_dir=None,
     template="plain",
+    parse_special=False,
+    on_error="raise",
+    drop_longer_than=None,
 ):
     """Responses to imitate, for supervised fine-tuning: `causal_lm.fit(demos)`.
 
@@ -45,15 +50,26 @@ def demonstrations(
         batch_size: `int`, rows per batch.
         max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`. Longer
             rows lose the beginning of their prompt, with a warning and a count in `.report`.
-        whole_row: Whether prompt tokens are learnt too.
-        end_token_id: What ends a response: `"auto"` is the tokenizer's end token when the
-            preprocessor adds it; an `int` names another token; `None` is none.
+        whole_row: Whether prompt tokens are learned too.
+        all_turns: Whether of a dialogue all turns of the assistant are learned, each with the end
+            of turn that the template writes, and not only the last one.
+        end_token_id: What ends a response: `"auto"` is the end of turn of the template where the
+            vocabulary has it (`<|im_end|>` of `"chatml"`, or a special token that a callable
+            writes at the end), else the tokenizer's end token when the preprocessor adds it; an
+            `int` names another token; `None` is none.
         shuffle: Whether every pass has an order of its own, a function of `seed` and the pass.
         seed: `int`.
         drop_remainder: Whether a last batch of fewer rows is left out.
         split: The split of a TFDS dataset.
         data_dir: Where TFDS keeps its prepared datasets.
         template: How messages become a text, see `kerasrlhf.data.dialogue`.
+        parse_special: Whether a special token that is written in a record, such as `<|im_end|>`,
+            becomes that token, for texts that a chat template has rendered already. By default it
+            is text like any other. What `template` writes is always parsed.
+        on_error: `"raise"` refuses the source for a row that cannot be used; `"skip"` leaves such
+            rows out, with a warning and their numbers in `.report`.
+        drop_longer_than: `int`, tokens. Longer rows are left out and counted in `.report`, so that
+            one of them does not make every batch long. `None` keeps all.
 
     Returns:
         A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
@@ -74,16 +90,44 @@ def demonstrations(
     >>> x["token_ids"].tolist(), y.tolist(), sample_weight.tolist()
     ([[0, 1, 1, 2, 0]], [[1, 1, 2, 0, 0]], [[0.0, 0.0, 1.0, 1.0, 0.0]])
     """
-    records = records_lib.load(source, split=split, data_dir=data_dir)
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    prompts, responses = records_lib.demonstration_texts(records, template)
-    ended = columns_lib.ended(records)
-    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id, ended)
+
+    def read(records):
+        ended = columns_lib.ended(records)
+        if not all_turns:
+            prompts, responses = records_lib.demonstration_texts(records, template)
+            return Texts(prompts, [responses], ended, {})
+        prompts, responses, learned = rows_lib.encode_turns(
+            records_lib.turn_texts(records, template),
+            preprocessor,
+            end_token_id,
+            turn_end(template),
+            ended[0],
+        )
+        return Texts(prompts, [responses], ended, {"learned": learned})
+
+    rows, columns = load(
+        source,
+        read,
+        preprocessor,
+        batch_size=batch_size,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        split=split,
+        data_dir=data_dir,
+        max_length=max_length,
+        template=template,
+        on_error=on_error,
+        parse_special=parse_special,
+        drop_longer_than=drop_longer_than,
+        end_token_id=end_token_id,
+    )
     x = _padded(rows, rows.candidates[0], preprocessor)
     y, weight = _targets(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
+    if all_turns and not whole_row:
+        weight *= _learned(rows, columns["learned"], weight.shape)
     dataset = batches(
         (x, y, weight),
-        len(records),
+        rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
@@ -106,6 +150,9 @@ def preferences(
     split="train",
     data_dir=None,
     template="plain",
+    parse_special=False,
+    on_error="raise",
+    drop_longer_than=None,
 ):
     """Pairs of responses of which the first is preferred, for reward models and DPO.
 
@@ -126,6 +173,9 @@ def preferences(
         split: The split of a TFDS dataset.
         data_dir: Where TFDS keeps its prepared datasets.
         template: How messages become a text.
+        parse_special: As in `demonstrations`.
+        on_error: As in `demonstrations`.
+        drop_longer_than: As in `demonstrations`.
 
     Returns:
         A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, `padding_mask`, bool, and
@@ -150,18 +200,34 @@ def preferences(
     >>> x["response_mask"].astype(int).tolist()
     [[[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]]
     """
-    records = records_lib.load(source, split=split, data_dir=data_dir)
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    prompts, *candidates = records_lib.preference_texts(records, template)
-    margins = columns_lib.margins(records, margin)
-    ended = columns_lib.ended(records, len(candidates))
-    rows = rows_lib.encode(prompts, candidates, preprocessor, max_length, end_token_id, ended)
+
+    def read(records):
+        found = {"margins": columns_lib.margins(records, margin)}
+        prompts, *candidates = records_lib.preference_texts(records, template)
+        ended = columns_lib.ended(records, len(candidates))
+        columns = {name: column for name, column in found.items() if column is not None}
+        return Texts(prompts, candidates, ended, columns)
+
+    rows, columns = load(
+        source,
+        read,
+        preprocessor,
+        batch_size=batch_size,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        split=split,
+        data_dir=data_dir,
+        max_length=max_length,
+        template=template,
+        on_error=on_error,
+        parse_special=parse_special,
+        drop_longer_than=drop_longer_than,
+        end_token_id=end_token_id,
+    )
+    margins = columns.get("margins", np.zeros(rows.report.rows, "int32"))
     dataset = batches(
-        (
-            stacked(rows, preprocessor),
-            np.zeros(len(records), "int32") if margins is None else margins,
-        ),
-        len(records),
+        (stacked(rows, preprocessor), np.asarray(margins)),
+        rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
@@ -183,6 +249,9 @@ def prompts(
     split="train",
     data_dir=None,
     template="plain",
+    parse_special=False,
+    on_error="raise",
+    drop_longer_than=None,
 ):
     """Prompts to answer, for PPO and its relatives.
 
@@ -201,6 +270,9 @@ def prompts(
         split: The split of a TFDS dataset.
         data_dir: Where TFDS keeps its prepared datasets.
         template: How messages become a text.
+        parse_special: As in `demonstrations`.
+        on_error: As in `demonstrations`.
+        drop_longer_than: As in `demonstrations`.
 
     Returns:
         A `TokenizedDataset` of dictionaries: `token_ids`, int32 `(batch, length)`;
@@ -222,15 +294,32 @@ def prompts(
     >>> batch["token_ids"].tolist(), batch["record"].tolist()
     ([[0, 2, 1]], [b'{"prompt": "ba", "label": 3}'])
     """
-    records = records_lib.load(source, split=split, data_dir=data_dir, text_column="prompt")
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    texts = records_lib.prompt_texts(records, template)
-    rows = rows_lib.encode(texts, [], preprocessor, max_length)
     multiple = require_int("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
-    x = _padded(rows, [[]] * len(records), preprocessor, multiple)
-    x |= {"prompt": rows.prompts, "record": records_lib.to_json(records)}
+
+    def read(records):
+        lines = [special_tokens.unguarded(line) for line in records_lib.to_json(records)]
+        return Texts(records_lib.prompt_texts(records, template), [], None, {"record": lines})
+
+    rows, columns = load(
+        source,
+        read,
+        preprocessor,
+        batch_size=batch_size,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        split=split,
+        data_dir=data_dir,
+        max_length=max_length,
+        template=template,
+        on_error=on_error,
+        parse_special=parse_special,
+        drop_longer_than=drop_longer_than,
+        text_column="prompt",
+    )
+    x = _padded(rows, [[]] * rows.report.rows, preprocessor, multiple)
+    x |= {"prompt": rows.prompts, **columns}
     dataset = batches(
-        x, len(records), batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
+        x, rows.report.rows, batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
     )
     return TokenizedDataset(dataset, rows.report)
 
@@ -247,7 +336,7 @@ def stacked(rows, preprocessor):
 def _padded(rows, responses, preprocessor, multiple=1):
     joined = [p + r for p, r in zip(rows.prompt_ids, responses, strict=True)]
     length = -(-rows.report.length // multiple) * multiple
-    token_ids, mask = rows_lib.pad(joined, length, tokens.pad_id(preprocessor))
+    token_ids, mask = tokens.padded(joined, length, tokens.pad_id(preprocessor))
     return {"token_ids": token_ids, "padding_mask": mask}
 
 
@@ -258,6 +347,15 @@ def _targets(x, first):
         return np.pad(array[:, 1:], ((0, 0), (0, 1)))
 
     return shift(x["token_ids"]), shift(_tail(x["padding_mask"], first)).astype("float32")
+
+
+def _learned(rows, learned, shape):
+    """1 where the next token is one of the assistant's, float32 of a shape `(rows, length)`."""
+    weight = np.zeros(shape, "float32")
+    pairs = zip(rows.prompt_ids, rows.candidates[0], learned, strict=True)
+    for row, (prompt, response, flags) in enumerate(pairs):
+        weight[row, len(prompt) - 1 :][: len(response)] = flags[: len(response)]
+    return weight
 
 
 def _tail(mask, first):

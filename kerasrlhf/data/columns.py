@@ -6,6 +6,8 @@ import numpy as np
 
 from kerasrlhf.data import records as records_lib
 
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
 
 def margins(records, column="auto"):
     """By how much the score of the chosen response shall lead.
@@ -41,25 +43,43 @@ def labels(records):
     """Whether each response is wanted.
 
     Args:
-        records: List of `dict` with a column `label`: booleans, or 1 and 0.
+        records: List of `dict` with a column `label`: booleans, or 1 and 0; or one of these as the
+            text of a CSV cell, such as `"true"`.
 
     Returns:
         A float32 array `(rows,)` of 1 and 0.
 
     Raises:
-        ValueError: A row without such a label.
+        ValueError: If a row has no such label.
 
     Example:
 
-    >>> labels([{"label": True}, {"label": 0}]).tolist()
-    [1.0, 0.0]
+    >>> labels([{"label": True}, {"label": 0}, {"label": "False"}]).tolist()
+    [1.0, 0.0, 0.0]
     """
     records_lib.refuse(
         records,
-        lambda row: row.get("label") not in (0, 1),
+        lambda row: truth(row.get("label")) is None,
         "have no 'label' that is true (1: wanted) or false (0: unwanted)",
     )
-    return np.array([float(row["label"]) for row in records], "float32")
+    return np.array([float(truth(row["label"])) for row in records], "float32")
+
+
+def truth(value):
+    """Returns the truth value that a cell holds, or `None` where it holds none.
+
+    Args:
+        value: A boolean, 1 or 0, or one of the texts "true", "false", "1" and "0" in any case.
+
+    Example:
+
+    >>> truth("True"), truth(0), truth("maybe")
+    (True, False, None)
+    """
+    if isinstance(value, str):
+        return _TRUTH.get(value.strip().lower())
+    is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
+    return bool(value) if is_number and value in (0, 1) else None
 
 
 def steps(records, separator):
@@ -146,16 +166,21 @@ def ended(records, candidates=1):
     >>> ended([{"chosen": "The end.", "rejected": "And", "ended": [True, False]}], candidates=2)
     [[True], [False]]
     """
-    rows = []
-    for index, record in enumerate(records):
+
+    def flags(record):
         value = record.get("ended")
-        value = True if value is None else value
-        row = [value] * candidates if isinstance(value, bool | np.bool_) else list(np.ravel(value))
-        if len(row) != candidates or not all(isinstance(x, bool | np.bool_) for x in row):
-            raise ValueError(
-                "The column `ended` says whether responses are whole: True or False, or a list of "
-                f"{candidates} of them. Received {value!r} in row {index}. Rename a column that "
-                "means something else."
-            )
-        rows.append([bool(x) for x in row])
-    return [list(column) for column in zip(*rows, strict=True)]
+        value = True if value is None or value == "" else value
+        is_list = isinstance(value, list | tuple | np.ndarray)
+        row = [*np.ravel(value)] if is_list else [value] * candidates
+        return [truth(x) if isinstance(x, bool | np.bool_ | str) else None for x in row]
+
+    def is_wrong(record):
+        return len(flags(record)) != candidates or None in flags(record)
+
+    records_lib.refuse(
+        records,
+        is_wrong,
+        f"have a column 'ended' that is not True or False, or a list of {candidates} of them, "
+        "which says whether responses are whole (rename a column that means something else)",
+    )
+    return [list(column) for column in zip(*map(flags, records), strict=True)]

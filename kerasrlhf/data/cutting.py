@@ -17,7 +17,8 @@ def cut_front(texts, budgets, preprocessor):
     the budget is cut between tokens.
 
     Args:
-        texts: List of `str`.
+        texts: List of `str`. Special tokens in them are parsed; a turn that somebody typed does
+            not count as a turn (see `kerasrlhf.special_tokens.guarded`).
         budgets: List of `int`, the tokens that each text may have.
         preprocessor: A keras-hub preprocessor or tokenizer.
 
@@ -38,10 +39,10 @@ def cut_front(texts, budgets, preprocessor):
         text[_sensible(text, starts[index]) :] if index < len(starts) else ""
         for text, starts, index in zip(texts, words, first, strict=True)
     ]
-    ids = tokens.tokenize(kept, preprocessor)
+    ids = tokens.tokenize(kept, preprocessor, parse_special=True)
     for row, (text, budget) in enumerate(zip(texts, budgets, strict=True)):
         if budget > 0 and (not ids[row] or len(ids[row]) > budget):
-            (whole,) = tokens.tokenize([text], preprocessor)
+            (whole,) = tokens.tokenize([text], preprocessor, parse_special=True)
             ids[row] = whole[-budget:]
             (kept[row],) = tokens.detokenize([ids[row]], preprocessor)
     return kept, ids
@@ -55,7 +56,8 @@ def _first_fitting(texts, words, budgets, preprocessor):
     while open_rows := [row for row in range(len(texts)) if low[row] < high[row]]:
         middle = {row: (low[row] + high[row]) // 2 for row in open_rows}
         rests = [texts[row][words[row][middle[row]] :] for row in open_rows]
-        for row, ids in zip(open_rows, tokens.tokenize(rests, preprocessor), strict=True):
+        ids_of_rests = tokens.tokenize(rests, preprocessor, parse_special=True)
+        for row, ids in zip(open_rows, ids_of_rests, strict=True):
             if len(ids) <= budgets[row]:
                 high[row] = middle[row]
             else:

@@ -1,9 +1,16 @@
 """From a list of messages to one text.
 
-A message is `{"role": "system" | "user" | "assistant", "content": str}`. A template is `"plain"`
-(the "Human: ... Assistant: ..." form of the published hh-rlhf data), `"chatml"`, or a callable
+A message is `{"role": "system" | "user" | "assistant", "content": str}`; the content may also be a
+list of parts `{"type": "text", "text": str}`. A template is `"plain"` (the "Human: ... Assistant:
+..." form of the published hh-rlhf data), `"chatml"`, or a callable
 `template(messages, add_generation_prompt=False)` that returns a text.
+
+The built-in templates ignore other keys of a message. A callable gets every message as it is, also
+those of other roles and with a content of `None`, as tool calls have.
 """
+
+TURN_ENDS = {"chatml": "<|im_end|>"}
+"""The special token that ends a turn, by template."""
 
 _SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
 
@@ -20,7 +27,7 @@ def render(messages, template="plain", add_generation_prompt=False):
         A `str`.
 
     Raises:
-        ValueError: An unknown template or role, or a message with missing or other keys.
+        ValueError: If the template or a role is unknown, or a message has no role or no content.
 
     Example:
 
@@ -31,15 +38,15 @@ def render(messages, template="plain", add_generation_prompt=False):
     '<|im_start|>user\\nHello<|im_end|>\\n'
     """
     writer = check_template(template)
-    _check_messages(messages, template)
+    messages = _prepared(messages, template)
     return writer(messages, add_generation_prompt=add_generation_prompt)
 
 
 def reply(prompt_messages, messages, template="plain"):
     """The text that `messages` add to a rendered prompt, which ends in a generation prompt.
 
-    A built-in template's mark of the end of the last turn is left out: what ends a response in
-    training data is the end token.
+    A built-in template's mark of the end of the last turn is left out: the token that ends a
+    response in training data takes its place.
 
     Args:
         prompt_messages: List of messages; may be empty.
@@ -63,20 +70,100 @@ def reply(prompt_messages, messages, template="plain"):
     'Hi.'
     """
     writer = check_template(template)
-    _check_messages([*prompt_messages, *messages], template)
+    prompt_messages = _prepared(prompt_messages, template)
+    messages = _prepared(messages, template)
     if not messages or messages[0]["role"] != "assistant":
         raise ValueError(
             "A response must begin with a message whose role is 'assistant'. Received roles "
             f"{[message['role'] for message in messages]}."
         )
     whole = writer([*prompt_messages, *messages], add_generation_prompt=False)
-    prompt = writer([*prompt_messages], add_generation_prompt=True)
+    prompt = writer(prompt_messages, add_generation_prompt=True)
+    return _added(prompt, whole).removesuffix("<|im_end|>\n" if template == "chatml" else "")
+
+
+def turns(messages, template="plain"):
+    """Splits a rendered dialogue at the turns of the assistant.
+
+    Args:
+        messages: List of messages that ends with the assistant's.
+        template: `"plain"`, `"chatml"`, or a callable.
+
+    Returns:
+        List of pairs `(before, reply)` of `str`, one per assistant turn. Joined they are the whole
+        dialogue but for a built-in template's mark of the end of the last turn; the marks of the
+        other turns are the last characters of their replies.
+
+    Raises:
+        ValueError: If the last message is not the assistant's; and as `reply`.
+
+    Example:
+
+    >>> messages = [
+    ...     {"role": "user", "content": "1?"}, {"role": "assistant", "content": "One."},
+    ...     {"role": "user", "content": "2?"}, {"role": "assistant", "content": "Two."}]
+    >>> turns(messages)
+    [('Human: 1?\\n\\nAssistant:', ' One.'), ('\\n\\nHuman: 2?\\n\\nAssistant:', ' Two.')]
+    """
+    writer = check_template(template)
+    messages = _prepared(messages, template)
+    ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not messages or ends[-1:] != [len(messages) - 1]:
+        raise ValueError(
+            "The last message of a demonstration must have the role 'assistant'. Received roles "
+            f"{[message['role'] for message in messages]}."
+        )
+    pairs, done = [], ""
+    for index in ends:
+        head = writer(messages[:index], add_generation_prompt=True)
+        whole = writer(messages[: index + 1], add_generation_prompt=False)
+        pairs.append((_added(done, head), _added(head, whole)))
+        done = whole
+    if template == "chatml":
+        # The line break behind a turn is the template's and not the assistant's.
+        pairs = [
+            (before if i == 0 else "\n" + before, reply.removesuffix("\n"))
+            for i, (before, reply) in enumerate(pairs)
+        ]
+        pairs[-1] = pairs[-1][0], pairs[-1][1].removesuffix("<|im_end|>")
+    return pairs
+
+
+def is_dialogue(value):
+    """Returns whether messages hold more than a reply: a turn of the user or of the system.
+
+    Args:
+        value: `str` or list of messages.
+
+    Example:
+
+    >>> is_dialogue([{"role": "assistant", "content": "Hi."}]), is_dialogue("Hi.")
+    (False, False)
+    """
+    return not isinstance(value, str) and any(
+        message.get("role") in ("user", "system") for message in value
+    )
+
+
+def ignored_keys(messages):
+    """Returns the keys of messages that the built-in templates ignore, as a set of `str`.
+
+    Example:
+
+    >>> ignored_keys([{"role": "user", "content": "Hi", "name": "Ann", "tool_calls": None}])
+    {'name'}
+    """
+    known = ("role", "content")
+    return {k for m in messages for k, value in m.items() if value is not None and k not in known}
+
+
+def _added(prompt, whole):
     if not whole.startswith(prompt):
         raise ValueError(
             "The template does not render a dialogue as a continuation of its prompt: "
             f"{prompt[-40:]!r} is not the beginning of {whole[-80:]!r}."
         )
-    return whole[len(prompt) :].removesuffix("<|im_end|>\n" if template == "chatml" else "")
+    return whole[len(prompt) :]
 
 
 def check_template(template):
@@ -106,22 +193,47 @@ def check_template(template):
     return _TEMPLATES[template]
 
 
-def _check_messages(messages, template):
+def _prepared(messages, template):
+    """Messages as a template takes them; for a built-in one checked, with contents as strings."""
     if not isinstance(messages, list | tuple):
         raise ValueError(f"Messages must be a list of dictionaries. Received: {messages!r}")
     for message in messages:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(
                 "A message must be a dictionary with the keys 'role' and 'content'. "
                 f"Received: {message!r}"
             )
-        if not isinstance(message["content"], str):
-            raise ValueError(f"A message's content must be a string. Received: {message!r}")
-        if message["role"] not in _SPEAKERS and not callable(template):
-            raise ValueError(
-                f"Unknown role {message['role']!r}. Expected one of {list(_SPEAKERS)}, or a "
-                "callable `template` that knows it."
-            )
+    if callable(template):
+        return list(messages)
+    return [{"role": _role(message), "content": _content(message)} for message in messages]
+
+
+def _role(message):
+    if message["role"] not in _SPEAKERS:
+        raise ValueError(
+            f"Unknown role {message['role']!r}. Expected one of {list(_SPEAKERS)}, or a "
+            "callable `template` that knows it."
+        )
+    return message["role"]
+
+
+def _content(message):
+    if "content" not in message:
+        raise ValueError(
+            "A message must be a dictionary with the keys 'role' and 'content'. "
+            f"Received: {message!r}"
+        )
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            "A message's content must be a string, or a list of parts with a string 'text'. For "
+            f"tool calls pass a callable `template`. Received: {message!r}"
+        )
+    return "".join(texts)
 
 
 def _plain(messages, add_generation_prompt=False):

@@ -6,11 +6,42 @@ of messages.
 """
 
 import json
+import re
+import warnings
+from typing import Any, NamedTuple
 
+from kerasrlhf import special_tokens
 from kerasrlhf.data import dialogue, sources
 
-_MARKER = "Assistant:"
+_REPLY = re.compile(r"(?:^|\n)Assistant:")
+_QUESTION = re.compile(r"\n\s*Human:")
+_TEXTS = (*sources.TEXT_COLUMNS, "responses", "steps", "completions")
 _SHOWN = 5
+
+
+class RowError(ValueError):
+    """Some rows cannot be used.
+
+    Attributes:
+        numbers: List of `int`, which rows.
+        reason: `str`, what is wrong with them.
+    """
+
+    def __init__(self, message, numbers, reason):
+        super().__init__(message)
+        self.numbers, self.reason = numbers, reason
+
+
+class Selection(NamedTuple):
+    """What could be read of some records.
+
+    Attributes:
+        values: What the reading function returned.
+        skipped: Dict from `int`, the rows that were left out, to `str`, why.
+    """
+
+    values: Any
+    skipped: dict
 
 
 def load(source, *, split="train", data_dir=None, text_column="text"):
@@ -64,7 +95,7 @@ def prompt_texts(records, template="plain"):
     dialogue.check_template(template)
     column = _column(records, "prompt")
     _check_texts(records, column)
-    return _checked("prompt", _each(records, lambda row: _prompt(row[column], template)))
+    return _checked("prompt", _each(records, lambda row: prompt_text(row[column], template)))
 
 
 def demonstration_texts(records, template="plain"):
@@ -92,11 +123,52 @@ def demonstration_texts(records, template="plain"):
     has_prompt = column in ("response", "completion")
     dialogue.check_template(template)
     _check_texts(records, column)
-    if has_prompt and not all(_is_dialogue(row[column]) for row in records):
-        _check_texts(records, _column(records, "prompt"), lambda row: not _is_dialogue(row[column]))
+    if has_prompt and not all(dialogue.is_dialogue(row[column]) for row in records):
+        _check_texts(
+            records,
+            _column(records, "prompt"),
+            lambda row: not dialogue.is_dialogue(row[column]),
+        )
     pairs = _each(records, lambda row: _demonstration(row, column, template))
     prompts, responses = (list(texts) for texts in zip(*pairs, strict=True))
     return _checked("prompt", prompts) if has_prompt else prompts, _checked(column, responses)
+
+
+def turn_texts(records, template="plain"):
+    """Dialogues split at the turns of the assistant, all of which are imitated.
+
+    Args:
+        records: List of `dict` with the columns of `demonstration_texts`.
+        template: How messages become a text.
+
+    Returns:
+        List of lists of pairs `(before, reply)` of `str`, see `kerasrlhf.data.dialogue.turns`; a
+        record without messages has one pair.
+
+    Raises:
+        ValueError: As `demonstration_texts`.
+
+    Example:
+
+    >>> turn_texts([{"prompt": "1 + 1 =", "response": " 2"}])
+    [[('1 + 1 =', ' 2')]]
+    """
+    prompts, responses = demonstration_texts(records, template)
+    column = _column(records, "response", "completion", "text", "messages")
+
+    def split(row, prompt, response):
+        value, before = row[column], row.get("prompt")
+        if isinstance(value, str) and (isinstance(before, str) or column == "text"):
+            return [(prompt, response)]
+        messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+        if not dialogue.is_dialogue(messages) and isinstance(before, list):
+            messages = [*before, *messages]
+        if isinstance(before, str) and not dialogue.is_dialogue(messages):
+            return [(prompt, response)]
+        return dialogue.turns(messages, template)
+
+    rows = zip(records, prompts, responses, strict=True)
+    return _each(list(rows), lambda row: split(*row))
 
 
 def preference_texts(records, template="plain"):
@@ -104,7 +176,9 @@ def preference_texts(records, template="plain"):
 
     Without a column `prompt`, or with `chosen` and `rejected` that hold whole dialogues as
     messages, the prompt is what the two have in common: their leading messages, or as in the
-    hh-rlhf data their common text up to the last "Assistant:".
+    hh-rlhf data their common text up to the last line that begins with "Assistant:". Dialogues
+    that part before their last turn are compared by the replies in which they part, with a
+    warning that counts them: what the person says later is no part of a response.
 
     Args:
         records: List of `dict` with the columns `chosen`, `rejected` and perhaps `prompt`; or with
@@ -131,30 +205,58 @@ def preference_texts(records, template="plain"):
     for column in ("chosen", "rejected"):
         _check_texts(records, _column(records, column))
     _check_texts(records, "prompt", lambda row: row.get("prompt") is not None)
-    triples = _each(records, lambda row: _preference(row, template))
+    found = _each(records, lambda row: _preference(row, template))
+    *columns, parts_early = zip(*found, strict=True)
     names = ("prompt", "chosen", "rejected")
-    columns = zip(*triples, strict=True)
-    return tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
+    texts = tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
+    if any(parts_early):
+        warnings.warn(
+            f"{sum(parts_early)} of {len(records)} pairs part before their last turn. They are "
+            "compared by the replies in which they part; what follows is left out.",
+            stacklevel=2,
+        )
+    return texts
 
 
 def _demonstration(row, column, template):
     value, prompt = row[column], row.get("prompt", [])
     if column == "text" and isinstance(value, str):
         return "", value
-    if _is_dialogue(value):
+    if column in ("text", "messages") or dialogue.is_dialogue(value):
+        if isinstance(value, str):
+            raise ValueError(f"{column!r} must be a list of messages. Received a string.")
         prompt, value = value[:-1], value[-1:]
-    return _prompt(prompt, template), _response(prompt, value, template)
+    return prompt_text(prompt, template), response_text(prompt, value, template)
 
 
 def _preference(row, template):
+    """The texts of a pair, and whether its dialogues part before their last turn."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if prompt is None or _is_dialogue(chosen) or _is_dialogue(rejected):
-        prompt, chosen, rejected = _split_common(chosen, rejected)
+    parts_early = False
+    if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
+        prompt, *whole = _split_common(chosen, rejected)
+        chosen, rejected = map(_first_turn, whole)
+        parts_early = [chosen, rejected] != whole
+        if parts_early and chosen == rejected:
+            raise ValueError(
+                "'chosen' and 'rejected' part in what the user says, not in a reply, so there are "
+                "no two responses to one prompt."
+            )
     return (
-        _prompt(prompt, template),
-        _response(prompt, chosen, template),
-        _response(prompt, rejected, template),
+        prompt_text(prompt, template),
+        response_text(prompt, chosen, template),
+        response_text(prompt, rejected, template),
+        parts_early,
     )
+
+
+def _first_turn(value):
+    """The assistant's words up to the next turn of the user."""
+    if isinstance(value, str):
+        question = _QUESTION.search(value)
+        return value[: question.start()] if question else value
+    users = (i for i, message in enumerate(value) if message.get("role") == "user")
+    return value[: next(users, len(value))]
 
 
 def _ranking_texts(records, template):
@@ -173,8 +275,8 @@ def _ranking_texts(records, template):
     rows = _each(
         records,
         lambda row: (
-            _prompt(row["prompt"], template),
-            *(_response(row["prompt"], response, template) for response in row["responses"]),
+            prompt_text(row["prompt"], template),
+            *(response_text(row["prompt"], response, template) for response in row["responses"]),
         ),
     )
     names = ("prompt", *["responses"] * count)
@@ -182,22 +284,18 @@ def _ranking_texts(records, template):
     return tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
 
 
-def _is_dialogue(value):
-    """Whether messages begin with a prompt of their own."""
-    return not isinstance(value, str) and value[0].get("role") != "assistant"
-
-
 def _split_common(chosen, rejected):
     """The shared beginning of two dialogues, and what follows it in each."""
     if type(chosen) is not type(rejected):
         raise ValueError("'chosen' and 'rejected' must both be strings or both be messages.")
     if isinstance(chosen, str):
-        size = chosen[: _common(chosen, rejected)].rfind(_MARKER) + len(_MARKER)
-        if size < len(_MARKER):
+        markers = [*_REPLY.finditer(chosen[: _common(chosen, rejected)])]
+        if not markers:
             raise ValueError(
-                f"without a column 'prompt', 'chosen' and 'rejected' must share a text up to "
-                f"{_MARKER!r}."
+                "without a column 'prompt', 'chosen' and 'rejected' must share a text up to "
+                "a line that begins with 'Assistant:'."
             )
+        size = markers[-1].end()
     else:
         size = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         if size < 1:
@@ -211,28 +309,54 @@ def _common(left, right):
     return next((i for i, (x, y) in pairs if x != y), min(len(left), len(right)))
 
 
-def _prompt(value, template):
+def prompt_text(value, template="plain"):
+    """Returns a prompt as text; messages end in a generation prompt.
+
+    Args:
+        value: `str` or list of messages.
+        template: How messages become a text.
+
+    Example:
+
+    >>> prompt_text([{"role": "user", "content": "Hi"}])
+    'Human: Hi\\n\\nAssistant:'
+    """
     if isinstance(value, str):
         return value
     return dialogue.render(value, template, add_generation_prompt=True)
 
 
-def _response(prompt, value, template):
-    """The response's text; a string is used as it is unless its prompt is a list of messages."""
+def response_text(prompt, value, template="plain"):
+    """Returns a response as text; a string is used as it is unless its prompt is messages.
+
+    Args:
+        prompt: `str` or list of messages.
+        value: `str` or list of messages.
+        template: How messages become a text.
+
+    Example:
+
+    >>> response_text([{"role": "user", "content": "Hi"}], "Hello."), response_text("Hi", "Ho")
+    (' Hello.', 'Ho')
+    """
     if isinstance(prompt, str) and isinstance(value, str):
         return value
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
     return dialogue.reply([] if isinstance(prompt, str) else prompt, messages, template)
 
 
-def _each(records, function):
-    """Applies a function to every record; an error says which row it met."""
-    results = []
-    for number, row in enumerate(records):
+def _each(rows, function):
+    """Applies a function to every row; an error says which rows it met."""
+    results, errors = [], {}
+    for number, row in enumerate(rows):
         try:
             results.append(function(row))
         except ValueError as error:
-            raise ValueError(f"Row {number}: {error}") from error
+            errors[number] = error
+    if errors:
+        number, error = next(iter(errors.items()))
+        others = f" ({len(errors)} of {len(rows)} rows: {_numbers([*errors])})" * (len(errors) > 1)
+        raise RowError(f"Row {number}: {error}{others}", [*errors], str(error)) from error
     return results
 
 
@@ -259,7 +383,16 @@ def _is_text(value):
 
 def _checked(column, texts):
     refuse(texts, lambda text: not text.strip(), f"have an empty {column!r}")
+    refuse(
+        texts,
+        lambda text: not _is_unicode(text),
+        f"have a lone surrogate, half of a character, in {column!r}",
+    )
     return texts
+
+
+def _is_unicode(text):
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _shorten(value, size=200):
@@ -280,10 +413,105 @@ def refuse(rows, is_wrong, message):
     """
     wrong = [number for number, row in enumerate(rows) if is_wrong(row)]
     if wrong:
-        numbers = ", ".join(map(str, wrong[:_SHOWN])) + (", ..." if len(wrong) > _SHOWN else "")
-        raise ValueError(
-            f"{len(wrong)} of {len(rows)} rows {message}: rows {numbers} (counted from 0). "
-            f"The first: {_shorten(rows[wrong[0]])}"
+        raise RowError(
+            f"{len(wrong)} of {len(rows)} rows {message}: rows {_numbers(wrong)} (counted from "
+            f"0). The first: {_shorten(rows[wrong[0]])}",
+            wrong,
+            message,
+        )
+
+
+def _numbers(numbers):
+    return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+
+
+def select(records, read, on_error="raise"):
+    """Reads records, leaving out odd ones where that is wanted.
+
+    Args:
+        records: List of `dict`.
+        read: Function of a list of records that raises a `RowError`, as those of this module do.
+        on_error: `"raise"`, or `"skip"` to leave out the rows that an error names.
+
+    Returns:
+        `Selection`.
+
+    Raises:
+        ValueError: If `on_error` is something else, a row cannot be read, or none can.
+
+    Example:
+
+    >>> found = select([{"prompt": "a"}, {"prompt": ""}], prompt_texts, on_error="skip")
+    >>> found.values, found.skipped
+    (['a'], {1: "have an empty 'prompt'"})
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
+    kept, skipped = list(range(len(records))), {}
+    while True:
+        try:
+            return Selection(read([records[i] for i in kept]), skipped)
+        except RowError as error:
+            if on_error == "raise":
+                raise
+            wrong = {kept[number] for number in error.numbers}
+            skipped |= dict.fromkeys(sorted(wrong), error.reason)
+            kept = [number for number in kept if number not in wrong]
+            if not kept:
+                raise ValueError(f"No row can be used. The last reason: {error}") from error
+
+
+def guarded(records, tokenizer):
+    """Returns records whose texts keep typed special tokens as text.
+
+    Args:
+        records: List of `dict`.
+        tokenizer: A keras-hub tokenizer.
+
+    Returns:
+        List of `dict`; see `kerasrlhf.special_tokens.guarded`.
+
+    Example:
+
+    >>> import keras_hub
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
+    [{'prompt': '<\ufdd0|endoftext|>', 'id': 3}]
+    """
+
+    def guard(value):
+        if isinstance(value, str):
+            return special_tokens.guarded(value, tokenizer)
+        if isinstance(value, list | tuple):
+            return [guard(item) for item in value]
+        if isinstance(value, dict):
+            return {key: item if key == "role" else guard(item) for key, item in value.items()}
+        return value
+
+    return [
+        {key: guard(value) if key in _TEXTS else value for key, value in record.items()}
+        for record in records
+    ]
+
+
+def warn_of_ignored_keys(records, template):
+    """Warns of the keys of messages that a built-in template ignores, with their number.
+
+    Args:
+        records: List of `dict`.
+        template: As in `kerasrlhf.data.dialogue`.
+    """
+    if callable(template):
+        return
+    values = (record.get(column) for record in records for column in _TEXTS)
+    dialogues = [x for x in values if isinstance(x, list) and x and isinstance(x[0], dict)]
+    keys = [dialogue.ignored_keys([m]) for messages in dialogues for m in messages]
+    found = sorted(set().union(*keys))
+    if found:
+        warnings.warn(
+            f"{sum(map(bool, keys))} of {len(keys)} messages have keys that the template "
+            f"{template!r} ignores: {found}. A callable `template` gets them.",
+            stacklevel=3,
         )
 
 
@@ -304,7 +532,9 @@ def to_json(records):
     >>> to_json([{"prompt": "é", "label": 1}])
     ['{"prompt": "é", "label": 1}']
     """
-    return _each(records, lambda row: json.dumps(row, ensure_ascii=False, default=_plain_value))
+    lines = _each(records, lambda row: json.dumps(row, ensure_ascii=False, default=_plain_value))
+    refuse(lines, lambda line: not _is_unicode(line), "have a lone surrogate, half of a character")
+    return lines
 
 
 def _plain_value(value):

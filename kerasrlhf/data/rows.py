@@ -5,20 +5,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasrlhf import tokens
+from kerasrlhf import special_tokens, tokens
 from kerasrlhf.data import cutting
+from kerasrlhf.types import require_int
 
 
 class Report(NamedTuple):
     """What became of the rows of a source.
 
     Attributes:
-        rows: `int`, how many.
+        rows: `int`, how many are in the dataset.
         length: `int`, tokens per padded row.
         longest: `int`, tokens of the longest row before anything was cut.
         cut_prompts: `int`, prompts that lost their beginning.
         cut_responses: `int`, responses that lost their end, and with it their end token.
         longest_response: `int`, tokens of the longest response after cutting; 0 without any.
+        identical: `int`, rows in which two responses are the same tokens after cutting: there is
+            nothing to prefer.
+        dropped: `int`, rows that were left out because of `drop_longer_than`.
+        skipped: Tuple of `int`, the numbers of the rows that were left out because of
+            `on_error="skip"`, counted from 0 in the source.
     """
 
     rows: int
@@ -27,46 +33,65 @@ class Report(NamedTuple):
     cut_prompts: int
     cut_responses: int
     longest_response: int = 0
+    identical: int = 0
+    dropped: int = 0
+    skipped: tuple = ()
 
 
 class Rows(NamedTuple):
     """Encoded rows.
 
     Attributes:
-        prompts: List of `str`, the prompts that are left after cutting.
+        prompts: List of `str`, the prompts that are left after cutting, as people see them.
         prompt_ids: List of lists of `int`, each with its start token.
         candidates: List (one per candidate) of lists (one per row) of lists of `int`.
         report: A `Report`.
+        kept: List of `int`, the rows of the input that are left.
     """
 
     prompts: list
     prompt_ids: list
     candidates: list
     report: Report
+    kept: list
 
 
-def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="auto", ended=None):
-    """Tokenizes prompts and responses separately and makes them fit.
+def encode(
+    prompts,
+    candidates,
+    preprocessor,
+    max_length=None,
+    end_token_id="auto",
+    ended=None,
+    *,
+    turn_end=None,
+    drop_longer_than=None,
+):
+    """Tokenizes prompts and responses, and makes them fit.
 
-    A row that is too long loses the beginning of its prompt, the start token excepted; all
-    candidates of a row keep the same prompt. A response that does not fit by itself loses its
-    end. What was cut is reported by a warning and in the report.
+    Prompt and response are tokenized as one text (see `kerasrlhf.tokens.continuations`). A row that
+    is too long loses the beginning of its prompt, the start token excepted; all candidates of a row
+    keep the same prompt. A response that does not fit by itself loses its end. What was cut, and
+    rows whose responses are the same, are reported by a warning and in the report.
 
     Args:
-        prompts: List of `str`.
-        candidates: List of lists of `str`: none, one or several responses per prompt. Lists of
-            `int` in place of the `str` are token ids, which are taken as they are.
+        prompts: List of `str`. Special tokens in them are parsed.
+        candidates: List of lists of `str`: none, one or several responses per prompt. A special
+            token at the end of a response, which a chat template wrote there, is its end token.
+            Lists of `int` in place of the `str` are token ids, which are taken as they are.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        max_length: Tokens per row at most; `None` means `preprocessor.sequence_length`.
+        max_length: `int`, tokens per row at most; `None` means `preprocessor.sequence_length`.
         end_token_id: See `kerasrlhf.tokens.end_ids`.
         ended: Lists of `bool` like the candidates: False leaves the end token away. `None` means
             that all end.
+        turn_end: The token that the template ends a turn with, see `kerasrlhf.tokens.end_ids`.
+        drop_longer_than: `int`, leave out rows of more tokens; `None` keeps all.
 
     Returns:
         `Rows`.
 
     Raises:
-        ValueError: `max_length` is less than 2.
+        ValueError: If `max_length` is less than 2, or no row is short enough.
 
     Example:
 
@@ -80,61 +105,165 @@ def encode(prompts, candidates, preprocessor, max_length=None, end_token_id="aut
     """
     start = tokens.start_ids(preprocessor)
     limit = _limit(preprocessor, max_length)
-    prompt_ids = tokens.tokenize(prompts, preprocessor)
+    prompt_ids = tokens.tokenize(prompts, preprocessor, parse_special=True)
     if ended is None:
         ended = [[True] * len(prompts)] * len(candidates)
     candidates = [
-        _responses(texts, preprocessor, end_token_id, whole)
-        for texts, whole in zip(candidates, ended, strict=True)
+        column
+        if not all(isinstance(text, str) for text in column)
+        else _responses(prompts, prompt_ids, column, preprocessor, end_token_id, turn_end, whole)
+        for column, whole in zip(candidates, ended, strict=True)
     ]
+    # A template may write the start token; it is added once, and cutting keeps it.
+    prompt_ids = _without(start, prompt_ids)
+    rows = len(prompts)
+    kept = _short_enough(start, prompt_ids, candidates, drop_longer_than)
+    prompts, prompt_ids = ([column[i] for i in kept] for column in (prompts, prompt_ids))
+    candidates = [[column[i] for i in kept] for column in candidates]
     longest = max(map(len, _joined(start, prompt_ids, candidates)))
     # At least one position stands before a response: nothing predicts position 0.
     candidates, cut_responses = _cut_ends(candidates, limit - max(1, len(start)))
     rooms = _rooms(limit - len(start), len(prompts), candidates)
     prompts, prompt_ids, cut_prompts = _cut_fronts(prompts, prompt_ids, rooms, preprocessor)
-    length = max(map(len, _joined(start, prompt_ids, candidates)))
-    longest_response = max((len(ids) for column in candidates for ids in column), default=0)
-    report = Report(len(prompts), length, longest, cut_prompts, cut_responses, longest_response)
+    prompt_ids = _without(start, prompt_ids)
+    report = Report(
+        rows=len(prompts),
+        length=max(map(len, _joined(start, prompt_ids, candidates))),
+        longest=longest,
+        cut_prompts=cut_prompts,
+        cut_responses=cut_responses,
+        longest_response=max((len(ids) for column in candidates for ids in column), default=0),
+        identical=sum(
+            len(set(map(tuple, row))) < len(row) for row in zip(*candidates, strict=True)
+        ),
+        dropped=rows - len(kept),
+    )
     _warn(report, limit)
-    return Rows(prompts, [start + ids for ids in prompt_ids], candidates, report)
-
-
-def pad(rows, length, pad_id):
-    """Pads rows on the right.
-
-    Args:
-        rows: List of lists of `int`, none longer than `length`.
-        length: `int`.
-        pad_id: `int`, written where no token is.
-
-    Returns:
-        `token_ids`, an int32 array `(rows, length)`, and `padding_mask`, a bool array of the same
-        shape, true at real tokens.
-
-    Example:
-
-    >>> pad([[5, 6], [7]], 3, 0)[0].tolist()
-    [[5, 6, 0], [7, 0, 0]]
-    """
-    token_ids = np.full((len(rows), length), pad_id, "int32")
-    for padded, row in zip(token_ids, rows, strict=True):
-        padded[: len(row)] = row
-    lengths = np.array([len(row) for row in rows])
-    return token_ids, np.arange(length) < lengths[:, None]
+    prompts = [special_tokens.unguarded(prompt) for prompt in prompts]
+    return Rows(prompts, [start + ids for ids in prompt_ids], candidates, report, kept)
 
 
 def _limit(preprocessor, max_length):
     limit = getattr(preprocessor, "sequence_length", None) if max_length is None else max_length
-    if not isinstance(limit, int | np.integer) or limit < 2:
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 2:
         raise ValueError(f"`max_length` must be an integer of at least 2. Received: {limit!r}")
     return int(limit)
 
 
-def _responses(texts, preprocessor, end_token_id, ended):
-    if not all(isinstance(text, str) for text in texts):
-        return texts
-    end = tokens.end_ids(preprocessor, end_token_id)
-    return tokens.closed(tokens.tokenize(texts, preprocessor), end, ended)
+def _responses(prompts, prompt_ids, texts, preprocessor, end_token_id, turn_end, whole):
+    """Token ids of responses with what ends them."""
+    known = special_tokens.special_token_ids(tokens.tokenizer_of(preprocessor))
+    end = tokens.end_ids(preprocessor, end_token_id, turn_end)
+    bodies, marks = zip(*(split_end(text, known) for text in texts), strict=True)
+    rows = tokens.continuations(prompts, prompt_ids, bodies, preprocessor)
+    unknown = {mark for mark in marks if mark and known[mark] not in tokens.stop_ids(preprocessor)}
+    if unknown:
+        ids = sorted(known[mark] for mark in unknown)
+        warnings.warn(
+            f"The template ends responses with {sorted(unknown)}, at which sampling does not stop "
+            f"by itself. Sample with `Sampler(stop_token_ids={ids})`.",
+            stacklevel=4,
+        )
+    for index, (ids, mark, is_whole) in enumerate(zip(rows, marks, whole, strict=True)):
+        # The template's own end, unless the caller names another one.
+        own = [known[mark]] if mark and end_token_id in ("auto", None) else end
+        if is_whole and ids[-1:] != own:
+            rows[index] = ids + own
+    return rows
+
+
+def split_end(text, known):
+    """Splits the special token from the end of a response, with the white space behind it.
+
+    Args:
+        text: `str`.
+        known: The special tokens of the tokenizer.
+
+    Returns:
+        The text in front of it and the token; the whole text and `None` where there is none.
+
+    Example:
+
+    >>> split_end("Hi.<|im_end|>\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
+    (('Hi.', '<|im_end|>'), ('Hi. ', None))
+    """
+    stripped = text.rstrip()
+    if not stripped.endswith(tuple(known)):
+        return text, None
+    mark = max((token for token in known if stripped.endswith(token)), key=len)
+    return stripped.removesuffix(mark), mark
+
+
+def encode_turns(dialogues, preprocessor, end_token_id="auto", turn_end=None, ended=None):
+    """Tokenizes dialogues of which every turn of the assistant is imitated.
+
+    Args:
+        dialogues: List of lists of pairs `(before, reply)`, see `kerasrlhf.data.dialogue.turns`.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        end_token_id: As in `encode`.
+        turn_end: As in `encode`.
+        ended: List of `bool`, whether the last turn is whole; `None` means that all are.
+
+    Returns:
+        The prompts, list of `str`; the ids of all that follows, list of lists of `int`; and which
+        of these are the assistant's, list of lists of `bool`.
+    """
+    known = special_tokens.special_token_ids(tokens.tokenizer_of(preprocessor))
+    prompts = [turns[0][0] for turns in dialogues]
+    prompt_ids = tokens.tokenize(prompts, preprocessor, parse_special=True)
+    texts, rows, learned = list(prompts), [[*ids] for ids in prompt_ids], [[] for _ in prompts]
+
+    def append(pieces, are_learned):
+        """Adds the next piece of some dialogues, a dict by row."""
+        numbers = [*pieces]
+        given = ([texts[i] for i in numbers], [rows[i] for i in numbers])
+        found = tokens.continuations(*given, [*pieces.values()], preprocessor)
+        for i, ids in zip(numbers, found, strict=True):
+            texts[i] += pieces[i]
+            rows[i] = rows[i] + ids
+            learned[i] += [are_learned] * len(ids)
+
+    for turn in range(max(map(len, dialogues))):
+        pairs = {i: turns[turn] for i, turns in enumerate(dialogues) if len(turns) > turn}
+        if turn:
+            append({i: before for i, (before, _) in pairs.items()}, False)
+        last = [i for i in pairs if len(dialogues[i]) == turn + 1]
+        inner = {i: reply for i, (_, reply) in pairs.items() if i not in last}
+        # A template's white space behind the end of a turn is not the assistant's.
+        replies = {i: r.rstrip() if split_end(r, known)[1] else r for i, r in inner.items()}
+        append(replies, True)
+        append({i: inner[i][len(reply) :] for i, reply in replies.items()}, False)
+        for i in last:
+            whole = [ended is None or ended[i]]
+            given = ([texts[i]], [rows[i]], [pairs[i][1]])
+            (ids,) = _responses(*given, preprocessor, end_token_id, turn_end, whole)
+            rows[i] = rows[i] + ids
+            learned[i] += [True] * len(ids)
+    responses = [row[len(ids) :] for row, ids in zip(rows, prompt_ids, strict=True)]
+    return prompts, responses, learned
+
+
+def _without(start, rows):
+    """Rows without the start token, where they begin with it."""
+    return [ids[len(start) :] if start and ids[: len(start)] == start else ids for ids in rows]
+
+
+def _short_enough(start, prompt_ids, candidates, drop_longer_than):
+    """The rows that have no more tokens than that."""
+    if drop_longer_than is None:
+        return [*range(len(prompt_ids))]
+    require_int("drop_longer_than", drop_longer_than, minimum=2)
+    sizes = [
+        len(start) + len(ids) + max((len(column[row]) for column in candidates), default=0)
+        for row, ids in enumerate(prompt_ids)
+    ]
+    kept = [row for row, size in enumerate(sizes) if size <= drop_longer_than]
+    if not kept:
+        raise ValueError(
+            f"All {len(sizes)} rows have more than `drop_longer_than={drop_longer_than}` tokens; "
+            f"the shortest has {min(sizes)}."
+        )
+    return kept
 
 
 def _joined(start, prompt_ids, candidates):
@@ -168,10 +297,19 @@ def _cut_fronts(prompts, prompt_ids, rooms, preprocessor):
 
 
 def _warn(report, limit):
+    findings = []
     if report.cut_prompts or report.cut_responses:
-        warnings.warn(
+        findings.append(
             f"{report.cut_prompts} prompts were cut at their front and {report.cut_responses} "
             f"responses at their end to fit {limit} tokens ({report.rows} rows, the longest of "
-            f"{report.longest} tokens). Raise `max_length` to keep them whole.",
-            stacklevel=4,
+            f"{report.longest} tokens). Raise `max_length` to keep them whole."
         )
+    if report.identical:
+        findings.append(
+            f"{report.identical} of {report.rows} rows have identical responses, with nothing to "
+            "prefer between them."
+        )
+    if report.dropped:
+        findings.append(f"{report.dropped} rows are longer than `drop_longer_than`: left out.")
+    if findings:
+        warnings.warn(" ".join(findings), stacklevel=4)

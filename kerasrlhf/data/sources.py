@@ -1,16 +1,19 @@
 """Reading rows from memory, files, `tf.data` and TFDS, as plain Python values."""
 
-import csv
-import gzip
-import json
+import difflib
+import itertools
 import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
-_SUFFIXES = (".jsonl", ".json", ".csv")
+from kerasrlhf.data import formats
+
 _TFDS_PREFIX = "tfds:"
+_SHOWN = 60
+# More rows than any data set of texts that is held in memory; an endless iterator has more.
+_MOST_ROWS = 10_000_000
 TEXT_COLUMNS = ("prompt", "response", "completion", "chosen", "rejected", "text", "messages")
 
 
@@ -18,10 +21,11 @@ def read(source, split="train", data_dir=None):
     """Reads all rows of a source.
 
     Args:
-        source: Rows in memory (an iterable of dictionaries or strings); a path to a `.jsonl`,
-            `.json` or `.csv` file, each also as `.gz`; an unbatched, finite `tf.data.Dataset` of
-            strings or of dictionaries; or the name of a TFDS dataset, which is a `str` without
-            path separator and file suffix. `"tfds:name/config:1.0.0"` is always a TFDS name.
+        source: Rows in memory (an iterable of dictionaries or strings; a generator is read once);
+            a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`; an unbatched, finite
+            `tf.data.Dataset` of strings or of dictionaries; or the name of a TFDS dataset, which
+            is a `str` without path separator and file suffix. `"tfds:name/config:1.0.0"` is
+            always a TFDS name.
         split: The split of a TFDS dataset; other sources ignore it.
         data_dir: Where TFDS keeps its prepared datasets; other sources ignore it.
 
@@ -29,8 +33,9 @@ def read(source, split="train", data_dir=None):
         List of `dict` (or `str`) with Python values.
 
     Raises:
-        ValueError: The file does not exist or is malformed (file and line are named), the
-            dataset is infinite or batched, or `source` is none of the above.
+        ValueError: The file does not exist or is malformed (file and line are named), TFDS does
+            not know the name, the dataset is infinite or batched, an iterator does not end within
+            ten million rows, or `source` is none of the above.
 
     Example:
 
@@ -42,82 +47,125 @@ def read(source, split="train", data_dir=None):
     """
     if isinstance(source, tf.data.Dataset):
         return _read_dataset(source)
-    if isinstance(source, str) and _is_tfds_name(source):
-        return _read_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir)
-    if isinstance(source, str | os.PathLike):
-        return _read_file(pathlib.Path(source).expanduser())
-    # Iterating over a pandas DataFrame gives its column names.
-    if isinstance(source, dict) or hasattr(source, "itertuples") or not hasattr(source, "__iter__"):
+    if isinstance(source, str):
+        return _read_named(source, split, data_dir)
+    if isinstance(source, os.PathLike):
+        return _read_path(pathlib.Path(source))
+    return _read_memory(source)
+
+
+def _read_memory(source):
+    # Iterating over a pandas DataFrame gives its column names, over bytes numbers.
+    is_table = isinstance(source, dict) or hasattr(source, "itertuples")
+    if is_table or isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ValueError(
             "`source` must be an iterable of records (of a pandas DataFrame: "
-            "`frame.to_dict('records')`), a path, a tf.data.Dataset or a TFDS name. "
-            f"Received: {type(source).__name__}"
+            "`frame.to_dict('records')`; of a single record: `[record]`), a path, a "
+            f"tf.data.Dataset or a TFDS name. Received: {_short(source)} of type "
+            f"{type(source).__name__}."
         )
-    return list(source)
+    rows = list(source) if hasattr(source, "__len__") else _ending(source)
+    if rows and all(isinstance(row, str | os.PathLike) and _is_file_name(row) for row in rows):
+        raise ValueError(
+            f"Received a list of file names, {_short(rows)}, where records were expected. Pass one "
+            "path, or join the files: `[*rlhf.data.records.load(one), "
+            "*rlhf.data.records.load(other)]`."
+        )
+    return rows
 
 
-def _is_tfds_name(source):
+def _ending(iterator):
+    """The rows of an iterator; no test tells an endless one, so their number is limited."""
+    rows = list(itertools.islice(iterator, _MOST_ROWS + 1))
+    if len(rows) > _MOST_ROWS:
+        raise ValueError(
+            f"The iterator did not end after {_MOST_ROWS:,} rows. Take the first n with "
+            "`itertools.islice(rows, n)`, or pass `list(rows)` if it does end."
+        )
+    return rows
+
+
+def _is_file_name(name):
+    return formats.suffix(name) in formats.SUFFIXES
+
+
+def _read_named(source, split, data_dir):
+    """Rows of what a string names: a file, or a TFDS dataset."""
+    path = pathlib.Path(source).expanduser()
     if source.startswith(_TFDS_PREFIX):
-        return True
-    looks_like_a_path = "/" in source or os.sep in source or pathlib.PurePath(source).suffix
-    return not (looks_like_a_path or os.path.exists(source))
-
-
-def _read_file(path):
-    if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}. (Working directory: {os.getcwd()!r}.)")
-    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in _SUFFIXES:
+        return _read_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir)
+    looks_like_a_path = "/" in source or os.sep in source or path.suffix or os.path.exists(path)
+    is_text = source.split() != [source] and not _is_file_name(source)
+    if is_text and not os.path.isfile(path):
         raise ValueError(
-            f"Cannot tell the format of {str(path)!r}. Expected a name that ends with one of "
-            f"{_SUFFIXES}, optionally followed by '.gz'."
+            f"Received the string {_short(source)}, which is not the name of a file. A string "
+            f"names a file or a TFDS dataset. Texts are passed as a list: [{_short(source)}]."
         )
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        return {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[suffix](file, path)
-
-
-def _read_jsonl(file, path):
-    rows = []
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-    return rows
-
-
-def _read_json(file, path):
-    try:
-        rows = json.load(file)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error}).") from error
-    if not isinstance(rows, list):
+    if looks_like_a_path:
+        return _read_path(path)
+    similar, differs_in_ending = formats.similar_file(path)
+    if differs_in_ending:
         raise ValueError(
-            f"{path} must hold a list of records. Received a JSON {type(rows).__name__}."
+            f"There is no file {source!r}. Did you mean {str(similar)!r}? (A TFDS dataset of this "
+            f"name is {_TFDS_PREFIX + source!r}.)"
         )
-    return rows
+    return _read_tfds(source, split, data_dir, similar)
 
 
-def _read_csv(file, path):
-    reader = csv.DictReader(file)
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} cells "
-                f"({reader.fieldnames})."
-            )
-        rows.append(row)
-    return rows
+def _read_path(path):
+    path = path.expanduser()
+    if os.path.isfile(path):
+        return formats.read_file(path)
+    similar, _ = formats.similar_file(path)
+    folder = " It is a folder." if os.path.isdir(path) else ""
+    raise ValueError(
+        f"There is no file {str(path)!r}.{folder}"
+        + (f" Did you mean {str(similar)!r}?" if similar else "")
+        + f" (Working directory: {os.getcwd()!r}.)"
+    )
 
 
-def _read_tfds(name, split, data_dir):
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _read_tfds(name, split, data_dir, similar_file=None):
     # An import of seconds that the other sources do not need.
     import tensorflow_datasets as tfds
 
-    return _read_dataset(tfds.load(name, split=split, data_dir=data_dir, shuffle_files=False))
+    _check_tfds_name(tfds, name, data_dir, similar_file)
+    try:
+        dataset = tfds.load(name, split=split, data_dir=data_dir, shuffle_files=False)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"TFDS cannot load the split {split!r} of {name!r}: {reason}") from error
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ValueError(f"`split` must name one split, such as 'train'. Received: {split!r}.")
+    return _read_dataset(dataset)
+
+
+def _check_tfds_name(tfds, name, data_dir, similar_file):
+    """Refuses what TFDS does not know, without the network that its own search would wait for."""
+    try:
+        builder, _ = tfds.core.naming.parse_builder_name_kwargs(name)
+    except ValueError:
+        builder = None
+    if builder is not None and builder.namespace:
+        return  # Only the servers of that community know its datasets.
+    known = tfds.list_builders(with_community_datasets=False)
+    folders = [str(x) for x in tfds.core.utils.file_utils.list_data_dirs(data_dir)]
+    plain = name if builder is None else str(builder)
+    if plain in known or any(tf.io.gfile.isdir(os.path.join(x, plain)) for x in folders):
+        return
+    near = [similar_file] if similar_file else []
+    near += difflib.get_close_matches(plain.lower(), known, n=3)
+    raise ValueError(
+        f"There is no file {_short(name)} in {os.getcwd()!r}, and no TFDS dataset of that name, "
+        f"neither known nor prepared in {folders}."
+        + (f" Did you mean {' or '.join(repr(str(x)) for x in near)}?" if near else "")
+        + " A file needs its ending, such as 'pairs.jsonl'; texts are passed as a list."
+    )
 
 
 def _read_dataset(dataset):
@@ -134,7 +182,18 @@ def _read_dataset(dataset):
         )
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Received an infinite tf.data.Dataset. Use `dataset.take(n)`.")
-    return [_to_python(element) for element in dataset]
+    return _ending(_python_rows(dataset))
+
+
+def _python_rows(dataset):
+    for index, element in enumerate(dataset):
+        try:
+            yield _to_python(element)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"Row {index} of the dataset has bytes that are not UTF-8 ({error}). Decode or "
+                "drop the column with `dataset.map`."
+            ) from error
 
 
 def _text_specs(spec):

@@ -5,8 +5,8 @@ import numpy as np
 from kerasrlhf import tokens
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
-from kerasrlhf.data import rows as rows_lib
-from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
+from kerasrlhf.data.loading import Texts, load, turn_end
+from kerasrlhf.data.tokenized import TokenizedDataset, batches
 
 
 def stepwise(
@@ -23,6 +23,9 @@ def stepwise(
     split="train",
     data_dir=None,
     template="plain",
+    parse_special=False,
+    on_error="raise",
+    drop_longer_than=None,
 ):
     """Steps with a label each, for process reward models: `process_reward_model.fit(steps)`.
 
@@ -35,7 +38,7 @@ def stepwise(
             a list with a number from 0 (wrong) to 1 (right) or a boolean for each.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         batch_size: `int`, rows per batch.
-        separator: What stands between steps: a text that is one token.
+        separator: The text between steps, which one token must hold, such as a line break.
         max_length: As in `demonstrations`. Steps that do not fit lose their label.
         end_token_id: As in `demonstrations`. Without an end token the last label stands at the
             last token.
@@ -45,6 +48,9 @@ def stepwise(
         split: The split of a TFDS dataset.
         data_dir: Where TFDS keeps its prepared datasets.
         template: How a prompt of messages becomes a text; steps are used as they are.
+        parse_special: As in `demonstrations`.
+        on_error: As in `demonstrations`.
+        drop_longer_than: As in `demonstrations`.
 
     Returns:
         A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
@@ -65,21 +71,36 @@ def stepwise(
     >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
     ([[0, 2, 4, 3, 1, 0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 1.0]])
     """
-    records = records_lib.load(source, split=split, data_dir=data_dir)
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    between = _separator_ids(separator, preprocessor)
-    prompts = records_lib.prompt_texts(records, template)
-    steps, labels = columns_lib.steps(records, separator)
-    end = tokens.end_ids(preprocessor, end_token_id)
-    responses, ends = _joined(steps, between, end, preprocessor)
-    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length)
-    (responses,) = rows.candidates
-    joined = [p + r for p, r in zip(rows.prompt_ids, responses, strict=True)]
-    token_ids, mask = rows_lib.pad(joined, rows.report.length, tokens.pad_id(preprocessor))
-    y, weight = _targets(rows, ends, labels, token_ids.shape)
+    _check_separator(separator, preprocessor)
+    end = tokens.end_ids(preprocessor, end_token_id, turn_end(template))
+
+    def read(records):
+        prompts = records_lib.prompt_texts(records, template)
+        steps, labels = columns_lib.steps(records, separator)
+        responses, ends = _encoded(prompts, steps, separator, end, preprocessor)
+        return Texts(prompts, [responses], None, {"ends": ends, "labels": labels})
+
+    rows, columns = load(
+        source,
+        read,
+        preprocessor,
+        batch_size=batch_size,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        split=split,
+        data_dir=data_dir,
+        max_length=max_length,
+        template=template,
+        on_error=on_error,
+        parse_special=parse_special,
+        drop_longer_than=drop_longer_than,
+    )
+    joined = [p + r for p, r in zip(rows.prompt_ids, rows.candidates[0], strict=True)]
+    token_ids, mask = tokens.padded(joined, rows.report.length, tokens.pad_id(preprocessor))
+    y, weight = _targets(rows, columns["ends"], columns["labels"], token_ids.shape)
     dataset = batches(
         ({"token_ids": token_ids, "padding_mask": mask}, y, weight),
-        len(records),
+        rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
@@ -88,30 +109,43 @@ def stepwise(
     return TokenizedDataset(dataset, rows.report)
 
 
-def _separator_ids(separator, preprocessor):
-    ids = tokens.tokenize([separator], preprocessor)[0] if isinstance(separator, str) else []
+def _check_separator(separator, preprocessor):
+    ids = []
+    if isinstance(separator, str) and separator:
+        before = tokens.tokenize(["a"], preprocessor)
+        (ids,) = tokens.continuations(["a"], before, [separator], preprocessor)
     if len(ids) != 1:
         raise ValueError(
             f"`separator` must be a text that is one token. Received: {separator!r}, which is "
             f"{len(ids)} tokens. Use a line break, or a token that the tokenizer knows."
         )
-    return ids
 
 
-def _joined(steps, between, end, preprocessor):
-    """Token ids of each response, and the places in it where its steps end."""
-    flat = iter(tokens.tokenize([step for row in steps for step in row], preprocessor))
-    responses, ends = [], []
-    for row in steps:
-        pieces = [next(flat) + between for _ in row]
-        pieces[-1] = pieces[-1][: -len(between)] + end
-        responses.append([token for piece in pieces for token in piece])
-        ends.append((np.cumsum([len(piece) for piece in pieces]) - 1).tolist())
+def _encoded(prompts, steps, separator, end, preprocessor):
+    """Token ids of each response, and the places in it where its steps end.
+
+    A step and the separator behind it are tokenized together, as they are where a model writes
+    them: in some vocabularies one token holds a full stop and a line break.
+    """
+    texts = list(prompts)
+    rows = tokens.tokenize(prompts, preprocessor, parse_special=True)
+    responses, ends = [[] for _ in prompts], [[] for _ in prompts]
+    for index in range(max(map(len, steps))):
+        some = [i for i, row in enumerate(steps) if len(row) > index]
+        pieces = [steps[i][index] + separator * (index + 1 < len(steps[i])) for i in some]
+        found = tokens.continuations(
+            [texts[i] for i in some], [rows[i] for i in some], pieces, preprocessor
+        )
+        for i, piece, ids in zip(some, pieces, found, strict=True):
+            ids = ids + end * (index + 1 == len(steps[i]))
+            texts[i], rows[i] = texts[i] + piece, rows[i] + ids
+            responses[i] += ids
+            ends[i].append(len(responses[i]) - 1)
     return responses, ends
 
 
 def _targets(rows, ends, labels, shape):
-    """Labels and weights, where the labelled token is still there after cutting."""
+    """Labels and weights, where the labeled token is still there after cutting."""
     y, weight = np.zeros(shape, "float32"), np.zeros(shape, "float32")
     for row, (prompt, response) in enumerate(zip(rows.prompt_ids, rows.candidates[0], strict=True)):
         for place, label in zip(ends[row], labels[row], strict=True):

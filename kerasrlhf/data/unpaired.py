@@ -2,9 +2,9 @@
 
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
-from kerasrlhf.data import rows as rows_lib
 from kerasrlhf.data.batches import stacked
-from kerasrlhf.data.tokenized import TokenizedDataset, batches, check_batching
+from kerasrlhf.data.loading import Texts, load
+from kerasrlhf.data.tokenized import TokenizedDataset, batches
 
 
 def unpaired_preferences(
@@ -20,6 +20,9 @@ def unpaired_preferences(
     split="train",
     data_dir=None,
     template="plain",
+    parse_special=False,
+    on_error="raise",
+    drop_longer_than=None,
 ):
     """Single responses with a label each, wanted or not: `kto.fit(responses)`.
 
@@ -36,6 +39,9 @@ def unpaired_preferences(
         split: The split of a TFDS dataset.
         data_dir: Where TFDS keeps its prepared datasets.
         template: How messages become a text.
+        parse_special: As in `demonstrations`.
+        on_error: As in `demonstrations`.
+        drop_longer_than: As in `demonstrations`.
 
     Returns:
         A `TokenizedDataset` of `(x, y)`: `x` as that of `preferences` with one candidate, so that
@@ -56,15 +62,32 @@ def unpaired_preferences(
     >>> x["token_ids"].tolist(), y.tolist()
     ([[[0, 1, 2, 1, 0]]], [0.0])
     """
-    records = records_lib.load(source, split=split, data_dir=data_dir)
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    prompts, responses = records_lib.demonstration_texts(records, template)
-    labels = columns_lib.labels(records)
-    ended = columns_lib.ended(records)
-    rows = rows_lib.encode(prompts, [responses], preprocessor, max_length, end_token_id, ended)
+
+    def read(records):
+        found = {"labels": columns_lib.labels(records)}
+        ended = columns_lib.ended(records)
+        prompts, responses = records_lib.demonstration_texts(records, template)
+        return Texts(prompts, [responses], ended, found)
+
+    rows, columns = load(
+        source,
+        read,
+        preprocessor,
+        batch_size=batch_size,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        split=split,
+        data_dir=data_dir,
+        max_length=max_length,
+        template=template,
+        on_error=on_error,
+        parse_special=parse_special,
+        drop_longer_than=drop_longer_than,
+        end_token_id=end_token_id,
+    )
     dataset = batches(
-        (stacked(rows, preprocessor), labels),
-        len(records),
+        (stacked(rows, preprocessor), columns["labels"]),
+        rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,

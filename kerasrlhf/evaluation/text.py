@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ def negative_log_likelihood(
     Args:
         causal_lm: keras-hub `CausalLM` with a preprocessor.
         texts: list of strings. Each begins with the model's start token, where it has one.
-        max_length: int, tokens of a text that are read at most; default: all the model can.
+        max_length: int, tokens of a text that are read at most, with a warning where a text is
+            longer; default: all the model can.
         batch_size: int, rows that are read at once.
 
     Returns:
@@ -33,8 +35,16 @@ def negative_log_likelihood(
         ValueError: no texts, entries that are no strings, or a model without a preprocessor.
     """
     limit = max_length or lm_adapter.max_length(causal_lm)
-    rows = [row[:limit] for row in tokens.encode(texts, causal_lm.preprocessor)]
-    token_ids, mask = tokens.padded(rows, multiple=32 if limit is None else 1)
+    rows = tokens.encode(texts, causal_lm.preprocessor)
+    long = sum(limit is not None and len(row) > limit for row in rows)
+    if long:
+        warnings.warn(
+            f"{long} of {len(rows)} texts have more than {limit} tokens; only their first {limit} "
+            "are read. Split them to measure all of it.",
+            stacklevel=2,
+        )
+    rows = [row[:limit] for row in rows]
+    token_ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
 
     def read(ids, mask):
         starts = ops.ones((ids.shape[0],), "int32")

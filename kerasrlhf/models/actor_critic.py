@@ -10,11 +10,12 @@ import numpy as np
 from keras import ops
 
 from kerasrlhf import files, replica, tokens
+from kerasrlhf.data import inputs
 from kerasrlhf.functional import logprobs
 from kerasrlhf.models import lm_adapter, loading, windows
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
-from kerasrlhf.types import Sampler, Samples, TokenStats, require_int
+from kerasrlhf.types import Sampler, Samples, TokenStats, require_int, require_sampler
 
 _CONFIG = "actor_critic.json"
 _HEAD = "actor_critic.weights.h5"
@@ -138,6 +139,7 @@ class ActorCritic(keras.Model):
         `from_preset` gives back the same actor-critic; `keras_hub.models.CausalLM.from_preset`
         reads the language model of the same folder. The folder appears in one piece.
         """
+        lm_adapter.check(self.causal_lm)  # mends a preprocessor that was put there later
         with files.replacing(preset_dir) as folder:
             self.causal_lm.save_to_preset(str(folder))
             files.write_json(folder / _CONFIG, {"separate_critic": self.critic is not None})
@@ -240,19 +242,26 @@ class ActorCritic(keras.Model):
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
         """The ids that end a response under `sampler`."""
         if sampler.stop_token_ids == "auto":
-            return lm_adapter.end_token_ids(self.causal_lm)
+            return tokens.stop_ids(self.causal_lm.preprocessor)
         return sampler.stop_token_ids or ()
 
     def ended(self, responses: list[list[int]]) -> np.ndarray:
-        """Which responses, lists of ids, end with an end token of the tokenizer; bool `(rows,)`."""
-        ends = lm_adapter.end_token_ids(self.causal_lm)
+        """Returns which responses, lists of ids, end with a token that ends a turn or a text.
+
+        Bool `(rows,)`.
+        """
+        ends = tokens.stop_ids(self.causal_lm.preprocessor)
         return np.array([bool(row) and row[-1] in ends for row in responses])
+
+    def positions(self) -> int | None:
+        """Positions of the actor and of a critic of its own, or None where any length can be."""
+        models = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
+        limits = [getattr(m, "max_sequence_length", None) for m in models]
+        return min((x for x in limits if x), default=None)
 
     def check_length(self, prompt_length: int, sampler: Sampler) -> None:
         """Raises a `ValueError` when prompt and response do not fit the model's positions."""
-        models = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
-        limits = [getattr(m, "max_sequence_length", None) for m in models]
-        limit = min((x for x in limits if x), default=None)
+        limit = self.positions()
         if limit is not None and prompt_length + sampler.length > limit:
             raise ValueError(
                 f"Prompts of {prompt_length} tokens and responses of {sampler.length} need "
@@ -270,52 +279,70 @@ class ActorCritic(keras.Model):
         batch_size: int = 256,
         return_ended: bool = False,
         jit_compile: bool = True,
+        template: Any = "plain",
+        parse_special: bool = False,
     ) -> Any:
         """Responses to prompts, by the same compiled loop that training samples with.
 
         Args:
-            prompts: a string or list of strings; or a dict of `token_ids` and `padding_mask`
-                `(batch, prompt)`, right-padded.
+            prompts: a string or a list of messages, or a list of these; or a dict of `token_ids`
+                and `padding_mask` `(batch, prompt)`, right-padded.
             sampler: how to draw; filters and temperature 0 are welcome here.
             seed: int. The same seed and prompts give the same responses.
             batch_size: int, at least 1. Texts that are answered at once; a dict is one batch.
             return_ended: whether to tell of texts which of them ended with an end token of the
                 tokenizer, which is no part of the text.
-            jit_compile: compile with XLA; each new shape and sampler is compiled once.
+            jit_compile: compile with XLA; each new shape and sampler is compiled once. Prompts are
+                padded to one of a few lengths, so that there are few shapes.
+            template: how messages become a text, see `data.dialogue`.
+            parse_special: whether a special token that is written in a prompt, such as
+                `<|im_end|>`, becomes that token.
 
         Returns:
-            For strings the responses' texts (one string for one string), without prompt and
-            special tokens; with `return_ended` a tuple of them and a bool array `(prompts,)`. For
-            a dict, `Samples`.
+            For texts and messages the responses' texts (one string for one prompt that is no list
+            of prompts), without prompt and special tokens; with `return_ended` a tuple of them
+            and a bool array `(prompts,)`. For a dict, `Samples`.
 
         Raises:
-            ValueError: no prompts, a prompt that is not a string or too long, or a batch size
-                below 1.
+            ValueError: If there are no prompts, a prompt is neither a string nor messages or is
+                too long, `sampler` is no `Sampler`, or the batch size is below 1.
         """
         require_int("batch_size", batch_size, minimum=1)
+        require_sampler(sampler)
         if isinstance(prompts, dict):
             ids = np.asarray(prompts["token_ids"], "int32")
             return self._generate_ids(
                 ids, np.asarray(prompts["padding_mask"], bool), sampler, seed, jit_compile
             )
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = tokens.encode(texts, self.causal_lm.preprocessor)
-        # The last batch is filled up with row 0: one shape, compiled once.
+        is_single = isinstance(prompts, str) or inputs.is_conversation(prompts)
+        preprocessor = self.causal_lm.preprocessor
+        _, rows = inputs.encode_prompts(
+            [prompts] if is_single else prompts, preprocessor, template, parse_special
+        )
         size = min(batch_size, len(rows))
-        filled = rows + rows[:1] * (-len(rows) % size)
-        ids, mask = tokens.padded(filled)
         responses = []
-        for index, start in enumerate(range(0, len(filled), size)):
-            part = slice(start, start + size)
-            samples = self._generate_ids(
-                ids[part], mask[part], sampler, seed, jit_compile, batch=index
-            )
+        for index, start in enumerate(range(0, len(rows), size)):
+            part = rows[start : start + size]
+            # The last batch is filled up with its first row: one shape, compiled once.
+            ids, mask = self.padded_prompts(part + part[:1] * (size - len(part)), sampler)
+            samples = self._generate_ids(ids, mask, sampler, seed, jit_compile, batch=index)
             responses += tokens.masked_rows(samples.token_ids, samples.response_mask)
-        texts = tokens.detokenize(responses[: len(rows)], self.causal_lm.preprocessor)
-        texts = texts[0] if isinstance(prompts, str) else texts
-        if not return_ended:
-            return texts
-        return texts, self.ended(responses[: len(rows)])
+        responses = responses[: len(rows)]
+        texts = tokens.detokenize(responses, preprocessor, after=rows)
+        texts = texts[0] if is_single else texts
+        return (texts, self.ended(responses)) if return_ended else texts
+
+    def padded_prompts(self, rows: list[list[int]], sampler: Sampler) -> tuple[Any, Any]:
+        """Returns rows of ids as arrays `(rows, length)`, of one of a few lengths, and their mask.
+
+        Raises:
+            ValueError: If a prompt and its response do not fit the model's positions.
+        """
+        longest = max(map(len, rows))
+        self.check_length(longest, sampler)
+        limit = self.positions()
+        room = None if limit is None else limit - sampler.length
+        return tokens.padded(rows, tokens.padded_length(longest, room))
 
     def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
         tokens.check_right_padded(token_ids, padding_mask)

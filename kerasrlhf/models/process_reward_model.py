@@ -71,7 +71,9 @@ class ProcessRewardModel(TrunkScorer):
                 "CausalLM with a preprocessor, or pass `preprocessor=...`."
             )
         size = self.preprocessor.tokenizer.vocabulary_size()
-        texts = tokens.detokenize([[i] for i in range(size)], self.preprocessor)
+        # As they stand in a text: a row's first blank is not shown.
+        before = tokens.tokenize(["a"], self.preprocessor) * size
+        texts = tokens.detokenize([[i] for i in range(size)], self.preprocessor, after=before)
         separates = [bool(self.separator) and self.separator in text for text in texts]
         if not any(separates):
             raise ValueError(

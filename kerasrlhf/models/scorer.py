@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import keras
@@ -9,12 +10,13 @@ import numpy as np
 from keras import ops
 
 from kerasrlhf import replica, tokens
+from kerasrlhf.data import inputs
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, require_int
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
@@ -109,57 +111,58 @@ class Scorer(keras.Model):
         super()._maybe_symbolic_build(*first)
 
     def score(
-        self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True
+        self,
+        prompts: Any,
+        responses: Any,
+        batch_size: int = 32,
+        *,
+        ended: Any = True,
+        template: Any = "plain",
+        parse_special: bool = False,
     ) -> np.ndarray:
-        """Scores of texts; of a process reward model the sums over their steps.
+        """Scores texts; of a process reward model the scores are sums over steps.
+
+        A row is made as `data.preferences` makes it. One that is too long for the model loses the
+        beginning of its prompt, with a warning.
 
         Args:
-            prompts: list of strings.
-            responses: list of strings, one a prompt.
+            prompts: list of strings or of lists of messages.
+            responses: list of strings or of lists of messages, one per prompt.
             batch_size: int, rows that are read at once.
-            ended: bool, or bools `(rows,)`. Whole responses are read with the tokenizer's end
-                token behind them, as `data.preferences` gives them; False is for those without
-                one, which a trainer samples where it cuts them off or stops at another token.
+            ended: bool, or bools `(rows,)`. Whole responses are read with the end token that
+                `data.preferences` gives them; False is for those without one, which a trainer
+                samples where it cuts them off or stops at another token.
+            template: how messages become a text, see `data.dialogue`.
+            parse_special: whether a special token that is written in a text becomes that token.
 
         Returns:
             Float32 `(rows,)`.
 
         Raises:
-            ValueError: no preprocessor, lists of different lengths, or entries that are no text.
+            ValueError: If there is no preprocessor, the lists have different lengths, or an entry
+                is neither a text nor messages.
         """
-        return self.read_texts(prompts, responses, batch_size, ended=ended).scores
+        options = {"ended": ended, "template": template, "parse_special": parse_special}
+        return self.read_texts(prompts, responses, batch_size, **options).scores
 
     def read_texts(
-        self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True
+        self, prompts: Any, responses: Any, batch_size: int = 32, **options: Any
     ) -> Scored:
-        """Scores of texts, as `score`, with their spread: arrays `(rows,)`."""
+        """Scores texts, as `score` with the same options; arrays `(rows,)` and their spread."""
+        require_int("batch_size", batch_size, minimum=1)
         if self.preprocessor is None:
             raise ValueError(
                 "Scoring texts needs a tokenizer. Build the reward model from a CausalLM with a "
                 f"preprocessor, or pass `{type(self).__name__}(..., preprocessor=...)`."
             )
-        prompts, responses = list(prompts), list(responses)
-        if len(prompts) != len(responses) or not prompts:
-            raise ValueError(
-                "Expected as many responses as prompts, and at least one. Received "
-                f"{len(prompts)} prompts and {len(responses)} responses."
-            )
-        if np.shape(ended) not in ((), (len(responses),)):
-            raise ValueError(
-                f"`ended` must be a bool, or one for each of the {len(responses)} responses. "
-                f"Received {np.size(ended)}."
-            )
-        heads = tokens.encode(prompts, self.preprocessor)
-        tails = tokens.closed(
-            tokens.tokenize(responses, self.preprocessor),
-            tokens.end_ids(self.preprocessor),
-            np.broadcast_to(ended, len(responses)),
-        )
         limits = [getattr(backbone, "max_sequence_length", None) for backbone in self.backbones()]
         limit = min((n for n in limits if n), default=None)
-        rows = [(a + b)[-limit:] if limit else a + b for a, b in zip(heads, tails, strict=True)]
-        starts = [max(len(row) - len(tail), 0) for row, tail in zip(rows, tails, strict=True)]
-        ids, mask = (x[:, :limit] for x in tokens.padded(rows, multiple=32))
+        heads, tails = inputs.encode_pairs(
+            prompts, responses, self.preprocessor, limit or sys.maxsize, **options
+        )
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
+        starts = [len(head) for head in heads]
         scored = self._read_in_batches(ids, mask, starts, batch_size)
         return Scored(*(x.sum(axis=1) for x in scored)) if self.is_per_token else scored
 
@@ -194,6 +197,8 @@ class Scorer(keras.Model):
         policy: Any = None,
         sampler: Sampler | None = None,
         seed: int = 0,
+        template: Any = "plain",
+        parse_special: bool = False,
     ) -> tuple[float, float]:
         """Sets gain and bias so that the responses' scores have a given mean and deviation.
 
@@ -202,15 +207,17 @@ class Scorer(keras.Model):
         speak of one scale, and then with itself.
 
         Args:
-            prompts: list of strings; a few hundred give a steady estimate.
+            prompts: list of strings or of lists of messages; a few hundred are a steady estimate.
             mean: target mean of the scores.
             std: target standard deviation, or None to leave the gain alone.
-            responses: list of strings, one a prompt. None: sampled from `policy`.
+            responses: list of strings, one per prompt. None: sampled from `policy`.
             ended: as in `score`, for given responses; of sampled ones it is known.
             policy: an `ActorCritic`, or None: the language model that this reward model was made
                 from, as it is now or as its preset gives it.
             sampler: for sampled responses; default `Sampler(length=32)`.
             seed: of the sampling.
+            template: as in `score`.
+            parse_special: as in `score`.
 
         Returns:
             The new gain and bias.
@@ -220,10 +227,13 @@ class Scorer(keras.Model):
                 process reward model, whose scores are log odds with a zero of their own.
         """
         parts = self.scaled_parts()
+        prompts = tokens.text_list(prompts, "prompts")
+        options = {"template": template, "parse_special": parse_special}
         if responses is None:
-            responses, ended = self._sampled_responses(prompts, policy, sampler, seed)
+            responses, ended = self._sampled_responses(prompts, policy, sampler, seed, options)
+        responses = tokens.text_list(responses, "responses")
         for part in parts:
-            part._rescale(part.score(prompts, responses, ended=ended), mean, std)
+            part._rescale(part.score(prompts, responses, ended=ended, **options), mean, std)
         return float(self.gain.numpy()), float(self.bias.numpy())
 
     def _rescale(self, scores, mean, std):
@@ -240,7 +250,7 @@ class Scorer(keras.Model):
         self.gain.assign(gain)
         self.bias.assign(mean - gain * float(raw.mean()))
 
-    def _sampled_responses(self, prompts, policy, sampler, seed):
+    def _sampled_responses(self, prompts, policy, sampler, seed, options):
         if policy is None:
             if self._policy is None:
                 raise ValueError(
@@ -250,4 +260,4 @@ class Scorer(keras.Model):
                 )
             policy = ActorCritic(self._policy())
         sampler = sampler or Sampler(length=32)
-        return policy.generate(list(prompts), sampler, seed=seed, return_ended=True)
+        return policy.generate(prompts, sampler, seed=seed, return_ended=True, **options)

@@ -9,16 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from kerasrlhf import replica, tokens
+from kerasrlhf.data import inputs
+from kerasrlhf.data import records as data_records
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.rules import ScoreRules
-from kerasrlhf.types import Sampler, require_int
+from kerasrlhf.types import Sampler, require_int, require_sampler
 
 
 class BestOfN(NamedTuple):
     """The responses that were drawn to every prompt, and which of them is best.
 
-    prompts: list of strings.
+    prompts: list of strings or of lists of messages, as they were given.
     responses: list of lists of strings, `n` a prompt.
     scores: float32 `(prompts, n)`.
     ended: bool `(prompts, n)`, true where the tokenizer's end token closed the response; None: all.
@@ -36,18 +38,20 @@ class BestOfN(NamedTuple):
         return [row[i] for row, i in zip(self.responses, best, strict=True)]
 
     def demonstrations(self) -> list[dict[str, Any]]:
-        """Records of the winners: `data.demonstrations` of them fine-tunes on the best of n.
+        """Returns records of the winners: `data.demonstrations` of them fine-tunes on the best.
 
-        Of those that no end token closed the record says so, and none is learnt.
+        Left out are winners that ended before their first word. Where no end token closed a
+        winner, the record says so, and none is learned.
         """
         records = [
             {"prompt": prompt, "response": response}
             for prompt, response in zip(self.prompts, self.winners, strict=True)
         ]
-        if self.ended is None:
-            return records
-        ended = np.take_along_axis(self.ended, self.scores.argmax(axis=1)[:, None], axis=1)[:, 0]
-        return [{**record, "ended": bool(x)} for record, x in zip(records, ended, strict=True)]
+        if self.ended is not None:
+            best = self.scores.argmax(axis=1)[:, None]
+            ended = np.take_along_axis(self.ended, best, axis=1)[:, 0]
+            records = [{**row, "ended": bool(x)} for row, x in zip(records, ended, strict=True)]
+        return [row for row in records if row["response"].strip()]
 
     def preferences(self) -> list[dict[str, Any]]:
         """Records of the best against the worst, for reward models and DPO.
@@ -61,7 +65,7 @@ class BestOfN(NamedTuple):
         ):
             pair = scores.argmax(), scores.argmin()
             chosen, rejected = (row[i] for i in pair)
-            if scores.max() > scores.min() and chosen and rejected:
+            if scores.max() > scores.min() and chosen.strip() and rejected.strip():
                 record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
                 if self.ended is not None:
                     record["ended"] = [bool(self.ended[index, i]) for i in pair]
@@ -72,25 +76,29 @@ class BestOfN(NamedTuple):
 def best_of_n(
     actor: Any,
     reward: Any,
-    prompts: list[str],
+    prompts: list,
     n: int,
     sampler: Sampler,
     *,
     batch_size: int = 32,
     seed: int = 0,
     jit_compile: bool = True,
+    template: Any = "plain",
+    parse_special: bool = False,
 ) -> BestOfN:
     """Draws `n` responses to every prompt and scores them.
 
     Args:
         actor: `ActorCritic` with a tokenizer.
         reward: `RewardModel` or callable, as a trainer takes it.
-        prompts: list of strings.
+        prompts: list of strings or of lists of messages.
         n: int, at least 2.
         sampler: how to draw; filters are welcome, temperature 0 would draw one response `n` times.
         batch_size: int. Prompts that are answered at once, `n` rows each.
         seed: int.
         jit_compile: compile with XLA.
+        template: how messages become a text, see `data.dialogue`.
+        parse_special: whether a special token that is written in a prompt becomes that token.
 
     Returns:
         `BestOfN`.
@@ -113,6 +121,7 @@ def best_of_n(
     """
     require_int("n", n, minimum=2)
     require_int("batch_size", batch_size, minimum=1)
+    require_sampler(sampler)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
     if not callable(reward):
@@ -120,12 +129,11 @@ def best_of_n(
             "`reward` must be a RewardModel or a function of prompts and responses. "
             f"Received: {reward!r} of type {type(reward).__name__}."
         )
-    rows = tokens.encode(list(prompts), actor.causal_lm.preprocessor)
+    prompts = tokens.text_list(prompts, "prompts")
+    preprocessor = actor.causal_lm.preprocessor
+    shown, rows = inputs.encode_prompts(prompts, preprocessor, template, parse_special)
+    records = data_records.to_json([{"prompt": prompt} for prompt in prompts])
     size = min(batch_size, len(rows))
-    # The last batch is filled up with row 0: one shape, compiled once.
-    ids, mask = tokens.padded(rows + rows[:1] * (-len(rows) % size))
-    actor.check_length(ids.shape[1], sampler)
-    texts = np.array([*prompts, *list(prompts)[:1] * (-len(rows) % size)], object)
     collect = Collector(
         actor,
         Reference(actor.causal_lm),
@@ -137,12 +145,16 @@ def best_of_n(
         group_size=n,
     )
     responses, scores, ended = [], [], []
-    for index in range(len(ids) // size):
-        part = slice(index * size, (index + 1) * size)
+    for index, start in enumerate(range(0, len(rows), size)):
+        # The last batch is filled up with its first row: one shape, compiled once.
+        part = [*range(start, min(start + size, len(rows)))]
+        part += part[:1] * (size - len(part))
+        ids, mask = actor.padded_prompts([rows[i] for i in part], sampler)
         batch = {
-            "token_ids": tf.constant(ids[part], tf.int32),
-            "padding_mask": tf.constant(mask[part], tf.bool),
-            "prompt": texts[part],
+            "token_ids": tf.constant(ids, tf.int32),
+            "padding_mask": tf.constant(mask, tf.bool),
+            "prompt": np.array([shown[i] for i in part], object),
+            "record": np.array([records[i] for i in part], object),
         }
         uniforms = replica.uniforms(seed, index, size * n, sampler.length)
         collected = collect(batch, uniforms, 0.0)
@@ -152,7 +164,7 @@ def best_of_n(
         ended.append(actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask)))
     scores, ended = (np.concatenate(x).reshape(-1, n)[: len(rows)] for x in (scores, ended))
     grouped = [responses[i * n : (i + 1) * n] for i in range(len(rows))]
-    return BestOfN(list(prompts), grouped, scores, ended)
+    return BestOfN(prompts, grouped, scores, ended)
 
 
 def best_of_n_kl(n: int) -> float:

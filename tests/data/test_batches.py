@@ -31,13 +31,14 @@ def without(preprocessor, **options):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_row_is_start_prompt_response_end_padding(kind, request):
     preprocessor = request.getfixturevalue(kind)
-    demos = [{"prompt": "the fox", "response": "a dog"}, {"prompt": "dog", "response": "a"}]
+    demos = [{"prompt": "the fox", "response": " a dog"}, {"prompt": "dog", "response": " a"}]
     start, end = preprocessor.tokenizer.start_token_id, preprocessor.tokenizer.end_token_id
     x, y, weight = only(data.demonstrations(demos, preprocessor, 2, shuffle=False))
     assert x["token_ids"].shape[1] == max(x["padding_mask"].sum(axis=1))
     for row, demo in enumerate(demos):
         prompt = [start, *ids(preprocessor, demo["prompt"])]
-        response = [*ids(preprocessor, demo["response"]), end]
+        whole = [start, *ids(preprocessor, demo["prompt"] + demo["response"]), end]
+        response = whole[len(prompt) :]
         n = len(prompt) + len(response)
         assert x["token_ids"][row, :n].tolist() == prompt + response
         assert (x["token_ids"][row, n:] == preprocessor.tokenizer.pad_token_id).all()
@@ -97,7 +98,7 @@ def test_what_ends_a_response(gpt2, options, end_token_id, end):
 
 def test_an_end_token_that_is_there_already_is_not_doubled(gpt2):
     demos = [{"prompt": "a", "response": "b<|endoftext|>"}]
-    x, _, _ = only(data.demonstrations(demos, gpt2, 1))
+    x, _, _ = only(data.demonstrations(demos, gpt2, 1, parse_special=True))
     assert x["token_ids"].tolist() == [[0, *ids(gpt2, "ab"), 0]]
 
 
@@ -321,9 +322,9 @@ def test_a_response_that_was_cut_off_is_not_ended(gpt2):
     end = gpt2.tokenizer.end_token_id
     ends = [row[w > 0][-1] == end for row, w in zip(y, weight, strict=True)]
     assert ends == [True, False, True]
-    with pytest.raises(ValueError, match=r"`ended` says .* Received 'no' in row 1"):
+    with pytest.raises(ValueError, match=r"column 'ended' .* rows 1 .*'no'"):
         data.demonstrations([{"text": "a"}, {"text": "b", "ended": "no"}], gpt2, 2)
-    with pytest.raises(ValueError, match=r"`ended` says .* list of 2 .* \[True\] in row 0"):
+    with pytest.raises(ValueError, match=r"column 'ended' .* list of 2 .*\[True\]"):
         data.preferences([{**PAIRS[0], "ended": [True]}], gpt2, 1)
 
 

@@ -56,7 +56,6 @@ def test_a_callable_knows_its_own_roles():
         (["text"], "plain", "must be a dictionary"),
         ([{"role": "user"}], "plain", "'role' and 'content'"),
         ([{"role": "user", "text": "a"}], "plain", "'role' and 'content'"),
-        ([{"role": "user", "content": "a", "name": "b"}], "plain", "'role' and 'content'"),
         ([{"role": "user", "content": None}], "plain", "content must be a string"),
         ([{"role": "robot", "content": "a"}], "chatml", "Unknown role 'robot'"),
         (DIALOGUE, "jinja", "Unknown template 'jinja'"),

@@ -193,18 +193,20 @@ def test_batches_do_not_change_the_scores(scorer):
     np.testing.assert_allclose(model.score(PROMPTS, RESPONSES, batch_size=3), scores, atol=1e-5)
 
 
-def test_long_texts_keep_their_end(scorer):
-    """The response is what is judged, so a row that is too long loses its beginning."""
+def test_long_texts_keep_their_end_and_the_start_token(scorer):
+    """A row that is too long is scored as `data.preferences` makes it, and a warning says so."""
     model, _ = scorer
-    prompts = ["b" * 60 + "c" * 29, "g" * 40 + "c" * 29, "c" * 28]
-    long, other, fitting = model.score(prompts, ["def"] * 3, ended=False)
-    assert other == pytest.approx(long, abs=1e-5)
-    assert abs(fitting - long) > 1e-4
+    prompts = ["b" * 60 + "c" * 28, "g" * 40 + "c" * 28, "c" * 28, "c" * 27 + "b"]
+    with pytest.warns(UserWarning, match="2 prompts were cut at their front"):
+        *same, other = model.score(prompts, ["def"] * 4, ended=False)
+    np.testing.assert_allclose(same, same[2], atol=1e-5)
+    assert abs(other - same[2]) > 1e-4
 
 
 def test_rows_are_not_padded_beyond_the_model_s_positions():
     model = reward_model(texts=True, positions=20)
-    assert np.isfinite(model.score(["abc", "c" * 40], ["de", "f"])).all()
+    with pytest.warns(UserWarning, match="to fit 20 tokens"):
+        assert np.isfinite(model.score(["abc", "c" * 40], ["de", "f"])).all()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_normalising_on_a_given_policy():
 
     ended = np.arange(len(RESPONSES)) % 2 == 0
 
-    def generate(prompts, sampler, seed, return_ended):
+    def generate(prompts, sampler, seed, return_ended, template, parse_special):
         asked.append((prompts, sampler, seed))
         return RESPONSES, ended
 

@@ -98,7 +98,7 @@ def test_every_score_stands_at_its_response(drawn):
         assert scores[row.index(winner)] == max(scores)
 
 
-def test_the_last_batch_is_filled_with_the_first_prompt_and_cut_off(drawn):
+def test_the_last_batch_is_filled_with_its_first_prompt_and_cut_off(drawn):
     """One shape for all batches; what fills the last is no result."""
     found, asked = drawn
     repeated = [
@@ -106,7 +106,7 @@ def test_the_last_batch_is_filled_with_the_first_prompt_and_cut_off(drawn):
         for pair in (
             PROMPTS[:2],
             PROMPTS[2:4],
-            [PROMPTS[4], PROMPTS[0]],
+            [PROMPTS[4], PROMPTS[4]],
         )
     ]
     assert [prompts for prompts, _ in asked] == repeated

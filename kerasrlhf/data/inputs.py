@@ -1,0 +1,112 @@
+"""Prompts and responses that are passed as texts or messages, as rows of token ids."""
+
+from kerasrlhf import special_tokens, tokens
+from kerasrlhf.data import records as records_lib
+from kerasrlhf.data import rows as rows_lib
+from kerasrlhf.data.loading import turn_end
+
+
+def is_conversation(value):
+    """Returns whether a value is one list of messages.
+
+    Example:
+
+    >>> is_conversation([{"role": "user", "content": "Hi"}]), is_conversation(["Hi"])
+    (True, False)
+    """
+    return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], dict)
+
+
+def encode_prompts(prompts, preprocessor, template="plain", parse_special=False):
+    """Tokenizes prompts as `kerasrlhf.data.prompts` does, whole.
+
+    Args:
+        prompts: List of `str` or of lists of messages.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        template: How messages become a text, see `kerasrlhf.data.dialogue`.
+        parse_special: Whether a special token that is written in a prompt becomes that token.
+
+    Returns:
+        The texts as people see them, list of `str`; and their token ids with the start token, list
+        of lists of `int`.
+
+    Raises:
+        ValueError: If there are no prompts, one of them is neither a text nor messages or has no
+            tokens, or there is no preprocessor.
+    """
+    prompts = tokens.text_list(prompts, "prompts")
+    texts = [
+        records_lib.prompt_text(x, template) for x in _typed(prompts, preprocessor, parse_special)
+    ]
+    ids = tokens.encode(texts, preprocessor, parse_special=True)
+    return [special_tokens.unguarded(text) for text in texts], ids
+
+
+def encode_pairs(
+    prompts,
+    responses,
+    preprocessor,
+    limit,
+    *,
+    ended=True,
+    template="plain",
+    parse_special=False,
+):
+    """Tokenizes prompts and responses as training data has them.
+
+    Args:
+        prompts: List of `str` or of lists of messages.
+        responses: List of `str` or of lists of messages, one per prompt.
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        limit: `int`, tokens of a row at most.
+        ended: `bool`, or one per response: whether an end token follows it.
+        template: As in `encode_prompts`.
+        parse_special: As in `encode_prompts`.
+
+    Returns:
+        Two lists of lists of `int`: prompts with their start token, and responses.
+
+    Raises:
+        ValueError: As `encode_prompts`; or the numbers of prompts, responses and flags differ.
+    """
+    prompts = tokens.text_list(prompts, "prompts")
+    responses = tokens.text_list(responses, "responses")
+    if len(prompts) != len(responses):
+        raise ValueError(
+            "Expected as many responses as prompts. Received "
+            f"{len(prompts)} prompts and {len(responses)} responses."
+        )
+    flags = [ended] * len(responses) if isinstance(ended, bool) else [*ended]
+    if len(flags) != len(responses):
+        raise ValueError(
+            f"`ended` must be a bool, or one for each of the {len(responses)} responses. "
+            f"Received {len(flags)}."
+        )
+    given = (_typed(column, preprocessor, parse_special) for column in (prompts, responses))
+    pairs = [
+        (
+            records_lib.prompt_text(prompt, template),
+            records_lib.response_text(prompt, response, template),
+        )
+        for prompt, response in zip(*given, strict=True)
+    ]
+    heads, tails = (list(column) for column in zip(*pairs, strict=True))
+    rows = rows_lib.encode(
+        heads, [tails], preprocessor, limit, ended=[flags], turn_end=turn_end(template)
+    )
+    return rows.prompt_ids, rows.candidates[0]
+
+
+def _typed(values, preprocessor, parse_special):
+    """Texts and messages in which special tokens are text, unless they are to be parsed."""
+    bad = [i for i, x in enumerate(values) if not (isinstance(x, str) or is_conversation(x))]
+    if bad:
+        raise ValueError(
+            "Expected a list of strings or of lists of messages. Received "
+            f"{values[bad[0]]!r} of type {type(values[bad[0]]).__name__} (rows {bad[:5]})."
+        )
+    if preprocessor is None or parse_special:
+        return values
+    tokenizer = tokens.tokenizer_of(preprocessor)
+    records = records_lib.guarded([{"prompt": value} for value in values], tokenizer)
+    return [record["prompt"] for record in records]

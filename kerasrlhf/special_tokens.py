@@ -1,0 +1,131 @@
+"""Special tokens in texts: which a tokenizer has, and how typed ones remain text.
+
+A chat template writes special tokens such as `<|im_end|>` into a text, and so may the person whose
+words it wraps. Only the template's are tokens. Typed ones are guarded: a noncharacter of Unicode
+behind their first character keeps them from being found, and is dropped when the text is tokenized.
+"""
+
+import re
+import weakref
+
+GUARD = "\ufdd0"
+
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|endofturn|>",
+    "<|end_of_turn|>",
+)
+"""The tokens that published chat models end a turn with."""
+
+_SHAPE = re.compile(
+    r"<\|[^<>|\s]+\|>|</?s>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_\w+>|<turn\|>"
+)
+_known = weakref.WeakKeyDictionary()
+
+
+def special_token_ids(tokenizer):
+    """Returns the special tokens of a tokenizer.
+
+    These are the tokens that the tokenizer declares, those that it never splits, the control
+    symbols of a SentencePiece model, and entries of the vocabulary that look like a marker, such
+    as `<|im_start|>`.
+
+    Args:
+        tokenizer: A keras-hub tokenizer.
+
+    Returns:
+        Dict from `str` to `int`.
+
+    Example:
+
+    >>> import keras_hub
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=[])
+    >>> special_token_ids(tokenizer)
+    {'<|endoftext|>': 0, '<|im_end|>': 2}
+    """
+    return _known_of(tokenizer)[0]
+
+
+def _known_of(tokenizer):
+    if tokenizer not in _known:
+        ids = _find(tokenizer)
+        longest_first = sorted(ids, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
+        _known[tokenizer] = ids, re.compile(pattern)
+    return _known[tokenizer]
+
+
+def _find(tokenizer):
+    declared = {*tokenizer.special_tokens, *(getattr(tokenizer, "unsplittable_tokens", None) or ())}
+    processor = getattr(tokenizer, "_sentence_piece_spm", None)
+    ids = {}
+    for index, token in enumerate(tokenizer.get_vocabulary()):
+        token = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
+        is_control = processor is not None and processor.IsControl(index)
+        if token in declared or is_control or _SHAPE.fullmatch(token):
+            ids[token] = int(tokenizer.token_to_id(token))
+    return ids
+
+
+def guarded(text, tokenizer):
+    """Marks the special tokens that somebody typed, so that they are tokenized as text.
+
+    Args:
+        text: `str`.
+        tokenizer: A keras-hub tokenizer.
+
+    Returns:
+        A `str` that shows the same characters. A `GUARD` that was in it already is dropped.
+
+    Example:
+
+    >>> import keras_hub
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> guarded("a <|endoftext|>", tokenizer)
+    'a <\\ufdd0|endoftext|>'
+    """
+    return _known_of(tokenizer)[1].sub(lambda m: m[0][0] + GUARD + m[0][1:], unguarded(text))
+
+
+def unguarded(text):
+    """Returns a text without its guards, as people see it.
+
+    Example:
+
+    >>> unguarded("a <\\ufdd0|endoftext|>")
+    'a <|endoftext|>'
+    """
+    return text.replace(GUARD, "")
+
+
+def split(text, tokenizer):
+    """Splits a text at its special tokens and at its guards.
+
+    Args:
+        text: `str`.
+        tokenizer: A keras-hub tokenizer.
+
+    Returns:
+        List of `str`, plain text, and `int`, special tokens, in their order.
+
+    Example:
+
+    >>> import keras_hub
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> split("a<|endoftext|>b <\\ufdd0|endoftext|>", tokenizer)
+    ['a', 0, 'b <', '|endoftext|>']
+    """
+    ids, pattern = _known_of(tokenizer)
+    pieces, start = [], 0
+    for match in pattern.finditer(text):
+        pieces += [*text[start : match.start()].split(GUARD), ids[match[0]]]
+        start = match.end()
+    pieces += text[start:].split(GUARD)
+    return [piece for piece in pieces if piece != ""]
