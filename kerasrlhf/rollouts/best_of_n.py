@@ -12,6 +12,7 @@ from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
 from kerasrlhf.models.reference import Reference
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.types import Sampler, require_int, require_sampler
@@ -90,7 +91,7 @@ def best_of_n(
 
     Args:
         actor: `ActorCritic` with a tokenizer.
-        reward: `RewardModel` or callable, as a trainer takes it.
+        reward: `RewardModel`, callable, or a list or dict of these, as a trainer takes it.
         prompts: list of strings or of lists of messages.
         n: int, at least 2.
         sampler: how to draw; filters are welcome, temperature 0 would draw one response `n` times.
@@ -124,11 +125,7 @@ def best_of_n(
     require_sampler(sampler)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
-    if not callable(reward):
-        raise ValueError(
-            "`reward` must be a RewardModel or a function of prompts and responses. "
-            f"Received: {reward!r} of type {type(reward).__name__}."
-        )
+    weighted.parts_of(reward)
     prompts = tokens.text_list(prompts, "prompts")
     preprocessor = actor.causal_lm.preprocessor
     shown, rows = inputs.encode_prompts(prompts, preprocessor, template, parse_special)

@@ -13,22 +13,26 @@ import tensorflow as tf
 from kerasrlhf import replica, tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
-from kerasrlhf.models.reward_ensemble import RewardEnsemble
-from kerasrlhf.models.scorer import Scored, Scorer
+from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.weighted import WeightedReward, per_response
 from kerasrlhf.types import Rollout, Sampler, Samples
 
 
 class Collected(NamedTuple):
-    """A rollout with what people want to see of it.
+    """A rollout with its texts and diagnostics.
 
     rollout: for the trainer.
-    episodes: texts and columns.
+    episodes: texts and columns, those of `log_extra` included.
     raw_scores: float32 `(batch,)`, before the rules; of a process reward model the sums over steps.
     seconds: dict of `rollout` and `score`.
     spread: float32 `(batch,)`, standard deviation between the members of a `RewardEnsemble`, summed
-        over steps where these have scores; None of any other reward.
+        over steps where these have scores; None for any other reward.
+    part_scores: dict from the names of a list or dict of rewards to float32 `(batch,)`, without
+        weights and before the rules, NaN where a part does not apply; None for a single reward.
+    metrics: dict from the names that functions gave `log_metric` to the means of their values.
+    unscored: bool `(batch,)`, whether no reward applies to a response; None before the first one.
     """
 
     rollout: Rollout
@@ -36,31 +40,46 @@ class Collected(NamedTuple):
     raw_scores: np.ndarray
     seconds: dict[str, float]
     spread: np.ndarray | None = None
+    part_scores: dict[str, np.ndarray] | None = None
+    metrics: dict[str, float] | None = None
+    unscored: np.ndarray | None = None
 
     @property
     def scores(self) -> np.ndarray:
         """Float32 `(batch,)`, one number per response after the rules: sums of scores per token."""
-        return _totals(self.rollout.scores.numpy())
+        return per_response(self.rollout.scores.numpy())
 
 
-def _totals(scores: np.ndarray) -> np.ndarray:
-    """One number a row of scores `(batch,)` or `(batch, length)`."""
-    return scores.reshape(len(scores), -1).sum(axis=1)
+class Readings(NamedTuple):
+    """What the compiled networks say about sampled rows, float32.
+
+    logprobs, ref_logprobs, values: `(batch, length)`, 0 outside the response.
+    scored: list of `Scored`, one for each reward model that shares the actor's tokens.
+    prompt_means: `(batch,)`, mean log-probability of the prompt's tokens given the response; 0
+        without a reward for it.
+    """
+
+    logprobs: tf.Tensor
+    ref_logprobs: tf.Tensor
+    values: tf.Tensor
+    scored: list[Scored]
+    prompt_means: tf.Tensor
 
 
 class Collector:
     """Turns prompts into a `Rollout`: two compiled functions and, between them, Python.
 
     The first samples. The second reads the responses with every frozen or separate network at
-    once: the reference, a critic of its own, and a reward model of the same tokens. A Python
+    once: the reference, a critic of its own, and reward models of the same tokens. A Python
     reward function, or a reward model with another tokenizer, gets the texts. What is trained on
-    are the sampled ids: no text is tokenised again (M8).
+    are the sampled ids: no text is tokenized again (M8).
 
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: `RewardModel`, `ProcessRewardModel`, `RewardEnsemble` or callable.
-        sampler: how to draw.
+        reward: as `rollouts.weighted.parts_of` describes: a reward model, a callable, or several
+            with weights.
+        sampler: how to sample.
         rules: `ScoreRules`.
         strategy: replicas that share the rows.
         jit_compile: compile with XLA.
@@ -87,12 +106,10 @@ class Collector:
         reread: bool = False,
         reverse_reward: float = 0.0,
     ):
-        self.actor, self.reference, self.reward = actor, reference, reward
+        self.actor, self.reference = actor, reference
+        self.reward = WeightedReward(reward, actor, group_size)
         self.sampler, self.rules, self.parts = sampler, rules, parts
         self.group_size, self.reread, self.reverse_reward = group_size, reread, reverse_reward
-        is_model = isinstance(reward, Scorer)
-        self._token_reward = is_model and scoring.shares_tokens(reward, actor.causal_lm)
-        self._text_reward = is_model and not self._token_reward
         self._sample = replica.rowwise(self._sample_rows, strategy, jit_compile)
         self._sample_plainly = self._sample
         if sampler.epsilon:
@@ -117,14 +134,12 @@ class Collector:
             values = self.actor.token_values(ids, mask, starts, width)
         if self.reread:
             logprobs = windows.window_logprobs(self.actor.causal_lm, ids, mask, starts, width, heat)
-        nothing = prompt_means = tf.zeros_like(starts, tf.float32)
-        scored = Scored(nothing, nothing)
-        if self._token_reward:
-            scored = self.reward.read(ids, mask, starts)
+        scored = self.reward.read_tokens(ids, mask, starts)
+        prompt_means = tf.zeros_like(starts, tf.float32)
         if self.reverse_reward:
             prompt_means = self._prompt_means(samples)
         per_token = [tf.where(inside, x, 0.0) for x in (logprobs, ref_logprobs, values)]
-        return *per_token, *scored, prompt_means
+        return Readings(*per_token, scored, prompt_means)
 
     def _prompt_means(self, samples):
         logprobs, inside = self.reference.prompt_logprobs(
@@ -140,7 +155,7 @@ class Collector:
         split = [tf.split(x, self.parts) for x in samples]
         parts = [Samples(*part) for part in zip(*split, strict=True)]
         read = [self._read(part, temperature) for part in parts]
-        return [tf.concat(columns, axis=0) for columns in zip(*read, strict=True)]
+        return tf.nest.map_structure(lambda *rows: tf.concat(rows, axis=0), *read)
 
     def __call__(
         self,
@@ -159,10 +174,10 @@ class Collector:
                 there are any `prompt` and `record` strings `(batch,)`.
             uniforms: float32 `(batch * group_size, sampler.length, 2)`.
             kl_coef: float, goes into the rollout as it is.
-            iteration: int, goes into the rollout as it is.
+            iteration: int, goes into the rollout as it is, and to functions as `trainer_state`.
             temperature: float32 scalar in place of the sampler's, or None.
             deviation: raw scores `(batch * group_size,)` to the running deviation of scores.
-            explore: False draws from the policy itself, whatever the sampler's `epsilon` is.
+            explore: False samples from the policy itself, whatever the sampler's `epsilon` is.
         """
         start = time.perf_counter()
         sample = self._sample if explore else self._sample_plainly
@@ -170,22 +185,33 @@ class Collector:
         samples = Samples(*samples)
         ended = samples.ended.numpy()
         sampled = time.perf_counter()
-        logprobs, ref_logprobs, values, *read = self._read_in_parts(samples, temperature)
+        read = self._read_in_parts(samples, temperature)
         episodes = scoring.read_episodes(
             samples, self._for_each_row(batch), self.actor.causal_lm.preprocessor
         )
-        raw, spread = self._scored(samples, episodes, *read)
+        state = scoring.TrainerState(iteration, iteration * len(ended))
+        scores = self.reward.score(samples, episodes, read.scored, state)
+        raw = self._with_reverse_reward(scores.total, samples, read.prompt_means)
         rollout = Rollout(
-            **samples._replace(logprobs=logprobs, values=values)._asdict(),
-            ref_logprobs=ref_logprobs,
+            **samples._replace(logprobs=read.logprobs, values=read.values)._asdict(),
+            ref_logprobs=read.ref_logprobs,
             scores=tf.constant(self._ruled(raw, samples, ended, deviation)),
             kl_coef=tf.constant(kl_coef, tf.float32),
             iteration=tf.constant(iteration, tf.int32),
         )
         scored = time.perf_counter()
         seconds = {"rollout": sampled - start, "score": scored - sampled}
-        spread = _totals(spread) if isinstance(self.reward, RewardEnsemble) else None
-        return Collected(rollout, episodes, _totals(raw), seconds, spread)
+        log = scores.log
+        return Collected(
+            rollout,
+            episodes._replace(columns=episodes.columns | log.columns),
+            per_response(raw),
+            seconds,
+            spread=scores.spread,
+            part_scores=scores.by_part or None,
+            metrics={name: float(np.mean(values)) for name, values in log.metrics.items()},
+            unscored=scores.unscored,
+        )
 
     def refreshed(self, rollout: Rollout, temperature: tf.Tensor | None = None) -> Rollout:
         """An older rollout as it is seen now: log-probabilities and values at the temperature."""
@@ -216,24 +242,14 @@ class Collector:
             return strings
         return {name: np.repeat(np.asarray(x), self.group_size) for name, x in strings.items()}
 
-    def _scored(self, samples, episodes, scores, spread, prompt_means):
-        """Scores and spread as arrays: as read already, or of the texts."""
-        if self._token_reward:
-            scored = Scored(scores.numpy(), spread.numpy())
-        elif self._text_reward:
-            rows = tokens.masked_rows(samples.token_ids, samples.response_mask)
-            scored = self.reward.read_texts(
-                episodes.prompts, episodes.responses, ended=self.actor.ended(rows)
-            )
-        else:
-            scores = scoring.call_reward(self.reward, episodes, samples)
-            scored = Scored(scores, np.zeros_like(scores))
+    def _with_reverse_reward(self, scores, samples, prompt_means):
+        """Scores plus what the prompt's log-probability given the response is worth."""
         if not self.reverse_reward:
-            return scored
-        told = self.reverse_reward * prompt_means.numpy()
-        if scored.scores.ndim == 2:
-            told = told[:, None] * masking.last_true_mask(samples.response_mask).numpy()
-        return scored._replace(scores=scored.scores + told)
+            return scores
+        worth = self.reverse_reward * prompt_means.numpy()
+        if scores.ndim == 2:
+            worth = worth[:, None] * masking.last_true_mask(samples.response_mask).numpy()
+        return scores + worth
 
     def _ruled(self, raw, samples, ended, deviation):
         mask = samples.response_mask
@@ -246,5 +262,5 @@ class Collector:
             masking.last_true_mask(mask).numpy(),
             responses,
             self.sampler.length,
-            deviation(_totals(raw)) if self.rules.running_scale else 1.0,
+            deviation(per_response(raw)) if self.rules.running_scale else 1.0,
         )

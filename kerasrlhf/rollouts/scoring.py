@@ -1,12 +1,17 @@
-"""From responses to one number each: reward models, Python functions, and the rules behind them."""
+"""From responses to one number each: the texts of a rollout, and Python reward functions."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import functools
 import inspect
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -19,20 +24,24 @@ from kerasrlhf.types import Samples
 class Episodes(NamedTuple):
     """The texts of a scored batch, for reward functions and for people.
 
-    prompts, responses: lists of strings, or None where the model has no tokenizer.
+    prompts, responses: lists of strings, or None where the model has no tokenizer. A dialogue is
+        the text that it was rendered to.
     columns: dict of the other columns of the records, each a list.
+    conversations: list with the messages of every prompt, None for a prompt that is a plain
+        string; None where there are no records.
     """
 
     prompts: list[str] | None
     responses: list[str] | None
     columns: dict[str, list]
+    conversations: list[list[dict] | None] | None = None
 
 
 def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
-    """The texts of `samples`, and what the prompt batch carried along.
+    """Returns the texts of `samples` and the columns that the prompt batch carries.
 
     Args:
-        samples: the drawn responses.
+        samples: the sampled responses.
         batch: a prompt batch; `prompt` (strings) and `record` (JSON) are used where present.
         preprocessor: the actor's, or None.
     """
@@ -42,17 +51,22 @@ def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
     prompts = _strings(batch["prompt"]) if "prompt" in batch else None
     responses = None
     if preprocessor is not None:
-        ids = np.asarray(samples.token_ids)
+        ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)
+        heads = tokens.masked_rows(ids, np.asarray(samples.padding_mask) & ~inside)
+        rows = tokens.masked_rows(ids, inside)
         if prompts is None:
-            before = np.asarray(samples.padding_mask) & ~np.asarray(samples.response_mask)
-            prompts = tokens.detokenize(tokens.masked_rows(ids, before), preprocessor)
-        rows = tokens.masked_rows(ids, samples.response_mask)
-        responses = tokens.detokenize(rows, preprocessor)
-    return Episodes(prompts, responses, columns)
+            prompts = tokens.detokenize(heads, preprocessor)
+        responses = tokens.detokenize(rows, preprocessor, after=heads)
+    conversations = [_messages(record.get("prompt")) for record in records] or None
+    return Episodes(prompts, responses, columns, conversations)
 
 
 def _strings(values: Any) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(values).tolist()]
+
+
+def _messages(prompt: Any) -> list[dict] | None:
+    return prompt if isinstance(prompt, list) else None
 
 
 def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
@@ -61,8 +75,8 @@ def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
     With another tokenizer, or the same tokens under other ids, it gets the texts.
 
     Raises:
-        ValueError: it has no tokenizer of its own and another vocabulary, or it has another
-            tokenizer and gives scores per token.
+        ValueError: If it has no tokenizer of its own and another vocabulary, or has another
+            tokenizer and scores every token.
     """
     ours = getattr(causal_lm.preprocessor, "tokenizer", None)
     theirs = getattr(reward.preprocessor, "tokenizer", None)
@@ -79,60 +93,190 @@ def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
     if reward.is_per_token and not shared:
         raise ValueError(
             "A process reward model scores the actor's own tokens, so both need one tokenizer. "
-            f"Received a {type(theirs).__name__} beside the actor's {type(ours).__name__}, with "
+            f"Received a {type(theirs).__name__} for an actor with a {type(ours).__name__} of "
             "another vocabulary. Train it from a model of the actor's family."
         )
     return shared
 
 
-def call_reward(function: Callable, episodes: Episodes, samples: Samples) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class TrainerState:
+    """What a reward function knows about training, under the names that TRL uses.
+
+    global_step: int. The iteration, from 0; 0 outside a trainer.
+    episodes: int. Responses that were scored before this iteration, if all batches have the size
+        of this one.
+
+    Example:
+        >>> TrainerState(global_step=3, episodes=96).global_step
+        3
+    """
+
+    global_step: int = 0
+    episodes: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"`trainer_state` has no {name!r}. It has `global_step` (the iteration, from 0) and "
+            "`episodes` (responses scored before this iteration). Bind other values to the reward "
+            "function, for example with `functools.partial`."
+        )
+
+
+class RewardLog:
+    """What reward functions log while they score a batch, in addition to scores.
+
+    Args:
+        rows: int, responses in the batch.
+
+    Attributes:
+        metrics: dict of lists of floats, the values of `log_metric` by name.
+        columns: dict of lists with one entry per response, from `log_extra`.
+
+    Example:
+        >>> log = RewardLog(rows=2)
+        >>> log.metric("length", 3.0), log.extra("verdict", ["good", "bad"])
+        (None, None)
+        >>> log.metrics, log.columns
+        ({'length': [3.0]}, {'verdict': ['good', 'bad']})
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.metrics: dict[str, list[float]] = {}
+        self.columns: dict[str, list] = {}
+
+    def metric(self, name: str, value: Any) -> None:
+        """Adds a number to a metric; the iteration's statistic is the mean over its values."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"`log_metric` takes a name and a number. Received: {name!r}, {value!r}."
+            ) from None
+        self.metrics.setdefault(str(name), []).append(number)
+
+    def extra(self, column: str, values: Any) -> None:
+        """Sets a column of the episodes."""
+        values = _listed(values)
+        if len(values) != self.rows:
+            raise ValueError(
+                "`log_extra` takes a name and a list with one entry per response. Expected "
+                f"{self.rows} entries for {column!r}, received {len(values)}."
+            )
+        self.columns[str(column)] = values
+
+
+def call_reward(
+    function: Callable,
+    episodes: Episodes,
+    samples: Samples,
+    state: TrainerState = TrainerState(),
+    log: RewardLog | None = None,
+) -> np.ndarray:
     """Calls a reward function and checks what it returns.
 
-    A function is called by keyword with what its signature names: `prompts`, `responses`
-    (`completions` is the same list), `prompt_ids`, `response_ids` (`completion_ids`), and the
-    other columns of the records; with all of them when it takes `**kwargs`. When its names are
-    others it is called as `function(prompts, responses)`.
+    A function is called by keyword with what its signature names, or with everything if it takes
+    `**kwargs`; functions written for TRL run unchanged:
+
+        prompts, completions      texts; for a prompt that is a list of messages that list, and
+                                  `[{"role": "assistant", "content": response}]`
+        responses, prompt_texts   texts always
+        prompt_ids, response_ids  token ids (`completion_ids` is the same as `response_ids`)
+        trainer_state             `TrainerState`
+        log_metric(name, value)   adds `reward/<name>` to the iteration's statistics, as a mean
+        log_extra(column, values) adds a column to the episodes
+
+    and the other columns of the records. If its names are others it is called as
+    `function(prompts, responses)`. An `async def` runs to completion, also in a notebook.
+
+    Args:
+        function: any callable.
+        episodes: the texts and columns.
+        samples: the sampled responses.
+        state: what `trainer_state` is.
+        log: receives what the function logs; None drops it.
 
     Returns:
-        Float32 `(batch,)`.
+        Float32 `(batch,)`. NaN where the function returned None: it does not apply there.
 
     Raises:
-        ValueError: an unknown required argument; a result that is not one finite number a row.
+        ValueError: If a required argument is unknown, or the result is not one finite number or
+            None per row.
     """
-    columns = _columns(episodes, samples)
-    names, by_keyword, takes_all = _signature(function, columns)
-    if not by_keyword:
-        return _checked(function(columns["prompts"](), columns["responses"]()), samples, function)
-    wanted = columns if takes_all else names
-    result = function(**{name: columns[name]() for name in wanted if name in columns})
-    return _checked(result, samples, function)
+    (scores,) = call_rewards([function], episodes, samples, state, log)
+    return scores
 
 
-def _columns(episodes: Episodes, samples: Samples) -> dict[str, Callable]:
-    """Every column by name, made only when asked for."""
+def call_rewards(
+    functions: Sequence[Callable],
+    episodes: Episodes,
+    samples: Samples,
+    state: TrainerState = TrainerState(),
+    log: RewardLog | None = None,
+) -> list[np.ndarray]:
+    """Calls several reward functions, the asynchronous ones at the same time.
+
+    Args, Returns and Raises are those of `call_reward`, for each function.
+    """
+    rows = int(samples.token_ids.shape[0])
+    columns = _columns(episodes, samples, state, log or RewardLog(rows))
+    results: list[Any] = []
+    try:
+        for function in functions:
+            args, kwargs = _arguments(function, columns)
+            results.append(function(*args, **kwargs))
+    except BaseException:
+        for result in filter(inspect.iscoroutine, results):
+            result.close()
+        raise
+    results = _awaited(results)
+    return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
+
+
+def _columns(
+    episodes: Episodes, samples: Samples, state: TrainerState, log: RewardLog
+) -> dict[str, Callable]:
+    """Every argument by name, made only when asked for."""
     ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)
     before = np.asarray(samples.padding_mask) & ~inside
+    texts, responses = episodes.prompts, episodes.responses
+    conversations = episodes.conversations or [None] * len(ids)
 
     def rows(mask):
         return lambda: tokens.masked_rows(ids, mask)
 
+    def prompts():
+        # Copies: a function may change the messages, and others read them too.
+        return [
+            text if messages is None else [{**m} for m in messages]
+            for text, messages in zip(texts, conversations, strict=True)
+        ]
+
+    def completions():
+        return [
+            text if messages is None else [{"role": "assistant", "content": text}]
+            for text, messages in zip(responses, conversations, strict=True)
+        ]
+
     columns = {name: (lambda c=column: c) for name, column in episodes.columns.items()}
     columns |= dict.fromkeys(("response_ids", "completion_ids"), rows(inside))
     columns["prompt_ids"] = rows(before)
-    if episodes.prompts is not None:
-        columns["prompts"] = lambda: episodes.prompts
-    if episodes.responses is not None:
-        columns |= dict.fromkeys(("responses", "completions"), lambda: episodes.responses)
-    return columns
+    if texts is not None:
+        columns |= {"prompts": prompts, "prompt_texts": lambda: texts}
+    if responses is not None:
+        columns |= {"responses": lambda: responses, "completions": completions}
+    columns |= {"log_metric": lambda: log.metric, "log_extra": lambda: log.extra}
+    return columns | {"trainer_state": lambda: state}
 
 
-def _signature(function: Callable, columns: dict) -> tuple[list[str], bool, bool]:
-    """Names to pass, whether to pass by keyword, and whether all columns are taken."""
+def _arguments(function: Callable, columns: dict[str, Callable]) -> tuple[list, dict]:
+    """Positional and keyword arguments for a function."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):
-        return [], False, False
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        # A builtin without a signature.
+        parameters = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in named if p.default is p.empty]
     unknown = [name for name in required if name not in columns]
@@ -140,44 +284,107 @@ def _signature(function: Callable, columns: dict) -> tuple[list[str], bool, bool
     positional = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters) or (
         len(unknown) == 2 == len(required)
     )
+    if positional and not known and {"prompts", "responses"} <= columns.keys():
+        return [columns["prompts"](), columns["responses"]()], {}
     if unknown or (positional and not known):
-        if positional and not known and "responses" in columns:
-            return [], False, False
+        asked = f"asks for {unknown}" if unknown else "takes prompts and responses by position"
         raise ValueError(
-            f"The reward function {_name(function)} asks for {unknown}, which the batch does not "
-            f"have. Available: {sorted(columns)}. Add the columns to the records, give the "
-            "arguments defaults, or take exactly two arguments (prompts, responses)."
+            f"The reward function `{name_of(function)}` {asked}, which the batch does not have. "
+            f"Available: {sorted(columns)}. Add the columns to the records, give the arguments "
+            "defaults, or take exactly two arguments (prompts, responses)."
         )
-    return known, True, takes_all
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [], {name: columns[name]() for name in (columns if takes_all else known)}
 
 
-def _name(function: Callable) -> str:
-    return f"`{getattr(function, '__name__', type(function).__name__)}`"
+def name_of(reward: Any) -> str:
+    """Returns the name of a reward function or model, for errors and statistics.
+
+    Example:
+        >>> name_of(len), name_of(functools.partial(len)), name_of(lambda x: x)
+        ('len', 'len', 'lambda')
+    """
+    if isinstance(reward, functools.partial):
+        return name_of(reward.func)
+    name = getattr(reward, "__name__", None) or getattr(reward, "name", None)
+    return name.strip("<>") if isinstance(name, str) and name else type(reward).__name__
 
 
-def _checked(result: Any, samples: Samples, function: Callable) -> np.ndarray:
-    """The result as float32 `(batch,)`, or a `ValueError` that names the bad rows."""
-    rows = int(samples.token_ids.shape[0])
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of asynchronous reward functions, in a thread of its own.
+
+    There is one for the whole process, so that clients that a function keeps open stay usable
+    and the loop of a notebook does not matter.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="kerasrlhf-rewards", daemon=True).start()
+    return loop
+
+
+def _awaited(results: list[Any]) -> list[Any]:
+    """`results` with the awaitable ones run to completion, all at the same time."""
+    waiting = [result for result in results if inspect.isawaitable(result)]
+    if not waiting:
+        return results
+
+    async def together(awaitables: list[Awaitable]) -> list[Any]:
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+
+    future = asyncio.run_coroutine_threadsafe(together(waiting), _event_loop())
     try:
-        values = list(result)
+        done = future.result()
+    except BaseException:
+        future.cancel()
+        raise
+    for value in done:
+        if isinstance(value, BaseException):
+            raise value
+    values = iter(done)
+    return [next(values) if inspect.isawaitable(result) else result for result in results]
+
+
+def _listed(result: Any) -> list:
+    try:
+        return list(result)
     except TypeError:
-        values = [result]
-    values = [ops.convert_to_numpy(v) if ops.is_tensor(v) else v for v in values]
+        return [result]
+
+
+def _plain(value: Any) -> Any:
+    """`value` without a tensor around it."""
+    if not ops.is_tensor(value):
+        return value
+    if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+        value = ops.cast(value, "float32")  # NumPy has no bfloat16.
+    return ops.convert_to_numpy(value)
+
+
+def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
+    """The result as float32 `(batch,)`, NaN for None, or a `ValueError` that names the bad rows."""
+    if result is None or isinstance(result, (str, bytes, Mapping, Set)):
+        raise ValueError(
+            f"The reward function `{name_of(function)}` must return one number per response. "
+            f"Expected {rows} in a list or an array, received {result!r} of type "
+            f"{type(result).__name__}."
+        )
+    values = [_plain(value) for value in _listed(result)]
     if len(values) != rows:
         raise ValueError(
-            f"The reward function {_name(function)} must return one number per response. Expected "
-            f"{rows}, received {len(values)}."
+            f"The reward function `{name_of(function)}` must return one number per response. "
+            f"Expected {rows}, received {len(values)}."
         )
     scores = np.full((rows,), np.nan, "float32")
     for row, value in enumerate(values):
         array = np.asarray(value)
         if array.size == 1 and array.dtype.kind in "fiub":
             scores[row] = float(array.reshape(()))
-    bad = np.flatnonzero(~np.isfinite(scores))
+    applies = np.array([value is not None for value in values])
+    bad = np.flatnonzero(applies & ~np.isfinite(scores))
     if bad.size:
         shown = ", ".join(f"row {i}: {values[i]!r}" for i in bad[:5])
         raise ValueError(
-            f"The reward function {_name(function)} must return finite numbers. "
-            f"{bad.size} of {rows} rows are not: {shown}."
+            f"The reward function `{name_of(function)}` must return finite numbers, or None where "
+            f"it does not apply. {bad.size} of {rows} rows are neither: {shown}."
         )
     return scores

@@ -17,7 +17,7 @@ from kerasrlhf.functional import masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.reference import Reference
-from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
@@ -43,7 +43,9 @@ class OnPolicyTrainer(IterativeModel):
 
     Args:
         actor: `ActorCritic`.
-        reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes.
+        reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes; or a list
+            of these, or a dict from names to them, each alone or as `(reward, weight)`. The score
+            is the weighted sum, and the mean of each part is the statistic `reward/<name>`.
         reference: None (the actor as it is now, frozen), or a CausalLM of the same vocabulary.
         sampler: `Sampler` without filters, with a temperature above 0.
         kl: `FixedKL` or `AdaptiveKL`.
@@ -95,7 +97,7 @@ class OnPolicyTrainer(IterativeModel):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: RewardModel | Callable,
+        reward: Scorer | Callable | list | dict,
         reference: Any = None,
         *,
         sampler: Sampler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasrlhf.functional import kl as kl_estimators
@@ -17,14 +18,14 @@ _PLACES = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
 
 
 def rollout_statistics(collected: Collected) -> dict[str, float]:
-    """Statistics of the sampled responses, means over the whole batch of all replicas.
+    """Returns statistics of the sampled responses, means over the whole batch of all replicas.
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
     is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9). With
-    `Sampler(epsilon=...)` all are means over what the mixture drew. KL and entropy weigh every
-    token by `policy / mixture`, and so are those of the policy after each beginning that was drawn
-    (M7). With `importance_cap`, where training reads other log-probabilities than sampling did,
-    they weigh by that ratio.
+    `Sampler(epsilon=...)` all are means over samples from the mixture; KL and entropy are
+    importance-weighted per token, so that they describe the policy after each sampled prefix
+    (M7). With `importance_cap` they are weighted by the ratio of training to sampling
+    probabilities.
     """
     rollout = collected.rollout
     mask = rollout.response_mask
@@ -52,17 +53,37 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
         "objective/length": float(ops.mean(lengths)),
         "objective/ended": float(ops.mean(ops.cast(rollout.ended, "float32"))),
         **spread,
+        **reward_statistics(collected),
     }
 
 
+def reward_statistics(collected: Collected) -> dict[str, float]:
+    """Returns the statistics of single rewards, and what reward functions logged, as means.
+
+    `reward/<name>` is the mean score of a part of a list or dict of rewards, without its weight,
+    over the responses that it applies to; or the mean of what functions gave `log_metric`.
+    `objective/unscored` is the fraction of responses that no reward applies to, from the first
+    one on.
+    """
+    means = dict(collected.metrics or {})
+    for name, scores in (collected.part_scores or {}).items():
+        applicable = scores[~np.isnan(scores)]
+        if applicable.size:
+            means[name] = float(applicable.mean())
+    statistics = {f"reward/{name}": mean for name, mean in means.items()}
+    if collected.unscored is not None:
+        statistics["objective/unscored"] = float(collected.unscored.mean())
+    return statistics
+
+
 def shown_statistics(statistics: dict[str, float]) -> dict[str, float]:
-    """The statistics of the progress bar and the history, under their short names."""
+    """Returns the statistics of the progress bar and the history, under their short names."""
     places = {name: _PLACES.get(name, f"objective/{name}") for name in SHOWN}
     return {name: statistics.get(place, 0.0) for name, place in places.items()}
 
 
 def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float]:
-    """Where an iteration's time went, and the sampled tokens per second.
+    """Returns where an iteration's time went, and the sampled tokens per second.
 
     Args:
         seconds: of `rollout`, `score` and the whole `iteration`; what remains is the `update`.
@@ -79,5 +100,5 @@ def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float
 
 
 def trackers(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
-    """A running mean for each name."""
+    """Returns a running mean for each name."""
     return {name: keras.metrics.Mean(name=name) for name in names}

@@ -11,6 +11,8 @@ from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.weighted import WeightedReward
+from kerasrlhf.trainers.statistics import reward_statistics
 from kerasrlhf.types import Sampler
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
@@ -133,6 +135,92 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         expected = original(*texts[0][:2], ended=ended).scores
     np.testing.assert_allclose(result.raw_scores, expected, atol=1e-4)
     assert np.std(result.raw_scores) > 0.01
+
+
+def every_third(response_ids):
+    return [None if i % 3 else len(row) + 1.0 for i, row in enumerate(response_ids)]
+
+
+def never(response_ids):
+    return [None] * len(response_ids)
+
+
+def half(response_ids):
+    return [0.5] * (len(response_ids) // 2) + [None] * (len(response_ids) // 2)
+
+
+@pytest.fixture(scope="module")
+def rewarded():
+    """A function from rewards to the collector of groups of two with them, traced once."""
+    actor = helpers.actor(num_layers=1)
+    collector = Collector(
+        actor,
+        reward=never,
+        reference=Reference.of(actor.causal_lm, None),
+        sampler=SAMPLER,
+        rules=ScoreRules(),
+        strategy=tf.distribute.get_strategy(),
+        jit_compile=False,
+        group_size=2,
+    )
+
+    def exchange(reward):
+        collector.reward = WeightedReward(reward, actor, group_size=2)
+        return collector
+
+    return exchange
+
+
+UNIFORMS = replica.uniforms(0, 0, 16, SAMPLER.length)
+
+
+def test_a_response_that_no_reward_applies_to_is_neither_good_nor_bad(rewarded):
+    collector = rewarded(every_third)
+    with pytest.warns(UserWarning, match="10 of 16 responses have no score: `every_third`"):
+        result = collector(BATCH, UNIFORMS, 0.25)
+    lengths = np.sum(result.rollout.response_mask, axis=1) + 1.0
+    applies = np.arange(16) % 3 == 0
+    np.testing.assert_array_equal(result.unscored, ~applies)
+    groups = np.where(applies, lengths, np.nan).reshape(8, 2)
+    empty = np.isnan(groups).all(axis=1)
+    assert empty.any() and not empty.all()
+    means = np.where(empty, lengths[applies].mean(), np.nansum(groups, axis=1))
+    expected = np.where(np.isnan(groups), means[:, None], groups).reshape(-1)
+    np.testing.assert_allclose(result.raw_scores, expected, rtol=1e-6)
+    assert reward_statistics(result) == {"objective/unscored": 10 / 16}
+    collector(BATCH, UNIFORMS, 0.25)  # The warning appears once: another one would be an error.
+
+
+def test_parts_that_do_not_apply_add_nothing(rewarded):
+    """No warning: another part has a score for every response."""
+    parts = {"half": (half, 4.0), "ones": lambda response_ids: [1] * len(response_ids)}
+    result = rewarded({**parts, "never": never})(BATCH, UNIFORMS, 0.25)
+    assert result.raw_scores.tolist() == [3.0] * 8 + [1.0] * 8 and result.unscored is None
+    assert reward_statistics(result) == {"reward/half": 0.5, "reward/ones": 1.0}
+
+
+def test_without_any_score_all_are_zero(rewarded):
+    """A part of weight 0 is watched only: that it applies is no score."""
+    ones = (lambda response_ids: [1] * len(response_ids), 0.0)
+    with pytest.warns(UserWarning, match="no score: `never`, `never` returned None"):
+        result = rewarded([never, ones, never])(BATCH, UNIFORMS, 0.25)
+    assert not result.raw_scores.any() and result.unscored.all()
+    assert reward_statistics(result) == {"reward/lambda": 1.0, "objective/unscored": 1.0}
+
+
+def test_functions_know_the_iteration_and_log(rewarded):
+    def logs(response_ids, trainer_state, log_metric, log_extra):
+        log_metric("step", trainer_state.global_step)
+        log_metric("step", trainer_state.episodes)
+        log_extra("length", [len(row) for row in response_ids])
+        return [0.0] * len(response_ids)
+
+    result = rewarded(logs)(BATCH, UNIFORMS, 0.25, 3)
+    assert reward_statistics(result) == {"reward/step": (3 + 3 * 16) / 2}
+    counts = np.sum(result.rollout.response_mask, axis=1)
+    assert result.episodes.columns == {"length": counts.tolist()}
+    with pytest.raises(ValueError, match=r"metrics \['step'\], which are names of parts"):
+        rewarded({"step": logs})(BATCH, UNIFORMS, 0.25)
 
 
 def test_an_epoch_reads_every_row_once():

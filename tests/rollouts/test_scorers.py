@@ -1,4 +1,6 @@
-"""Ensembles and process reward models in a rollout: layout, rules, and what is refused."""
+"""Ensembles, process reward models and weighted rewards in a rollout, and what is refused."""
+
+import functools
 
 import helpers
 import numpy as np
@@ -12,7 +14,8 @@ from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.rules import ScoreRules
-from kerasrlhf.trainers.checks import check_parts
+from kerasrlhf.rollouts.weighted import filled, parts_of
+from kerasrlhf.trainers.checks import check_parts, check_reward_is_fixed
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.types import Sampler
 
@@ -150,3 +153,108 @@ def test_scores_of_steps_need_the_actor_s_tokenizer(actor):
     other = reward_model(ProcessRewardModel, vocab=22, separator="t")
     with pytest.raises(ValueError, match="the actor's own tokens"):
         collect(actor, other)
+
+
+def length(response_ids):
+    return [float(len(row)) for row in response_ids]
+
+
+def test_kinds_of_reward_are_summed_by_their_weights(actor, ensemble):
+    """Ids in the compiled pass, texts for another tokenizer, a Python function."""
+    ours, other = reward_model(seed=5), reward_model(seed=6, vocab=22)
+    parts = {"ours": (ours, 2.0), "texts": other, "length": (length, -0.25), "all": (ensemble, 0.5)}
+    result = collect(actor, parts, parts=2)
+    rows = {name: getattr(result.rollout, name) for name in ("token_ids", "padding_mask")}
+    responses = tokens.masked_rows(result.rollout.token_ids, result.rollout.response_mask)
+    alone = {
+        "ours": np.array(ours(rows)),
+        "texts": other.score(*result.episodes[:2], ended=actor.ended(responses)),
+        "length": np.array(length(responses)),
+        "all": np.array(ensemble(rows)),
+    }
+    assert [*result.part_scores] == [*parts] and result.unscored is None
+    for name, scores in alone.items():
+        np.testing.assert_allclose(result.part_scores[name], scores, atol=1e-4)
+    expected = (2.0, 1.0, -0.25, 0.5) @ np.stack([*alone.values()])
+    np.testing.assert_allclose(result.raw_scores, expected, atol=1e-3)
+    np.testing.assert_allclose(result.rollout.scores, expected, atol=1e-3)
+    members = np.stack([member(rows) for member in ensemble.members])
+    np.testing.assert_allclose(result.spread, 0.5 * members.std(axis=0), atol=1e-4)
+
+
+def test_next_to_scores_of_steps_the_others_count_at_the_last_token(actor, process, stepped):
+    result = collect(actor, [process, (length, 0.5)])
+    counts = np.sum(result.rollout.response_mask, axis=1)
+    added = np.array(result.rollout.scores) - np.array(stepped.rollout.scores)
+    last = np.cumsum(result.rollout.response_mask[:, ::-1], axis=1)[:, ::-1] == 1
+    last &= np.array(result.rollout.response_mask)
+    np.testing.assert_allclose(added, np.where(last, 0.5 * counts[:, None], 0.0), atol=1e-4)
+    np.testing.assert_allclose(result.raw_scores, stepped.raw_scores + 0.5 * counts, atol=1e-4)
+    steps, lengths = result.part_scores.values()
+    np.testing.assert_allclose(steps, stepped.raw_scores, atol=1e-4)
+    np.testing.assert_allclose(lengths, counts)
+
+
+def test_parts_have_names(ensemble):
+    def named(reward):
+        return [(part.name, part.weight) for part in parts_of(reward)]
+
+    judge = functools.partial(length)
+    assert named(length) == [("length", 1.0)]
+    assert named([length, (judge, 2), lambda x: x]) == [
+        *[("length", 1.0), ("length_2", 2.0), ("lambda", 1.0)]
+    ]
+    assert named({"a": length, "b": (length, -1)}) == [("a", 1.0), ("b", -1.0)]
+    assert named([ensemble]) == [(ensemble.name, 1.0)]
+
+    def length_2(response_ids):
+        return length(response_ids)
+
+    assert [name for name, _ in named([length, length, length_2])] == [
+        *["length", "length_3", "length_2"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ([], "at least one part"),
+        ({}, "at least one part"),
+        (3.0, "a list or dict of these.*Received: 3.0 of type float"),
+        (None, "Received: None"),
+        ((length, 1.0), r"tuples \(reward, weight\)"),
+        ([length, 3], "Part number 1 of `reward`"),
+        ([[length]], "Part number 0"),
+        ([(length, 1.0, 2.0)], "a reward or a tuple"),
+        ([(length, "2")], "`weight of part number 0` must be a finite number. Received: '2'"),
+        ({"a": (length, float("nan"))}, "weight of part a"),
+        ({"a": (length, True)}, "weight of part a"),
+        ([(length, 0.0), (length, 0)], "a weight other than 0"),
+        ({1: length}, r"names of its parts.*\[1\]"),
+        ({" ": length}, "names of its parts"),
+        (dict, "is the class dict"),
+        ([helpers.lm(num_layers=1)], "a Keras model of type GPT2CausalLM"),
+    ],
+)
+def test_other_rewards_are_refused_before_anything_is_built(actor, reward, message):
+    with pytest.raises(ValueError, match=message):
+        check_parts(actor, reward, SAMPLER, FixedKL(0.1))
+
+
+def test_a_part_that_training_would_change_is_refused(actor):
+    shared = RewardModel(actor.causal_lm)
+    with pytest.raises(ValueError, match=r"`reward` shares \d+ weights"):
+        check_reward_is_fixed(actor, {"length": length, "shared": (shared, 0.5)})
+    check_reward_is_fixed(actor, [length, RewardModel.from_causal_lm(actor.causal_lm)])
+
+
+@pytest.mark.parametrize(
+    ("group_size", "expected"),
+    [(1, [1.0, 3.0, 3.0, 5.0, 3.0, 3.0]), (2, [1.0, 1.0, 5.0, 5.0, 3.0, 3.0])],
+)
+def test_missing_scores_are_means_of_the_group_or_of_the_batch(group_size, expected):
+    scores = np.array([1.0, 9.0, 9.0, 5.0, 9.0, 9.0], "float32")
+    applies = np.array([True, False, False, True, False, False])
+    found = filled(scores, applies, group_size)
+    assert found.dtype == "float32" and found.tolist() == expected
+    assert not filled(scores, np.zeros(6, bool), group_size).any()

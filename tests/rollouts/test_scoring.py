@@ -1,6 +1,8 @@
 """How reward functions are called, what they may return, and the rules behind them."""
 
+import asyncio
 import functools
+import json
 
 import helpers
 import numpy as np
@@ -10,7 +12,7 @@ import tensorflow as tf
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.rules import ScoreRules
-from kerasrlhf.rollouts.scoring import Episodes
+from kerasrlhf.rollouts.scoring import Episodes, RewardLog, TrainerState
 from kerasrlhf.types import Samples
 
 PROMPTS, RESPONSES = ["p0", "p1", "p2"], ["r0", "r1", "r2"]
@@ -36,6 +38,8 @@ EVERYTHING = {
     "response_ids": RESPONSE_IDS,
     "completion_ids": RESPONSE_IDS,
     "label": [10, 20, None],
+    "prompt_texts": PROMPTS,
+    "trainer_state": TrainerState(),
 }
 
 
@@ -48,8 +52,10 @@ def called(wrap, episodes=EPISODES):
         return [0.0, 0.0, 0.0]
 
     scoring.call_reward(wrap(record), episodes, SAMPLES)
-    (found,) = received
-    return found
+    ((args, kwargs),) = received
+    loggers = {name: kwargs.pop(name) for name in ("log_metric", "log_extra") if name in kwargs}
+    assert all(map(callable, loggers.values()))
+    return args, kwargs
 
 
 class Judge:
@@ -134,14 +140,15 @@ def test_the_signature_decides(wrap, args, kwargs):
     assert called(wrap) == (args, kwargs)
 
 
+class Opaque:
+    __signature__ = "none"
+
+    def __call__(self, *args):
+        assert args == (PROMPTS, RESPONSES)
+        return [1.0, 2.0, 3.0]
+
+
 def test_a_builtin_without_a_signature_is_called_by_position():
-    class Opaque:
-        __signature__ = "none"
-
-        def __call__(self, *args):
-            assert args == (PROMPTS, RESPONSES)
-            return [1.0, 2.0, 3.0]
-
     assert scoring.call_reward(Opaque(), EPISODES, SAMPLES).tolist() == [1.0, 2.0, 3.0]
 
 
@@ -169,8 +176,9 @@ def test_without_a_tokenizer_there_are_token_ids():
         "prompt_ids",
         "response_ids",
         "completion_ids",
+        "trainer_state",
     }
-    for function in (lambda responses: [], lambda x, y: [], lambda *args: []):
+    for function in (lambda responses: [], lambda x, y: [], lambda *args: [], Opaque()):
         with pytest.raises(ValueError, match="response_ids"):
             scoring.call_reward(function, episodes, SAMPLES)
 
@@ -198,19 +206,179 @@ def test_truth_values_are_numbers():
     assert scores.tolist() == [1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None, "7", [1.0, 2.0], object()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7", [1.0, 2.0], object()])
 def test_what_is_no_finite_number_is_named_with_its_row(bad):
     def my_reward(responses):
         return [1.0, bad, 2.0]
 
-    with pytest.raises(ValueError, match=r"`my_reward`.*1 of 3 rows are not: row 1"):
+    with pytest.raises(ValueError, match=r"`my_reward`.*1 of 3 rows are neither: row 1"):
         scoring.call_reward(my_reward, EPISODES, SAMPLES)
 
 
-@pytest.mark.parametrize("result", [[1.0], [1.0] * 4, [], 1.0, np.float32(1.0), None])
+@pytest.mark.parametrize(
+    "result",
+    [
+        *([1.0], [1.0] * 4, [], 1.0, np.float32(1.0), None),
+        *({1: 0.0, 2: 0.0, 3: 0.0}, {1.0, 2.0, 3.0}, {1: 0, 2: 0, 3: 0}.keys(), "123", b"123"),
+    ],
+)
 def test_one_number_per_response(result):
+    """Mappings, sets and strings too: their keys and letters are no scores."""
     with pytest.raises(ValueError, match=r"one number per response\. Expected 3"):
         scoring.call_reward(lambda responses: result, EPISODES, SAMPLES)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "bool"])
+def test_tensors_of_any_number_type(dtype):
+    result = tf.cast([1, 0, 1], dtype)
+    scores = scoring.call_reward(lambda responses: result, EPISODES, SAMPLES)
+    assert scores.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_none_is_where_a_function_does_not_apply():
+    scores = scoring.call_reward(lambda responses: [None, 2.0, None], EPISODES, SAMPLES)
+    np.testing.assert_array_equal(scores, np.float32([np.nan, 2.0, np.nan]))
+
+
+def test_one_response_without_a_score_is_not_a_function_without_a_return():
+    one = Samples(*(None if x is None else x[:1] for x in SAMPLES))
+    episodes = Episodes(["p"], ["r"], {})
+    assert np.isnan(scoring.call_reward(lambda responses: [None], episodes, one))
+    with pytest.raises(ValueError, match="received None of type NoneType"):
+        scoring.call_reward(lambda responses: None, episodes, one)
+
+
+ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "p1"}]
+DIALOGUE = EPISODES._replace(conversations=[None, ASKED, None])
+
+
+def test_a_dialogue_is_seen_as_messages():
+    """Only where the prompt is one; `responses` and `prompt_texts` are texts always."""
+    replies = ["r0", [{"role": "assistant", "content": "r1"}], "r2"]
+    expected = {**EVERYTHING, "prompts": ["p0", ASKED, "p2"], "completions": replies}
+    assert called(lambda f: lambda **kwargs: f(**kwargs), DIALOGUE) == ((), expected)
+    by_position = called(lambda f: lambda x, y: f(x, y), DIALOGUE)
+    assert by_position == ((["p0", ASKED, "p2"], RESPONSES), {})
+
+
+def test_a_function_may_change_the_messages_it_gets():
+    def careless(prompts, completions):
+        prompts[1].pop()["content"] = ""
+        completions[1][0]["content"] = ""
+        return [0.0] * 3
+
+    before = [{**message} for message in ASKED]
+    scoring.call_reward(careless, DIALOGUE, SAMPLES)
+    assert before == ASKED and DIALOGUE.responses == RESPONSES
+
+
+async def slowly(responses, label, **kwargs):
+    await asyncio.sleep(0.01)
+    return [float(x or 5) for x in label]
+
+
+class SlowJudge:
+    async def __call__(self, responses, label):
+        return await slowly(responses, label)
+
+    async def method(self, responses, label):
+        return await slowly(responses, label)
+
+
+def later(responses, label):
+    """No `async def` itself."""
+    return slowly(responses, label)
+
+
+ASYNCHRONOUS = [slowly, SlowJudge(), SlowJudge().method, functools.partial(slowly, scale=1), later]
+
+
+@pytest.mark.parametrize("function", ASYNCHRONOUS)
+def test_asynchronous_functions_run_to_completion(function):
+    assert scoring.call_reward(function, EPISODES, SAMPLES).tolist() == [10.0, 20.0, 5.0]
+
+
+def test_asynchronous_functions_run_where_a_loop_runs_already():
+    async def notebook():
+        return scoring.call_reward(slowly, EPISODES, SAMPLES)
+
+    assert asyncio.run(notebook()).tolist() == [10.0, 20.0, 5.0]
+
+
+def test_asynchronous_functions_wait_together_and_keep_their_places():
+    async def meet(responses, barrier):
+        await asyncio.wait_for(barrier(), timeout=10)
+        return [1.0, 2.0, None]
+
+    met = []
+
+    async def both():
+        met.append(1)
+        while len(met) < 2:
+            await asyncio.sleep(0)
+
+    first, last = (functools.partial(meet, barrier=both) for _ in range(2))
+    scores = scoring.call_rewards([first, lambda responses: [7] * 3, last], EPISODES, SAMPLES)
+    expected = [[1.0, 2.0, np.nan], [7.0] * 3, [1.0, 2.0, np.nan]]
+    np.testing.assert_array_equal(scores, np.float32(expected))
+
+
+def test_asynchronous_functions_share_one_loop():
+    """A client that a function keeps open belongs to the loop that it was made in."""
+    loops = []
+
+    async def remembers(responses):
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * 3
+
+    for _ in range(2):
+        scoring.call_reward(remembers, EPISODES, SAMPLES)
+    assert loops[0] is loops[1]
+
+
+def test_errors_of_asynchronous_functions_are_seen():
+    async def fails(responses):
+        raise KeyError("no such judge")
+
+    def broken(responses):
+        raise OSError("disk")
+
+    with pytest.raises(KeyError, match="no such judge"):
+        scoring.call_rewards([slowly, fails], EPISODES, SAMPLES)
+    with pytest.raises(OSError, match="disk"):  # and no warning of what was never awaited
+        scoring.call_rewards([slowly, broken], EPISODES, SAMPLES)
+
+
+def test_the_state_of_training_says_what_it_has():
+    state = TrainerState(global_step=3, episodes=12)
+    scores = scoring.call_reward(
+        lambda trainer_state: [trainer_state.global_step, trainer_state.episodes, 0],
+        *(EPISODES, SAMPLES, state),
+    )
+    assert scores.tolist() == [3.0, 12.0, 0.0]
+    with pytest.raises(AttributeError, match=r"no 'max_steps'.*global_step.*episodes"):
+        scoring.call_reward(lambda trainer_state: trainer_state.max_steps, EPISODES, SAMPLES)
+    with pytest.raises(AttributeError):
+        state.global_step = 4
+
+
+def test_what_functions_log():
+    def logs(responses, log_metric, log_extra):
+        log_metric("accuracy", 1)
+        log_metric("accuracy", tf.constant(0.5))
+        log_extra("verdict", (r.upper() for r in responses))
+        return [0.0] * 3
+
+    log = RewardLog(3)
+    scoring.call_reward(logs, EPISODES, SAMPLES, log=log)
+    assert log.metrics == {"accuracy": [1.0, 0.5]} and log.columns == {
+        "verdict": ["R0", "R1", "R2"]
+    }
+    scoring.call_reward(logs, EPISODES, SAMPLES)
+    with pytest.raises(ValueError, match=r"one entry per response. Expected 3 .*'x', received 2"):
+        log.extra("x", [1, 2])
+    with pytest.raises(ValueError, match=r"a name and a number. Received: 'x', 'high'"):
+        log.metric("x", "high")
 
 
 ENDED = np.array([True, False, True, False])
@@ -275,6 +443,12 @@ def test_texts_and_columns_are_read_off_a_batch():
     }
     decoded = scoring.read_episodes(samples, {}, preprocessor)
     assert decoded.prompts == ["a", "ab", "abc"] and decoded.columns == {}
+    assert episodes.conversations == [None] * 3 and decoded.conversations is None
+    messages = [{"role": "user", "content": "two"}]
+    batch["record"] = [json.dumps({"prompt": x}) for x in ("one", messages, "three")]
+    dialogue = scoring.read_episodes(samples, batch, preprocessor)
+    assert dialogue.conversations == [None, messages, None]
+    assert dialogue.prompts == ["é one", "two", "three"]
     bare = scoring.read_episodes(samples, {}, None)
     assert (bare.prompts, bare.responses) == (None, None)
 

@@ -1,0 +1,339 @@
+"""Weighted sums of rewards: reward models that read ids or texts, and Python functions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from kerasrlhf import tokens
+from kerasrlhf.functional import masking
+from kerasrlhf.models.reward_ensemble import RewardEnsemble
+from kerasrlhf.models.scorer import Scored, Scorer
+from kerasrlhf.rollouts import scoring
+from kerasrlhf.types import Samples, require_number
+
+
+class Part(NamedTuple):
+    """One reward of a weighted sum.
+
+    name: str, the end of its statistic `reward/<name>`.
+    reward: `RewardModel`, `ProcessRewardModel`, `RewardEnsemble` or callable.
+    weight: float.
+    """
+
+    name: str
+    reward: Scorer | Callable
+    weight: float
+
+
+class Scores(NamedTuple):
+    """The scores of a batch, and what is known about them. Arrays are float32.
+
+    total: `(batch,)`, the weighted sum; `(batch, length)` if a part scores every token.
+    by_part: dict from name to `(batch,)`, without weights, NaN where a part does not apply; empty
+        for a reward that is not a list or dict.
+    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; of several
+        weighted ones, the root of the sum of squares. None without an ensemble.
+    unscored: bool `(batch,)`, whether no part applies to a response. None before the first one.
+    log: `RewardLog` of the functions.
+    """
+
+    total: np.ndarray
+    by_part: dict[str, np.ndarray]
+    spread: np.ndarray | None
+    unscored: np.ndarray | None
+    log: scoring.RewardLog
+
+
+def parts_of(reward: Any) -> list[Part]:
+    """Returns the rewards and weights that `reward=` of a trainer is made of.
+
+    Args:
+        reward: a `RewardModel`, a `ProcessRewardModel`, a `RewardEnsemble` or a callable; a list
+            of these, or a dict from names to them. An entry of a list or dict may be a tuple
+            `(reward, weight)`; the weight defaults to 1. A part of weight 0 is only logged.
+
+    Returns:
+        List of `Part`. Parts of a list are named after their function or model, with a number
+        where a name is taken.
+
+    Raises:
+        ValueError: If there is no reward, or an entry, weight or name is of another kind.
+
+    Example:
+        >>> def length(completions):
+        ...     return [len(c) for c in completions]
+        >>> [(part.name, part.weight) for part in parts_of([length, (length, -0.5)])]
+        [('length', 1.0), ('length_2', -0.5)]
+    """
+    if isinstance(reward, dict):
+        bad = [name for name in reward if not isinstance(name, str) or not name.strip()]
+        if bad:
+            raise ValueError(
+                "The keys of a dict of rewards are the names of its parts, strings that are not "
+                f"empty. Received: {bad}."
+            )
+        parts = [Part(name, *_weighted(name, entry)) for name, entry in reward.items()]
+    elif isinstance(reward, list):
+        entries = [_weighted(f"number {i}", entry) for i, entry in enumerate(reward)]
+        names = _unique([scoring.name_of(entry) for entry, _ in entries])
+        parts = [Part(name, *entry) for name, entry in zip(names, entries, strict=True)]
+    else:
+        return [Part(scoring.name_of(reward), _checked(reward, "`reward`"), 1.0)]
+    if not parts:
+        raise ValueError(
+            f"`reward` needs at least one part. Received: {reward!r}. Pass a RewardModel or a "
+            "function of prompts and responses, or a list or dict of these."
+        )
+    if not any(part.weight for part in parts):
+        raise ValueError(
+            "At least one part of `reward` needs a weight other than 0, or all scores are equal. "
+            f"Received: {[(part.name, part.weight) for part in parts]}."
+        )
+    return parts
+
+
+def _weighted(name: str, entry: Any) -> tuple[Any, float]:
+    if not isinstance(entry, tuple):
+        return _checked(entry, f"Part {name} of `reward`"), 1.0
+    if len(entry) != 2:
+        raise ValueError(
+            f"Part {name} of `reward` must be a reward or a tuple (reward, weight). Received: "
+            f"{entry!r}."
+        )
+    reward, weight = entry
+    number = require_number(f"weight of part {name}", weight)
+    return _checked(reward, f"Part {name} of `reward`"), number
+
+
+def _checked(reward: Any, where: str) -> Any:
+    if not callable(reward):
+        raise ValueError(
+            f"{where} must be a RewardModel or a function of prompts and responses; `reward` may "
+            "also be a list or dict of these, or of tuples (reward, weight). Received: "
+            f"{reward!r} of type {type(reward).__name__}."
+        )
+    if isinstance(reward, type):
+        raise ValueError(
+            f"{where} is the class {reward.__name__}. Pass an instance of it, or a function of "
+            "prompts and responses."
+        )
+    if isinstance(reward, keras.Model) and not isinstance(reward, Scorer):
+        raise ValueError(
+            f"{where} is a Keras model of type {type(reward).__name__}, which is not a "
+            "RewardModel, ProcessRewardModel or RewardEnsemble. Wrap it in a function of prompts "
+            "and responses, or use one of these."
+        )
+    return reward
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, those that are taken with the next free number."""
+    taken: dict[str, None] = {}
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken or (number > 1 and candidate in names):
+            number += 1
+            candidate = f"{name}_{number}"
+        taken[candidate] = None
+    return [*taken]
+
+
+class WeightedReward:
+    """A reward as the collector uses it: each part read in the way of its kind.
+
+    Reward models with the actor's tokenizer score the sampled ids in the compiled pass
+    (`read_tokens`). Reward models with another tokenizer get the texts, and functions what their
+    signatures name. The score is the weighted sum.
+
+    A function that returns None for a response does not apply to it, and adds nothing to its sum.
+    A response that no weighted part applies to gets the mean score of its group; of the batch if
+    nothing in its group has a score; 0 if nothing in the batch has one. So it says nothing about
+    which response is better. The first time there is a warning, and from then on the statistic
+    `objective/unscored` is the fraction of such responses.
+
+    Args:
+        reward: as `parts_of` describes.
+        actor: `ActorCritic`, or whatever has its `causal_lm` and `ended`.
+        group_size: int. Responses to each prompt, in consecutive rows.
+
+    Raises:
+        ValueError: As `parts_of` and `scoring.shares_tokens`.
+    """
+
+    def __init__(self, reward: Any, actor: Any, group_size: int = 1):
+        self.parts = parts_of(reward)
+        self.actor, self.group_size = actor, group_size
+        self._is_named = isinstance(reward, (list, dict))
+        self._by_tokens: list[Part] = []
+        self._by_texts: list[Part] = []
+        self._functions: list[Part] = []
+        for part in self.parts:
+            if not isinstance(part.reward, Scorer):
+                self._functions.append(part)
+            elif scoring.shares_tokens(part.reward, actor.causal_lm):
+                self._by_tokens.append(part)
+            else:
+                self._by_texts.append(part)
+        self._has_unscored = False
+
+    def read_tokens(self, token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> list[Scored]:
+        """Returns the scores of the models that share the actor's tokens; pure, compiled.
+
+        Args:
+            token_ids: int32 `(batch, length)`, right-padded.
+            padding_mask: bool `(batch, length)`.
+            prompt_lengths: int32 `(batch,)`.
+        """
+        rows = token_ids, padding_mask, prompt_lengths
+        return [part.reward.read(*rows) for part in self._by_tokens]
+
+    def score(
+        self,
+        samples: Samples,
+        episodes: scoring.Episodes,
+        read: list[Scored],
+        state: scoring.TrainerState = scoring.TrainerState(),  # noqa: B008 (frozen)
+    ) -> Scores:
+        """Scores a batch.
+
+        Args:
+            samples: the sampled responses.
+            episodes: their texts.
+            read: what `read_tokens` returned.
+            state: what functions get as `trainer_state`.
+
+        Raises:
+            ValueError: As `scoring.call_reward`, or if a function logs a metric under the name of
+                a part.
+        """
+        log = scoring.RewardLog(int(samples.token_ids.shape[0]))
+        readings = self._read_models(samples, episodes, read)
+        readings |= self._call_functions(samples, episodes, state, log)
+        total = self._summed(readings, samples)
+        unscored = self._unscored(readings)
+        if unscored is not None:
+            total = filled(total, ~unscored, self.group_size)
+        by_part = {}
+        if self._is_named:
+            by_part = {part.name: _part_scores(readings[part.name]) for part in self.parts}
+        taken = sorted(by_part.keys() & log.metrics.keys())
+        if taken:
+            raise ValueError(
+                f"A reward function logs the metrics {taken}, which are names of parts of "
+                "`reward`: both would be `reward/<name>`. Rename one of them, for example with "
+                "the keys of a dict."
+            )
+        return Scores(total, by_part, self._spread(readings), unscored, log)
+
+    def _read_models(self, samples, episodes, read):
+        scored = dict(zip((part.name for part in self._by_tokens), read, strict=True))
+        if self._by_texts:
+            ended = self.actor.ended(tokens.masked_rows(samples.token_ids, samples.response_mask))
+        for part in self._by_texts:
+            scored[part.name] = part.reward.read_texts(
+                episodes.prompts, episodes.responses, ended=ended
+            )
+        rewards = {part.name: part.reward for part in self.parts}
+        return {name: _reading(rewards[name], *arrays) for name, arrays in scored.items()}
+
+    def _call_functions(self, samples, episodes, state, log):
+        functions = [part.reward for part in self._functions]
+        called = scoring.call_rewards(functions, episodes, samples, state, log)
+        return {
+            part.name: _Reading(np.nan_to_num(scores), ~np.isnan(scores))
+            for part, scores in zip(self._functions, called, strict=True)
+        }
+
+    def _summed(self, readings, samples):
+        """The weighted sum; next to scores per token, the others count at the last token."""
+        per_token = any(reading.scores.ndim == 2 for reading in readings.values())
+        total = np.float32(0.0)
+        for part in self.parts:
+            scores = readings[part.name].scores
+            if per_token and scores.ndim == 1:
+                scores = scores[:, None] * masking.last_true_mask(samples.response_mask).numpy()
+            total = total + np.float32(part.weight) * scores
+        return total.astype("float32")
+
+    def _unscored(self, readings):
+        """Which responses no part applies to; warns at the first ones."""
+        counted = [readings[part.name].applies for part in self.parts if part.weight]
+        unscored = ~np.any(counted, axis=0)
+        if unscored.any() and not self._has_unscored:
+            self._has_unscored = True
+            counted = [part.reward for part in self._functions if part.weight]
+            names = ", ".join(f"`{scoring.name_of(function)}`" for function in counted)
+            warnings.warn(
+                f"{unscored.sum()} of {len(unscored)} responses have no score: {names} returned "
+                "None for them. They get the mean score of their group, or of the batch, so that "
+                "they count as neither good nor bad. The statistic `objective/unscored` is their "
+                "fraction; this warning appears once.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return unscored if self._has_unscored else None
+
+    def _spread(self, readings):
+        weighted = [
+            part.weight * readings[part.name].spread
+            for part in self.parts
+            if readings[part.name].spread is not None
+        ]
+        return np.sqrt(np.sum(np.square(weighted), axis=0)) if weighted else None
+
+
+class _Reading(NamedTuple):
+    """What one part says: scores, 0 where it does not apply, and its `(batch,)` spread."""
+
+    scores: np.ndarray
+    applies: np.ndarray
+    spread: np.ndarray | None = None
+
+
+def _reading(reward, scores, spread):
+    scores, spread = (np.asarray(x, "float32") for x in (scores, spread))
+    applies = np.ones(len(scores), bool)
+    has_spread = isinstance(reward, RewardEnsemble)
+    return _Reading(scores, applies, per_response(spread) if has_spread else None)
+
+
+def _part_scores(reading):
+    return np.where(reading.applies, per_response(reading.scores), np.float32(np.nan))
+
+
+def per_response(scores: np.ndarray) -> np.ndarray:
+    """Returns scores `(batch,)` or `(batch, length)` as one number per response, their sum.
+
+    Example:
+        >>> per_response(np.array([[1.0, 2.0], [0.0, 4.0]])).tolist()
+        [3.0, 4.0]
+    """
+    return scores.reshape(len(scores), -1).sum(axis=1)
+
+
+def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.ndarray:
+    """Returns scores in which responses without one have the mean of those around them.
+
+    That is the mean over the group, over the batch where the group has no score, or 0.
+
+    Args:
+        scores: float32 `(batch,)`.
+        applies: bool `(batch,)`, true where there is a score.
+        group_size: int, consecutive rows of a group.
+
+    Example:
+        >>> scores, applies = np.array([1.0, 0.0, 0.0, 0.0]), np.array([True, False, False, False])
+        >>> filled(scores, applies, group_size=2).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    groups, known = (x.reshape(-1, group_size) for x in (scores, applies))
+    batch_mean = scores[applies].mean() if applies.any() else 0.0
+    counts = known.sum(axis=1)
+    sums = np.where(known, groups, 0.0).sum(axis=1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), batch_mean)
+    return np.where(known, groups, means[:, None]).reshape(-1).astype("float32")
