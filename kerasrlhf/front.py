@@ -45,8 +45,9 @@ class RLHF:
     Args:
         preset: keras-hub name or handle, or a local folder: where the policy starts.
         prompts: what to answer, a source as `data.prompts` takes.
-        reward: a trained reward model, a function of prompts and responses, or the name of either
-            as `load_reward` takes. Instead of `preferences`.
+        reward: a trained reward model, a function of prompts and responses, a list or dict of
+            these as a trainer takes, or the name of one as `load_reward` takes. Instead of
+            `preferences`.
         preferences: pairs to train a reward model on, a source as `data.preferences` takes.
         demonstrations: None, or what to imitate first, a source as `data.demonstrations` takes.
         algorithm: a key of `front.ALGORITHMS`.
@@ -57,6 +58,7 @@ class RLHF:
         batch_size: int. Prompts of an iteration, pairs or demonstrations of an update.
         jit_compile: compile with XLA.
         seed: int.
+        template: how messages become a text, see `data.dialogue`.
         **options: of the algorithm, such as `update_epochs`, `group_size` or `reference`.
 
     Attributes:
@@ -97,6 +99,7 @@ class RLHF:
         batch_size: int = 32,
         jit_compile: bool = True,
         seed: int = 0,
+        template: Any = "plain",
         **options: Any,
     ):
         if algorithm not in ALGORITHMS:
@@ -123,7 +126,17 @@ class RLHF:
         self.sampler = Sampler(length, temperature=temperature)
         self.kl = FixedKL(kl_coef)
         self.jit_compile, self.seed = jit_compile, seed
-        self._sources = prompts, preferences, demonstrations
+        data.dialogue.check_template(template)
+        self.template = template
+        # Read once: a generator would be used up by the first call of `train`.
+        self._sources = [
+            source if source is None else data.records.load(source, text_column=column)
+            for source, column in (
+                (prompts, "prompt"),
+                (preferences, "text"),
+                (demonstrations, "text"),
+            )
+        ]
         self._given_reward = reward
         self._is_prepared = False
         self.actor = self.reward = self.trainer = None
@@ -175,15 +188,17 @@ class RLHF:
             if demonstrations is not None:
                 self._imitate(self._batches(data.demonstrations, demonstrations))
             if preferences is not None:
-                texts = data.records.prompt_texts(data.records.load(prompts, text_column="prompt"))
+                texts = [record["prompt"] for record in prompts[:_NORMALIZED]]
                 self._learn_preferences(self._batches(data.preferences, preferences), texts)
             self._is_prepared = True
         return self.trainer.fit(batches, epochs=epochs, shuffle=False, **kwargs)
 
     def generate(self, prompts: Any, seed: int = 0) -> Any:
-        """Responses of the policy as it is now; a string to a string, else a list."""
+        """Returns responses of the policy as it is now: a string for one prompt, else a list."""
         self._check_built("generate")
-        return self.actor.generate(prompts, self.sampler, seed, jit_compile=self.jit_compile)
+        return self.actor.generate(
+            prompts, self.sampler, seed, jit_compile=self.jit_compile, template=self.template
+        )
 
     def _imitate(self, demonstrations):
         """Fine-tunes the policy; what was not given starts from what came out."""
@@ -204,15 +219,23 @@ class RLHF:
     def _learn_preferences(self, pairs, prompts):
         """Fits the reward model; responses of the policy then score mean 0 and deviation 1."""
         self.reward.fit(pairs, shuffle=False, verbose=0)
-        prompts = prompts[:_NORMALIZED]
         responses, ended = self.actor.generate(
-            prompts, self.sampler, self.seed, return_ended=True, jit_compile=self.jit_compile
+            prompts,
+            self.sampler,
+            self.seed,
+            return_ended=True,
+            jit_compile=self.jit_compile,
+            template=self.template,
         )
-        self.reward.normalize(prompts, responses=responses, ended=ended)
+        self.reward.normalize(prompts, responses=responses, ended=ended, template=self.template)
 
     def _batches(self, read, source):
         return read(
-            source, self.actor.causal_lm.preprocessor, batch_size=self.batch_size, seed=self.seed
+            source,
+            self.actor.causal_lm.preprocessor,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            template=self.template,
         )
 
     def _optimizer(self):

@@ -19,6 +19,30 @@ _ANCHORS = ("\n", ".", "0", "\u2603")
 _adds_blank = weakref.WeakKeyDictionary()
 
 
+class SampledText(str):
+    """A response of a model: its text, and the tokens that were sampled.
+
+    Other tokens may make the same text, so that a text that is tokenized again need not be what
+    the model wrote. Where the same tokenizer reads this one, it finds the tokens themselves.
+
+    Args:
+        text: `str`.
+        token_ids: List of `int`, without the token that ended the response.
+        tokenizer: The keras-hub tokenizer that the ids belong to.
+
+    Example:
+
+    >>> text = SampledText("ab", [1, 2], tokenizer=None)
+    >>> text, text == "ab", text.token_ids
+    ('ab', True, [1, 2])
+    """
+
+    def __new__(cls, text, token_ids, tokenizer):
+        made = super().__new__(cls, text)
+        made.token_ids, made.tokenizer = token_ids, tokenizer
+        return made
+
+
 def tokenize(texts, preprocessor, *, parse_special=False):
     """Tokenizes texts, adding nothing.
 
@@ -46,8 +70,18 @@ def tokenize(texts, preprocessor, *, parse_special=False):
     """
     tokenizer = tokenizer_of(preprocessor)
     if not parse_special:
-        texts = [special_tokens.guarded(text, tokenizer) for text in texts]
+        texts = [guarded(text, tokenizer) for text in texts]
     return _encode(list(texts), tokenizer)
+
+
+def guarded(text, tokenizer):
+    """Returns a text whose special tokens are text; what was sampled is known and stays as it is.
+
+    See `kerasrlhf.special_tokens.guarded`.
+    """
+    if isinstance(text, SampledText) and text.tokenizer is tokenizer:
+        return text
+    return special_tokens.guarded(text, tokenizer)
 
 
 def continuations(prompts, prompt_ids, responses, preprocessor):
@@ -62,7 +96,8 @@ def continuations(prompts, prompt_ids, responses, preprocessor):
         prompts: List of `str`. Special tokens are parsed: `special_tokens.guarded` keeps typed ones
             text.
         prompt_ids: List of lists of `int`: `prompts` tokenized, with special tokens parsed.
-        responses: List of `str`, one per prompt.
+        responses: List of `str`, one per prompt. A `SampledText` of this tokenizer keeps the
+            tokens that were sampled.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
 
     Returns:
@@ -82,6 +117,9 @@ def continuations(prompts, prompt_ids, responses, preprocessor):
         whole[len(ids) :] if whole[: len(ids)] == ids else None
         for whole, ids in zip(wholes, prompt_ids, strict=True)
     ]
+    for index, response in enumerate(responses):
+        if isinstance(response, SampledText) and response.tokenizer is tokenizer:
+            rows[index] = [*response.token_ids]
     merged = [index for index, row in enumerate(rows) if row is None]
     alone = _encode([responses[index] for index in merged], tokenizer, continues=True)
     for index, row in zip(merged, alone, strict=True):
@@ -158,7 +196,7 @@ def detokenize(rows, preprocessor, *, after=None):
         rows: List of lists of `int`, or of 1D integer arrays.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
         after: `None`, or the ids that precede each row: the text of a row is then what it adds to
-            theirs, a blank before its first word included.
+            theirs, a blank before its first word included, and a `SampledText`.
 
     Returns:
         List of `str`.
@@ -176,7 +214,8 @@ def detokenize(rows, preprocessor, *, after=None):
     """
     tokenizer = tokenizer_of(preprocessor)
     hidden = _hidden_ids(tokenizer)
-    rows = [[int(i) for i in row if int(i) not in hidden] for row in rows]
+    given = [[int(i) for i in row] for row in rows]
+    rows = [[i for i in row if i not in hidden] for row in given]
     if after is None:
         return _decode(rows, tokenizer)
     # One visible token is context enough: only the first blank of a text depends on what precedes.
@@ -189,7 +228,10 @@ def detokenize(rows, preprocessor, *, after=None):
     ]
     # A character that begins in the context and ends in the row has no text on either side.
     alone = _decode([rows[i] if text is None else [] for i, text in enumerate(texts)], tokenizer)
-    return [a if text is None else text for text, a in zip(texts, alone, strict=True)]
+    texts = [a if text is None else text for text, a in zip(texts, alone, strict=True)]
+    ends = stop_ids(preprocessor)
+    given = [row[:-1] if row and row[-1] in ends else row for row in given]
+    return [SampledText(text, row, tokenizer) for text, row in zip(texts, given, strict=True)]
 
 
 def _decode(rows, tokenizer):
@@ -300,7 +342,7 @@ def stop_ids(preprocessor):
     >>> stop_ids(keras_hub.models.GPT2CausalLMPreprocessor(tokenizer))
     (0, 2)
     """
-    tokenizer = getattr(preprocessor, "tokenizer", None)
+    tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
     if tokenizer is None:
         return ()
     ids = [getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]

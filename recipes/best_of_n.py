@@ -36,6 +36,8 @@ class Config:
         model: The policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         n: Responses to every prompt, at least 2.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
         max_prompts: Prompts to learn from at most; none for all.
         held_out: Prompts kept back for the report.
         batch_size: Prompts answered at once, n rows each; winners of an update.
@@ -52,6 +54,7 @@ class Config:
     model: str = rlhf.presets.TINY_STORIES
     output: pathlib.Path = pathlib.Path("runs/best_of_n")
     n: int = 8
+    template: str = "plain"
     max_prompts: int | None = None
     held_out: int = 64
     batch_size: int = 32
@@ -70,19 +73,26 @@ class Config:
         }
     }  # fmt: skip
 
+    def __post_init__(self):
+        rlhf.cli.check_ranges(self, zero=["seed"], at_least={"n": 2})
+
 
 def main(config):
     keras.utils.set_random_seed(config.seed)
     actor, start = (rlhf.ActorCritic.from_preset(config.model) for _ in range(2))
     reward = rlhf.load_reward(config.reward)
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
-    texts = rlhf.data.records.prompt_texts(rlhf.data.records.load(source, text_column="prompt"))
+    template = rlhf.data.dialogue.load_template(config.template)
+    records = rlhf.data.records.load(source, text_column="prompt")
+    rlhf.data.records.prompt_texts(records, template)  # refuses what is no prompt
+    texts = [record["prompt"] for record in records]
     np.random.default_rng(config.seed).shuffle(texts)
     held_out, train = texts[: config.held_out], texts[config.held_out :][: config.max_prompts]
     sampler = rlhf.Sampler(config.response_length, temperature=config.temperature)
 
     def draw(prompts, seed):
         options = {"batch_size": config.batch_size, "jit_compile": config.jit_compile}
+        options["template"] = template
         return rlhf.best_of_n(actor, reward, prompts, config.n, sampler, seed=seed, **options)
 
     def measure():
@@ -90,7 +100,7 @@ def main(config):
         return {
             "score": float(scores.mean()),
             "best_of_n": float(scores.max(axis=1).mean()),
-            "kl": divergence(actor, start, held_out, sampler, config),
+            "kl": divergence(actor, start, held_out, sampler, config, template),
         }
 
     before = measure()
@@ -98,7 +108,10 @@ def main(config):
     config.output.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.demonstrations()]
     (config.output / "winners.jsonl").write_text("".join(lines), encoding="utf-8")
-    distil(config, actor.causal_lm, found.demonstrations())
+    winners = found.demonstrations()
+    if not winners:
+        raise ValueError("Every winner is empty: the policy ends before its first word.")
+    distil(config, actor.causal_lm, winners, template)
     after = measure()
     actor.save_to_preset(config.output / "policy")
 
@@ -118,7 +131,7 @@ def main(config):
     return report
 
 
-def distil(config, lm, winners):
+def distil(config, lm, winners, template):
     """Fine-tunes on the best responses."""
     demos = rlhf.data.demonstrations(
         winners,
@@ -126,6 +139,7 @@ def distil(config, lm, winners):
         min(config.batch_size, len(winners)),
         seed=config.seed,
         drop_remainder=True,
+        template=template,
     )
     rate = keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, config.epochs * len(demos), end_learning_rate=0.0
@@ -146,10 +160,16 @@ def distil(config, lm, winners):
     )
 
 
-def divergence(actor, start, prompts, sampler, config):
+def divergence(actor, start, prompts, sampler, config, template):
     """KL of a policy to its start in nats a response, estimated on a sample to every prompt."""
     preprocessor = actor.causal_lm.preprocessor
-    (batch,) = rlhf.data.prompts(prompts, preprocessor, len(prompts), shuffle=False)
+    (batch,) = rlhf.data.prompts(
+        [{"prompt": prompt} for prompt in prompts],
+        preprocessor,
+        len(prompts),
+        shuffle=False,
+        template=template,
+    )
     drawn = actor.generate(batch, sampler, config.seed + 2, jit_compile=config.jit_compile)
     stats = start.token_stats(drawn.token_ids, drawn.padding_mask, temperature=config.temperature)
     lead = rlhf.functional.kl.k1(drawn.logprobs, stats.logprobs)

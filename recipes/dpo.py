@@ -38,6 +38,10 @@ class Config:
         epochs: Passes over the pairs.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
+        on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
+        drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Share of the pairs that is kept back to measure accuracy.
         samples: Held-out prompts that are answered before and after.
         response_length: Tokens of those responses at most.
@@ -60,6 +64,9 @@ class Config:
     epochs: int = 1
     learning_rate: float = 1e-5
     max_length: int | None = None
+    template: str = "plain"
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_longer_than: int | None = None
     held_out: float = 0.1
     samples: int = 3
     response_length: int = 32
@@ -84,12 +91,19 @@ class Config:
     }
 
     def __post_init__(self):
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        rlhf.cli.check_ranges(
+            self, zero=["coef", "label_smoothing", "lora_rank", "seed"], fractions=["held_out"]
+        )
+        if self.label_smoothing >= 0.5:
+            raise ValueError(
+                f"`--label-smoothing` must be below 0.5. Received: {self.label_smoothing}."
+            )
         if self.label_smoothing and self.method != "dpo":
-            raise ValueError(f"label_smoothing is an option of dpo. Received: {self.method}")
+            raise ValueError(
+                f"`--label-smoothing` is an option of --method dpo. Received: {self.method!r}."
+            )
         if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 def main(config):
@@ -104,7 +118,14 @@ def main(config):
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
 
-    common = {"max_length": config.max_length, "seed": config.seed}
+    template = rlhf.data.dialogue.load_template(config.template)
+    common = {
+        "max_length": config.max_length,
+        "template": template,
+        "on_error": config.on_error,
+        "drop_longer_than": config.drop_longer_than,
+        "seed": config.seed,
+    }
     pairs = rlhf.data.preferences(
         train, preprocessor, config.batch_size, drop_remainder=True, **common
     )
@@ -116,9 +137,15 @@ def main(config):
     trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
 
     def respond():
-        prompts = rlhf.data.records.preference_texts(held_out)[0][: config.samples]
+        texts = rlhf.data.records.select(
+            held_out,
+            lambda rows: rlhf.data.records.preference_texts(rows, template),
+            config.on_error,
+        ).values
+        prompts = texts[0][: config.samples]
         sampler = rlhf.Sampler(config.response_length)
         options = {"seed": config.seed, "jit_compile": config.jit_compile}
+        options["parse_special"] = template != "plain"
         return prompts, actor.generate(prompts, sampler, **options) if prompts else []
 
     prompts, responses_before = respond()

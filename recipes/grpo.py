@@ -36,6 +36,10 @@ class Config:
         group_size: Responses to every prompt, at least 2.
         held_out: Prompts kept back for validation; a multiple of batch_size.
         validate_every: Iterations between validations and saved states; divides iterations.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
+        on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
+        drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         prompt_length: Tokens of a prompt; none for what the model takes.
         response_length: Tokens of a response at most.
         temperature: Of sampling.
@@ -63,6 +67,9 @@ class Config:
     group_size: int = 8
     held_out: int = 64
     validate_every: int = 20
+    template: str = "plain"
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_longer_than: int | None = None
     prompt_length: int | None = None
     response_length: int = 32
     temperature: float = 1.0
@@ -88,10 +95,13 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        for whole, part in (("held_out", "batch_size"), ("iterations", "validate_every")):
-            a, b = getattr(self, whole), getattr(self, part)
-            if a < b or a % b:
-                raise ValueError(f"{whole} ({a}) must be a multiple of {part} ({b}).")
+        rlhf.cli.check_ranges(
+            self,
+            zero=["kl_coef", "seed"],
+            signed=["missing_end_score"],
+            at_least={"group_size": 2},
+            multiples={"held_out": "batch_size", "iterations": "validate_every"},
+        )
 
 
 def main(config):
@@ -103,8 +113,17 @@ def main(config):
 
     def batches(records, **options):
         preprocessor = grpo.actor.causal_lm.preprocessor
-        options = {"max_length": config.prompt_length, "pad_to_multiple_of": 8, **options}
-        return rlhf.data.prompts(records, preprocessor, config.batch_size, **options)
+        return rlhf.data.prompts(
+            records,
+            preprocessor,
+            config.batch_size,
+            max_length=config.prompt_length,
+            pad_to_multiple_of=8,
+            template=rlhf.data.dialogue.load_template(config.template),
+            on_error=config.on_error,
+            drop_longer_than=config.drop_longer_than,
+            **options,
+        )
 
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     records = rlhf.data.records.load(source, text_column="prompt")

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import keras
 import numpy as np
@@ -37,6 +37,10 @@ class Config:
         held_out: Prompts kept back for validation; a multiple of batch_size.
         validate_every: Iterations between validations; divides iterations.
         save_every: Iterations between states.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
+        on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
+        drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         prompt_length: Tokens of a prompt; none for what the model takes.
         response_length: Tokens of a response at most.
         temperature: Of sampling.
@@ -67,6 +71,9 @@ class Config:
     held_out: int = 64
     validate_every: int = 20
     save_every: int = 10
+    template: str = "plain"
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_longer_than: int | None = None
     prompt_length: int | None = None
     response_length: int = 48
     temperature: float = 1.0
@@ -123,14 +130,16 @@ class Config:
     }
 
     def __post_init__(self):
-        if self.held_out < self.batch_size or self.held_out % self.batch_size:
+        rlhf.cli.check_ranges(
+            self,
+            zero=["kl_coef", "lora_rank", "seed"],
+            signed=["missing_end_score"],
+            multiples={"held_out": "batch_size", "iterations": "validate_every"},
+        )
+        if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
-                f"held_out ({self.held_out}) must be a multiple of batch_size ({self.batch_size})."
-            )
-        if self.iterations % self.validate_every:
-            raise ValueError(
-                f"validate_every ({self.validate_every}) must divide iterations "
-                f"({self.iterations})."
+                "`--kl-coef` must be above 0 to be steered to `--kl-target`. Received: 0. For none "
+                "at all add --kl-target none."
             )
 
 
@@ -154,6 +163,9 @@ def main(config):
                 ppo.actor.causal_lm.preprocessor,
                 config.batch_size,
                 max_length=config.prompt_length,
+                template=rlhf.data.dialogue.load_template(config.template),
+                on_error=config.on_error,
+                drop_longer_than=config.drop_longer_than,
                 shuffle=shuffle,
                 seed=config.seed,
             )

@@ -46,6 +46,8 @@ class Config:
         batch_size: Prompts of an iteration.
         text_batch_size: Texts of an update.
         text_length: Tokens of a text.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
         held_out: Prompts kept back for the report; a multiple of batch_size. Of `texts` as many.
         response_length: Tokens of a response at most.
         temperature: Of sampling.
@@ -70,6 +72,7 @@ class Config:
     batch_size: int = 64
     text_batch_size: int = 16
     text_length: int = 96
+    template: str = "plain"
     held_out: int = 64
     response_length: int = 32
     temperature: float = 1.0
@@ -89,12 +92,12 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        if self.text_length <= 8:
-            raise ValueError(f"text_length must be above 8. Received: {self.text_length}.")
-        if self.held_out < self.batch_size or self.held_out % self.batch_size:
-            raise ValueError(
-                f"held_out ({self.held_out}) must be a multiple of batch_size ({self.batch_size})."
-            )
+        rlhf.cli.check_ranges(
+            self,
+            zero=["kl_coef", "ptx_coef", "reverse_coef", "reverse_reward", "seed"],
+            at_least={"text_length": 9},
+            multiples={"held_out": "batch_size"},
+        )
 
 
 def main(config):
@@ -104,7 +107,8 @@ def main(config):
 
     source = config.prompts or sentiment.unhappy_openings()
     held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
-    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
+    template = rlhf.data.dialogue.load_template(config.template)
+    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
     prompts = rlhf.data.prompts(train, preprocessor, seed=config.seed, **batches)
     unseen = rlhf.data.prompts(held_out, preprocessor, shuffle=False, **batches)
     unseen_texts, texts = read_texts(config, actor)
@@ -173,7 +177,9 @@ def split(records, config):
 def read_texts(config, actor):
     """Texts to measure perplexity on, and texts to learn from."""
     if config.texts:
-        pairs = rlhf.data.records.demonstration_texts(rlhf.data.records.load(config.texts))
+        records = rlhf.data.records.load(config.texts)
+        template = rlhf.data.dialogue.load_template(config.template)
+        pairs = rlhf.data.records.demonstration_texts(records, template)
         return split([prompt + response for prompt, response in zip(*pairs, strict=True)], config)
     openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
     sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)

@@ -72,6 +72,9 @@ class Config:
     held_out: int = 72
     seed: int = 0
 
+    def __post_init__(self):
+        rlhf.cli.check_ranges(self, zero=["seed"], multiples={"width": "heads"})
+
 
 def read(path):
     """The texts of a file of compressed JSON lines."""

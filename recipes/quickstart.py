@@ -72,6 +72,9 @@ class Config:
         }
     }  # fmt: skip
 
+    def __post_init__(self):
+        rlhf.cli.check_ranges(self, zero=["noise", "seed"], at_least={"pairs": 8})
+
 
 def main(config: Config) -> dict:
     """Runs everything and returns the report."""

@@ -37,6 +37,10 @@ class Config:
         epochs: Passes over the pairs; more than one overfits soon.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
+        on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
+        drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Share of the pairs that is kept back to measure accuracy.
         bins: Rows of the table that compares accuracy with the size of the score difference.
         normalize: Prompts whose sampled responses shall score mean 0 and deviation 1, before and
@@ -59,6 +63,9 @@ class Config:
     epochs: int = 1
     learning_rate: float = 1e-4
     max_length: int | None = None
+    template: str = "plain"
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_longer_than: int | None = None
     held_out: float = 0.1
     bins: int = 5
     normalize: int = 256
@@ -85,12 +92,11 @@ class Config:
     }
 
     def __post_init__(self):
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        rlhf.cli.check_ranges(
+            self, zero=["center", "lora_rank", "normalize", "seed"], fractions=["held_out"]
+        )
         if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
-        if self.ensemble < 1:
-            raise ValueError(f"ensemble is a number of models. Received: {self.ensemble}")
+            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 LOSSES = {
@@ -110,17 +116,34 @@ def main(config):
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
     preprocessor = policy.causal_lm.preprocessor
 
+    template = rlhf.data.dialogue.load_template(config.template)
+    common = {
+        "max_length": config.max_length,
+        "template": template,
+        "on_error": config.on_error,
+        "drop_longer_than": config.drop_longer_than,
+    }
+
     def batches(records, **options):
-        options = {"max_length": config.max_length, **options}
+        options = {**common, **options}
         return rlhf.data.preferences(records, preprocessor, config.batch_size, **options)
 
     unseen = batches(held_out, shuffle=False)
+    skipped = {*unseen.report.skipped}
+    held_out = [record for number, record in enumerate(held_out) if number not in skipped]
     print(f"{len(train)} pairs, {len(held_out)} held out; {unseen.report}")
 
     def normalize(reward):
-        prompts = [p[-400:] for p in rlhf.data.records.preference_texts(train)[0]]
-        sampler = rlhf.Sampler(config.response_length)
-        return reward.normalize(prompts[: config.normalize], policy=policy, sampler=sampler)
+        rows = train[: config.normalize]
+        texts = rlhf.data.records.select(
+            rows, lambda rows: rlhf.data.records.preference_texts(rows, template), config.on_error
+        ).values
+        return reward.normalize(
+            texts[0],
+            policy=policy,
+            sampler=rlhf.Sampler(config.response_length),
+            parse_special=template != "plain",
+        )
 
     def member(index):
         seed = config.seed + index

@@ -3,7 +3,7 @@
     python recipes/sft.py --model gpt2_base_en --data demos.jsonl --output runs/sft
 
 The data has records with `prompt` and `response` (or `completion`), or with `text` or `messages`.
-Only response tokens are learnt. In `output` stand the model (`model`, a keras-hub preset, which
+Only response tokens are learned. In `output` stand the model (`model`, a keras-hub preset, which
 `recipes/reward_model.py` and `recipes/ppo.py` take as `--model`), `report.json`, and curves for
 TensorBoard (`logs`). A trial that takes seconds: `python recipes/sft.py --preset smoke`.
 """
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import keras
 import numpy as np
@@ -31,7 +31,13 @@ class Config:
         batch_size: Rows of an update.
         epochs: Passes over the data.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
+        response_column: The column to imitate, such as chosen; none for the usual names.
+        all_turns: Whether all turns of the assistant are learned, not only the last one.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
+        template: How messages become a text: plain, chatml, or a Python function, as
+            package.module:function or path/to/file.py:function.
+        on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
+        drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Share of the records that is kept back to measure perplexity.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
@@ -49,7 +55,12 @@ class Config:
     batch_size: int = 16
     epochs: int = 1
     learning_rate: float = 1e-4
+    response_column: str | None = None
+    all_turns: bool = False
     max_length: int | None = None
+    template: str = "plain"
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_longer_than: int | None = None
     held_out: float = 0.1
     lora_rank: int = 0
     dtype: str | None = None
@@ -75,29 +86,41 @@ class Config:
     }
 
     def __post_init__(self):
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share between 0 and 1. Received: {self.held_out}")
+        rlhf.cli.check_ranges(
+            self, zero=["lora_rank", "seed", "temperature"], fractions=["held_out"]
+        )
         if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use resume with lora_rank 0.")
+            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 def main(config):
     keras.utils.set_random_seed(config.seed)
-    train, held_out = split(rlhf.data.records.load(config.data), config.held_out, config.seed)
+    records = rlhf.data.records.load(config.data)
+    if config.response_column:
+        records = imitating(records, config.response_column)
+    train, held_out = split(records, config.held_out, config.seed)
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     lm = actor.causal_lm
     if config.lora_rank:
         lm.backbone.enable_lora(config.lora_rank)
 
-    common = {"max_length": config.max_length, "seed": config.seed}
+    template = rlhf.data.dialogue.load_template(config.template)
+    common = {
+        "max_length": config.max_length,
+        "all_turns": config.all_turns,
+        "template": template,
+        "on_error": config.on_error,
+        "drop_longer_than": config.drop_longer_than,
+        "seed": config.seed,
+    }
     demos = rlhf.data.demonstrations(
         train, lm.preprocessor, config.batch_size, drop_remainder=True, **common
     )
     unseen = rlhf.data.demonstrations(
         held_out, lm.preprocessor, config.batch_size, shuffle=False, **common
     )
-    print(f"{len(train)} demonstrations, {len(held_out)} held out; {demos.report}")
+    print(f"{demos.report.rows} demonstrations, {unseen.report.rows} held out; {demos.report}")
     lm.compile(
         optimizer=keras.optimizers.Adam(
             keras.optimizers.schedules.PolynomialDecay(
@@ -114,12 +137,13 @@ def main(config):
         jit_compile=config.jit_compile,
     )
 
-    prompts, references = opening(held_out, config.samples)
+    prompts, references = opening(held_out, config.samples, template, config.on_error)
     sampler = rlhf.Sampler(config.sample_length, temperature=config.temperature)
 
     def measure():
         nats = float(lm.evaluate(unseen, verbose=0, return_dict=True)["nats"])
-        responses = actor.generate(prompts, sampler, config.seed, jit_compile=config.jit_compile)
+        options = {"jit_compile": config.jit_compile, "parse_special": template != "plain"}
+        responses = actor.generate(prompts, sampler, config.seed, **options)
         return nats, responses
 
     nats_before, before = measure()
@@ -164,11 +188,24 @@ def split(records, share, seed):
     return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
 
 
-def opening(records, count):
+def imitating(records, column):
+    """Records whose response is in another column."""
+    if not all(column in row for row in records):
+        raise ValueError(f"--response-column: not every record has a column {column!r}.")
+    names = ("prompt", "ended")
+    kept = [{name: row[name] for name in names if name in row} for row in records]
+    return [{**row, "response": record[column]} for row, record in zip(kept, records, strict=True)]
+
+
+def opening(records, count, template, on_error):
     """Prompts to show, the first words where there is only a text, and what answers them."""
-    prompts, responses = rlhf.data.records.demonstration_texts(records[: max(count, 1)])
-    pairs = [(p, r) if p else split_words(r) for p, r in zip(prompts, responses, strict=True)]
-    return [p[-400:] for p, _ in pairs], [r for _, r in pairs]
+
+    def read(rows):
+        return rlhf.data.records.demonstration_texts(rows, template)
+
+    texts = rlhf.data.records.select(records[: 2 * max(count, 1)], read, on_error).values
+    pairs = [(p, r) if p else split_words(r) for p, r in zip(*texts, strict=True)][:count]
+    return [p for p, _ in pairs], [r for _, r in pairs]
 
 
 def split_words(text, words=5):

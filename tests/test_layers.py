@@ -11,7 +11,7 @@ PACKAGE = "kerasrlhf"
 # A module imports from its own line and the lines above it, never from below.
 ORDER = [
     ["functional"],
-    ["types", "losses", "metrics"],
+    ["types", "losses", "metrics", "cli"],
     ["replica"],
     ["data"],
     ["models"],
@@ -24,7 +24,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 BESIDE = {"tasks"}
 BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "data", "models.lm_adapter", *BESIDE}
 # Need nothing of ours and may be used by all but `functional`.
-ALONE = {"cli", "cluster", "files", "presets", "special_tokens", "tokens", "version"}
+ALONE = {"cluster", "files", "presets", "special_tokens", "tokens", "version"}
 
 HUB_INTERNALS = {"call_with_cache", "token_embedding"}
 ADAPTER, REPLICA = f"{PACKAGE}/models/lm_adapter.py", f"{PACKAGE}/replica.py"

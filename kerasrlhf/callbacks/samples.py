@@ -29,6 +29,7 @@ class Samples(iterations.IterationCallback):
         path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
             `prompt`, `response`, `score`, `raw_score` and `kl`.
         printer: called with each line; default: standard output. `lambda line: None` for silence.
+        template: how messages of `prompts` become a text, see `data.dialogue`.
 
     Raises:
         ValueError: a number outside its range, or an empty list of prompts.
@@ -44,6 +45,7 @@ class Samples(iterations.IterationCallback):
         prompts: Sequence[Any] | None = None,
         path: str | os.PathLike | None = None,
         printer: Callable[[str], Any] | None = None,
+        template: Any = "plain",
     ):
         super().__init__()
         self.count = iterations.every("count", count)
@@ -56,6 +58,7 @@ class Samples(iterations.IterationCallback):
         self.prompts = None if prompts is None else list(prompts)[:count]
         self.path = None if path is None else pathlib.Path(path)
         self.printer = printer or _write_line
+        self.template = template
 
     def on_iteration_end(self, iteration: int) -> None:
         if iteration % self.every == 0:
@@ -91,7 +94,11 @@ class Samples(iterations.IterationCallback):
         """The prompts as a batch, repeated to a number of rows that the trainer can divide."""
         preprocessor = trainer.actor.causal_lm.preprocessor
         (batch,) = data.prompts(
-            self.prompts, preprocessor, batch_size=len(self.prompts), shuffle=False
+            self.prompts,
+            preprocessor,
+            batch_size=len(self.prompts),
+            shuffle=False,
+            template=self.template,
         )
         replicas = trainer.distribute_strategy.num_replicas_in_sync
         parts = trainer.num_minibatches * trainer.micro_batches * replicas

@@ -68,7 +68,7 @@ def parse(config_class, argv=None):
     values = dict(presets.get(given.pop("preset", None), {}) if presets else {}) | given
     missing = [n for n, (_, default) in fields.items() if default is _REQUIRED and n not in values]
     if missing:
-        parser.error(f"missing: {', '.join(_option(name) for name in missing)}")
+        parser.error(f"missing: {', '.join(option(name) for name in missing)}")
     try:
         return config_class(**values)
     except ValueError as error:
@@ -146,10 +146,10 @@ def _preset_lines(presets):
 
 
 def _add_option(parser, name, kind, default, text):
-    option, switch = _option(name), kinds.is_switch(kind)
-    notes = f"default: {default}" + (f"; --no-{option[2:]} for false" if switch else "")
+    typed, switch = option(name), kinds.is_switch(kind)
+    notes = f"default: {default}" + (f"; --no-{typed[2:]} for false" if switch else "")
     parser.add_argument(
-        option,
+        typed,
         dest=name,
         type=kinds.converter(name, kind),
         metavar=kinds.describe(kind),
@@ -158,7 +158,7 @@ def _add_option(parser, name, kind, default, text):
     )
     if switch:
         parser.add_argument(
-            f"--no-{option[2:]}",
+            f"--no-{typed[2:]}",
             dest=name,
             action="store_const",
             const=False,
@@ -204,7 +204,8 @@ def _normalise(argv):
     return joined
 
 
-def _option(name):
+def option(name):
+    """Returns the option of a field, such as `--learning-rate`."""
     return "--" + name.replace("_", "-")
 
 

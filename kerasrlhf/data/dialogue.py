@@ -9,6 +9,8 @@ The built-in templates ignore other keys of a message. A callable gets every mes
 those of other roles and with a content of `None`, as tool calls have.
 """
 
+from kerasrlhf import cli
+
 TURN_ENDS = {"chatml": "<|im_end|>"}
 """The special token that ends a turn, by template."""
 
@@ -129,6 +131,30 @@ def turns(messages, template="plain"):
     return pairs
 
 
+def load_template(name):
+    """Finds the template of a name on a command line.
+
+    Args:
+        name: `"plain"`, `"chatml"`, or a function as `package.module:function` or
+            `path/to/file.py:function`.
+
+    Returns:
+        What `template` may be everywhere.
+
+    Raises:
+        ValueError: If there is no template and no function of that name.
+
+    Example:
+
+    >>> load_template("chatml")
+    'chatml'
+    """
+    if isinstance(name, str) and ":" in name:
+        return cli.load_function(name)
+    check_template(name)
+    return name
+
+
 def is_dialogue(value):
     """Returns whether messages hold more than a reply: a turn of the user or of the system.
 
@@ -237,7 +263,7 @@ def _content(message):
 
 
 def _plain(messages, add_generation_prompt=False):
-    turns = [_SPEAKERS[message["role"]] + message["content"] for message in messages]
+    turns = [_SPEAKERS[m["role"]] + m["content"] for m in messages]
     # No space at the end: tokenizers attach a space to the word that follows it.
     return "\n\n".join([*turns, "Assistant:"] if add_generation_prompt else turns)
 

@@ -10,7 +10,7 @@ import re
 import warnings
 from typing import Any, NamedTuple
 
-from kerasrlhf import special_tokens
+from kerasrlhf import tokens
 from kerasrlhf.data import dialogue, sources
 
 _REPLY = re.compile(r"(?:^|\n)Assistant:")
@@ -329,6 +329,9 @@ def prompt_text(value, template="plain"):
 def response_text(prompt, value, template="plain"):
     """Returns a response as text; a string is used as it is unless its prompt is messages.
 
+    What was sampled (`tokens.SampledText`) is used as it is in any case: it is what followed the
+    prompt, not the content of a message.
+
     Args:
         prompt: `str` or list of messages.
         value: `str` or list of messages.
@@ -339,7 +342,8 @@ def response_text(prompt, value, template="plain"):
     >>> response_text([{"role": "user", "content": "Hi"}], "Hello."), response_text("Hi", "Ho")
     (' Hello.', 'Ho')
     """
-    if isinstance(prompt, str) and isinstance(value, str):
+    is_raw = isinstance(value, tokens.SampledText)
+    if is_raw or (isinstance(prompt, str) and isinstance(value, str)):
         return value
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
     return dialogue.reply([] if isinstance(prompt, str) else prompt, messages, template)
@@ -481,7 +485,7 @@ def guarded(records, tokenizer):
 
     def guard(value):
         if isinstance(value, str):
-            return special_tokens.guarded(value, tokenizer)
+            return tokens.guarded(value, tokenizer)
         if isinstance(value, list | tuple):
             return [guard(item) for item in value]
         if isinstance(value, dict):

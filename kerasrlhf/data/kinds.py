@@ -1,0 +1,132 @@
+"""Which function of `kerasrlhf.data` a dataset comes from, and whether a model can train on it."""
+
+import numbers
+import os
+
+import numpy as np
+import tensorflow as tf
+
+_SHOWN = 80
+_INPUTS = ("token_ids", "padding_mask")
+_MISTAKEN = (str, bytes, os.PathLike, list, tuple, np.ndarray, tf.Tensor, numbers.Number)
+# Of each function: what its batches look like, and who trains on them.
+_TRAINS = {
+    "prompts": "a dict with rows (batch, length), for `fit` of PPO and other on-policy trainers",
+    "demonstrations": "rows (batch, length) with targets and weights, for `causal_lm.fit`",
+    "preferences": "pairs (batch, candidates, length), for a RewardModel, DPO, IPO, ORPO or KTO",
+    "unpaired_preferences": "single responses (batch, 1, length) with labels, for KTO",
+    "stepwise": "rows (batch, length) with labels and weights, for a ProcessRewardModel",
+}
+
+
+def kind_of(batch):
+    """Returns the name of the function in `kerasrlhf.data` whose batches look like this one.
+
+    Args:
+        batch: A batch of tensors or arrays, or the `element_spec` of a dataset.
+
+    Returns:
+        `str`, or None if no function returns such batches.
+
+    Example:
+
+    >>> import numpy as np
+    >>> rows = {"token_ids": np.ones((8, 5)), "padding_mask": np.ones((8, 5))}
+    >>> kind_of(rows), kind_of((rows, np.ones((8, 5), "int32"), np.ones((8, 5))))
+    ('prompts', 'demonstrations')
+    """
+    inputs, targets = _parts(batch)
+    if not isinstance(inputs, dict) or not {*_INPUTS} <= {*inputs}:
+        return None
+    shape = _shape(inputs)
+    if len(shape) == 3:
+        return "unpaired_preferences" if shape[1] == 1 else "preferences"
+    if len(shape) != 2 or "response_mask" in inputs:
+        return None
+    if len(targets) < 2:
+        return None if targets else "prompts"
+    return "demonstrations" if tf.as_dtype(targets[0].dtype).is_integer else "stepwise"
+
+
+def check_kind(name, data, *expected):
+    """Raises a `ValueError` for data of another kind than a model trains on; reads none of it.
+
+    Other objects than those that people pass by mistake, such as a generator or a
+    `keras.utils.PyDataset`, cannot be told apart without reading them, and pass.
+
+    Args:
+        name: `str`, the argument.
+        data: What was passed: a `tf.data.Dataset`, a dictionary of arrays, or a tuple
+            `(x, y, sample_weight)` of these.
+        *expected: Names of functions in `kerasrlhf.data`, such as `"prompts"`.
+
+    Example:
+
+    >>> check_kind("x", ["Tom was sad."], "prompts")
+    Traceback (most recent call last):
+    ...
+    ValueError: `x` must be a dataset as `rlhf.data.prompts(source, causal_lm.preprocessor, \
+batch_size)` returns it. The source may be a list of texts or records, or a path. Received: \
+['Tom was sad.'] of type list.
+    """
+    is_arrays = isinstance(data, tuple) and data and isinstance(data[0], dict)
+    if isinstance(data, tf.data.Dataset):
+        check_batch(data.element_spec, *expected, where=f"`{name}` has other batches. ")
+    elif isinstance(data, dict) or is_arrays:
+        check_batch(data, *expected, where=f"`{name}` has other arrays. ")
+    elif data is None or isinstance(data, _MISTAKEN):
+        functions = " or ".join(
+            f"`rlhf.data.{x}(source, causal_lm.preprocessor, batch_size)`" for x in expected
+        )
+        raise ValueError(
+            f"`{name}` must be a dataset as {functions} returns it. The source may be a list of "
+            f"texts or records, or a path. Received: {_short(data)} of type {type(data).__name__}."
+        )
+
+
+def check_batch(batch, *expected, where=""):
+    """Raises a `ValueError` for a batch, or an `element_spec`, of another kind than expected.
+
+    Args:
+        batch: As in `kind_of`.
+        *expected: Names of functions in `kerasrlhf.data`.
+        where: `str`, the beginning of the message.
+    """
+    found = kind_of(batch)
+    if found in expected:
+        return
+    functions = " or ".join(f"`rlhf.data.{name}` ({_TRAINS[name]})" for name in expected)
+    received = _described(batch)
+    if found is not None:
+        received += f", as from `rlhf.data.{found}` ({_TRAINS[found]})"
+    raise ValueError(
+        f"{where}Expected batches as from {functions}, with `token_ids` and `padding_mask`. "
+        f"Received: {received}."
+    )
+
+
+def _parts(batch):
+    """Inputs, and the list of targets and weights; Keras writes None for those it was not given."""
+    inputs, *targets = batch if isinstance(batch, tuple) and batch else (batch,)
+    return inputs, [target for target in targets if target is not None]
+
+
+def _described(batch):
+    inputs, targets = _parts(batch)
+    if not isinstance(inputs, dict):
+        return f"{_short(batch)} of type {type(batch).__name__}"
+    text = f"a dict of {sorted(inputs)}"
+    if "token_ids" in inputs:
+        text += f" with `token_ids` of the shape {_shape(inputs)}"
+        text += " (single rows need `.batch(batch_size)`)" * (len(_shape(inputs)) == 1)
+    return text + f" and {len(targets)} targets" * bool(targets)
+
+
+def _shape(inputs):
+    ids = inputs["token_ids"]
+    return tuple(getattr(ids, "shape", None) or np.shape(ids))
+
+
+def _short(value):
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
