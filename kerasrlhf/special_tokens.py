@@ -45,8 +45,8 @@ def special_token_ids(tokenizer):
     Example:
 
     >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=[])
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     >>> special_token_ids(tokenizer)
     {'<|endoftext|>': 0, '<|im_end|>': 2}
     """
@@ -87,7 +87,8 @@ def guarded(text, tokenizer):
     Example:
 
     >>> import keras_hub
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     >>> guarded("a <|endoftext|>", tokenizer)
     'a <\\ufdd0|endoftext|>'
     """
@@ -118,7 +119,8 @@ def split(text, tokenizer):
     Example:
 
     >>> import keras_hub
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     >>> split("a<|endoftext|>b <\\ufdd0|endoftext|>", tokenizer)
     ['a', 0, 'b <', '|endoftext|>']
     """

@@ -337,8 +337,8 @@ def stop_ids(preprocessor):
     Example:
 
     >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=[])
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     >>> stop_ids(keras_hub.models.GPT2CausalLMPreprocessor(tokenizer))
     (0, 2)
     """

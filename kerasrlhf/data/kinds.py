@@ -113,12 +113,15 @@ def _parts(batch):
 
 def _described(batch):
     inputs, targets = _parts(batch)
+    if isinstance(batch, tuple) and not isinstance(inputs, dict):
+        return f"tuple of {len(batch)}, {_short(batch)}"
     if not isinstance(inputs, dict):
         return f"{_short(batch)} of type {type(batch).__name__}"
     text = f"a dict of {sorted(inputs)}"
     if "token_ids" in inputs:
         text += f" with `token_ids` of the shape {_shape(inputs)}"
-        text += " (single rows need `.batch(batch_size)`)" * (len(_shape(inputs)) == 1)
+        if len(_shape(inputs)) == 1:
+            text += " instead of the shape (rows, length): single rows need `.batch(batch_size)`"
     return text + f" and {len(targets)} targets" * bool(targets)
 
 

@@ -454,12 +454,12 @@ def select(records, read, on_error="raise"):
     kept, skipped = list(range(len(records))), {}
     while True:
         try:
-            return Selection(read([records[i] for i in kept]), skipped)
+            return Selection(read([records[i] for i in kept]), dict(sorted(skipped.items())))
         except RowError as error:
             if on_error == "raise":
                 raise
             wrong = {kept[number] for number in error.numbers}
-            skipped |= dict.fromkeys(sorted(wrong), error.reason)
+            skipped |= dict.fromkeys(wrong, error.reason)
             kept = [number for number in kept if number not in wrong]
             if not kept:
                 raise ValueError(f"No row can be used. The last reason: {error}") from error
@@ -478,7 +478,8 @@ def guarded(records, tokenizer):
     Example:
 
     >>> import keras_hub
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer({"<|endoftext|>": 0}, merges=[])
+    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     >>> guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
     [{'prompt': '<\ufdd0|endoftext|>', 'id': 3}]
     """

@@ -184,7 +184,7 @@ def split_end(text, known):
 
     Example:
 
-    >>> split_end("Hi.<|im_end|>\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
+    >>> split_end("Hi.<|im_end|>\\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
     (('Hi.', '<|im_end|>'), ('Hi. ', None))
     """
     stripped = text.rstrip()

@@ -1,7 +1,10 @@
 """Files, tf.data and TFDS."""
 
+import csv
 import gzip
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -44,12 +47,61 @@ def test_csv(tmp_path):
         ("a.csv", "prompt,response\na,b\nc\n", r"a\.csv, line 3: expected 2 cells"),
         ("a.csv", "prompt,response\na,b,c\n", r"a\.csv, line 2: expected 2 cells"),
         ("a.txt", "text", "Cannot tell the format"),
+        ("a.json", '{"p": 1}\n{"p": 2}\n', r"a\.json, line 2: not JSON .* end with '\.jsonl'"),
+        ("a.jsonl", '[\n{"p": 1}\n]\n', r"a\.jsonl, line 1: not JSON .* end with '\.json'"),
+        ("a.jsonl", '{"p": 1}\n{"p": 1, "p": 2}', r"line 2: the key 'p' has several .*, 1 and 2,"),
+        ("a.json", '[{"m": {"p": "a", "p": "b"}}]', r"a\.json: the key 'p' has several values"),
+        ("a.csv", "p,r,p\na,b,c\n", r"a\.csv, line 1: 2 columns have the name 'p'"),
+        ("a.csv", 'p,r\na,b\nc,"d\ne,f\n', r"a\.csv, line 3: not CSV \(unexpected end"),
+        ("a.csv", 'p,r\na,"b"c\n', r"a\.csv, line 2: not CSV .* written twice"),
+        ("a.jsonl", '{"n": ' + "1" * 5000 + "}", r"a\.jsonl, line 1: an integer of 5000 digits"),
+        ("a.jsonl", "1\n" + "[" * 100_000, r"a\.jsonl, line 2: nested too deeply"),
+        ("a.json", "[" * 100_000, r"a\.json: nested too deeply"),
+        ("a.jsonl", '1\n{"p": "ab \\ud83d"}', r"line 2: \\ud83d after .*ab .* lone surrogate"),
+        ("a.json", '[{"\\uDC00": 1}]', r"a\.json: \\udc00 .* lone surrogate"),
     ],
 )
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         sources.read(tmp_path / name)
+
+
+CUT = gzip.compress(b"".join(b'{"p": %d}\n' % i for i in range(5000)))
+LATIN = '{"p": "Café"}'.encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", CUT[: len(CUT) // 2], r"a\.jsonl\.gz cannot be unpacked .* copied"),
+        ("a.jsonl.gz", b'{"p": 1}', r"a\.jsonl\.gz cannot be unpacked .* must not end with '\.gz'"),
+        ("a.json.gz", CUT[:-8] + b"\0" * 8, r"a\.json\.gz cannot be unpacked \(CRC check failed"),
+        ("a.jsonl", CUT, r"a\.jsonl, line 1: not UTF-8\. The file is a gzip archive"),
+        ("a.jsonl", b'{"p": 1}\n' + LATIN, r"a\.jsonl, line 2: not UTF-8 \(byte 0xe9 after .*Caf"),
+        ("a.json", b"[\n\n" + LATIN + b"]", r"a\.json, line 3: not UTF-8 \(byte 0xe9"),
+        ("a.csv", b"p,r\n" + LATIN, r"a\.csv, line 2: not UTF-8 .*Save the file as UTF-8"),
+        ("a.csv", "p,r\na,b".encode("utf-16"), r"a\.csv, line 1: not UTF-8\. .* like UTF-16"),
+        ("a.csv", "p,r\na,b".encode("utf-16-le"), r"a\.csv, line 1: not UTF-8\. .* like UTF-16"),
+        ("a.jsonl", "{}".encode("utf-16-be"), r"a\.jsonl, line 1: not UTF-8\. .* like UTF-16"),
+    ],
+)
+def test_files_of_other_bytes(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        sources.read(tmp_path / name)
+
+
+def test_whole_pairs_of_surrogates_are_characters(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"p": "\\ud83d\\ude00"}')
+    assert sources.read(tmp_path / "a.jsonl") == [{"p": "😀"}]
+
+
+def test_a_long_cell_is_read_and_the_limit_of_others_stays(tmp_path):
+    limit = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text("p\n" + "x" * (limit + 1))
+    assert sources.read(tmp_path / "a.csv") == [{"p": "x" * (limit + 1)}]
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "folder/none", "./none", "v1.0"])
@@ -65,10 +117,66 @@ def test_a_folder_is_not_a_file(tmp_path, monkeypatch):
         sources.read("prompts")
 
 
-@pytest.mark.parametrize("source", [3, None, {"prompt": ["a"]}])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("pairs", "pairs.jsonl"),
+        ("pair", "pairs.jsonl"),
+        ("pairs.json", "pairs.jsonl"),
+        ("./pairs.csv", "pairs.jsonl"),
+        ("demo", "demos.csv.gz"),
+        ("imdb_revews", "imdb_reviews"),
+    ],
+)
+def test_a_misspelt_name_is_refused_without_a_network(tmp_path, monkeypatch, name, found):
+    for file in ("pairs.jsonl", "demos.csv.gz", "notes.txt"):
+        (tmp_path / file).write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.getaddrinfo", refuse_the_network)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"There is no file .*Did you mean '{found}'"):
+        sources.read(name)
+    assert time.perf_counter() - start < 5  # the first import of TFDS included
+
+
+def refuse_the_network(*args, **kwargs):
+    raise AssertionError("the network was asked")
+
+
+def test_an_unknown_name_is_refused_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", refuse_the_network)
+    for name in ("no_such_data_set_qx", "tfds:no_such_data_set_qx", "Tom's", "你好"):
+        with pytest.raises(ValueError, match=f"no TFDS dataset of that name.*{tmp_path}"):
+            sources.read(name, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["Tom was sad.", "Tom and/or Lily.", "", "Tom\n", "a. b " * 3000])
+def test_a_text_is_not_a_name(text):
+    with pytest.raises(ValueError, match=r"passed as a list: \['"):
+        sources.read(text)
+
+
+@pytest.mark.parametrize("source", [3, None, {"prompt": ["a"]}, b"Tom"])
 def test_other_sources(source):
     with pytest.raises(ValueError, match="`source` must be"):
         sources.read(source)
+
+
+def test_file_names_are_no_texts():
+    for names in (["a.jsonl", "b.csv.gz"], [Path("a.json")]):
+        with pytest.raises(ValueError, match="a list of file names"):
+            sources.read(names)
+    assert sources.read(["a.jsonl", "is a file"]) == ["a.jsonl", "is a file"]
+
+
+def test_iterators_are_read_once_and_must_end(monkeypatch):
+    assert sources.read(iter(["a", "b"])) == ["a", "b"]
+    monkeypatch.setattr(sources, "_MOST_ROWS", 100)
+    with pytest.raises(ValueError, match=r"did not end after 100 rows.*islice"):
+        sources.read(itertools.cycle(["a"]))
+    with pytest.raises(ValueError, match="did not end"):
+        sources.read(tf.data.Dataset.from_generator(lambda: itertools.repeat("a"), tf.string))
+    assert len(sources.read(["a"] * 101)) == 101
 
 
 def test_a_data_frame_is_refused():
@@ -118,6 +226,10 @@ class TestDataset:
         for columns in (["a", "b"], {"prompt": ["a", "b"]}):
             with pytest.raises(ValueError, match=r"unbatch\(\)"):
                 sources.read(tf.data.Dataset.from_tensor_slices(columns).batch(2))
+
+    def test_other_bytes(self):
+        with pytest.raises(ValueError, match=r"Row 1 of the dataset has bytes .*dataset\.map"):
+            sources.read(tf.data.Dataset.from_tensor_slices({"prompt": ["a", b"\xff"]}))
 
     def test_tuples(self):
         with pytest.raises(ValueError, match="strings or dictionaries"):
@@ -175,3 +287,18 @@ def test_tfds(tfds_dir, gpt2, name, split, labels):
     assert sorted(record["label"] for record in records) == labels
     assert all(record["answer"] == "a" * record["label"] for record in records)
     assert {batch["prompt"][0] for batch in batches} == {b"Human: Hi\n\nAssistant:"}
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("val", "cannot load the split 'val' of 'tiny_rlhf_"), (None, "`split` must name one split")],
+)
+def test_tfds_splits(tfds_dir, split, message):
+    with pytest.raises(ValueError, match=message):
+        sources.read("tiny_rlhf_questions", split=split, data_dir=tfds_dir)
+
+
+def test_a_prepared_folder_is_known_without_its_builder(tfds_dir, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(tfds, "list_builders", lambda **kwargs: [])
+    assert len(sources.read("tiny_rlhf_questions", split="test", data_dir=tfds_dir)) == 2
