@@ -13,6 +13,7 @@ import keras
 from kerasrlhf import data
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.rewards import load_reward
 from kerasrlhf.trainers.grpo import GRPO
 from kerasrlhf.trainers.kl_control import FixedKL
@@ -20,7 +21,7 @@ from kerasrlhf.trainers.online_dpo import OnlineDPO
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.trainers.reinforce_plus_plus import REINFORCEPlusPlus
 from kerasrlhf.trainers.rloo import RLOO
-from kerasrlhf.types import Sampler, require_int, require_number
+from kerasrlhf.types import Sampler, require_bool, require_int, require_number
 
 ALGORITHMS: dict[str, Callable] = {
     "ppo": PPO,
@@ -120,12 +121,23 @@ class RLHF:
                 "For others use the classes behind it, for example "
                 "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
             )
+        if not isinstance(preset, str | pathlib.Path):
+            raise ValueError(
+                "`preset` must be a keras-hub name or handle, or a folder. Received: "
+                f"{preset!r} of type {type(preset).__name__}. For a model that is loaded already "
+                "use the classes behind this one, such as `rlhf.PPO`."
+            )
+        is_named = isinstance(reward, str | pathlib.Path)
+        if reward is not None and not is_named:
+            weighted.parts_of(reward)
         self.preset, self.algorithm, self.options = preset, algorithm, options
         self.learning_rate = require_number("learning_rate", learning_rate, above=0.0)
         self.batch_size = require_int("batch_size", batch_size, minimum=1)
+        require_number("temperature", temperature, above=0.0)
         self.sampler = Sampler(length, temperature=temperature)
-        self.kl = FixedKL(kl_coef)
-        self.jit_compile, self.seed = jit_compile, seed
+        self.kl = FixedKL(require_number("kl_coef", kl_coef, minimum=0.0))
+        self.jit_compile = require_bool("jit_compile", jit_compile)
+        self.seed = require_int("seed", seed, minimum=0)
         data.dialogue.check_template(template)
         self.template = template
         # Read once: a generator would be used up by the first call of `train`.

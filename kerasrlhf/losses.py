@@ -85,6 +85,9 @@ class BradleyTerry(PreferenceLoss):
         super().__init__(name=name, **kwargs)
         if isinstance(margin, str) and margin != "labels":
             raise ValueError(f'`margin` must be a number or "labels". Received: {margin!r}.')
+        if margin is not None and not isinstance(margin, str):
+            require_number("margin", margin)
+        require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
         self.margin = margin
         self.label_smoothing = label_smoothing
 

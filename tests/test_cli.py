@@ -269,3 +269,66 @@ def test_load_function_from_a_file_and_a_module(tmp_path, monkeypatch):
 def test_functions_that_cannot_be_found(name, message):
     with pytest.raises(ValueError, match=message):
         cli.load_function(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    rate: float = 1.0
+    rows: int = 4
+    parts: int = 2
+    limit: int | None = None
+    coef: float = 0.0
+    score: float | None = -1.0
+    share: float = 0.5
+    flag: bool = False
+    mode: Literal["fast", "slow"] = "fast"
+    folder: Path = Path("runs")
+
+    def __post_init__(self):
+        cli.check_ranges(
+            self,
+            zero=["coef"],
+            signed=["score"],
+            fractions=["share"],
+            at_least={"parts": 2},
+            multiples={"rows": "parts"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0}, "`--rate` must be above 0. Received: 0."),
+        ({"rate": "1"}, "`--rate` must be a finite number. Received: '1'."),
+        ({"rate": float("nan")}, "`--rate` must be a finite number. Received: nan."),
+        ({"rows": 0}, "`--rows` must be at least 1. Received: 0."),
+        ({"rows": 4.0}, "`--rows` must be an integer. Received: 4.0."),
+        ({"rows": 5}, "`--rows` must be a multiple of `--parts`. Received: 5 and 2."),
+        ({"parts": 1}, "`--parts` must be at least 2. Received: 1."),
+        ({"limit": 0}, "`--limit` must be at least 1. Received: 0."),
+        ({"coef": -0.5}, "`--coef` must be at least 0. Received: -0.5."),
+        ({"score": float("inf")}, "`--score` must be a finite number. Received: inf."),
+        ({"share": 1.0}, "`--share` must be above 0 and below 1. Received: 1.0."),
+        ({"flag": "no"}, "`--flag` must be True or False. Received: 'no'."),
+        ({"mode": "other"}, "`--mode` must be one of ('fast', 'slow'). Received: 'other'."),
+        ({"folder": "runs"}, "`--folder` must be a path. Received: 'runs' of type str."),
+        ({"rate": None}, "`--rate` must be a finite number. Received: None."),
+    ],
+)
+def test_ranges(options, message):
+    assert Ranges(score=None, limit=3).rows == 4
+    with pytest.raises(ValueError) as caught:
+        Ranges(**options)
+    assert message in str(caught.value)
+
+
+def test_ranges_of_fields_that_are_not_there():
+    with pytest.raises(ValueError, match=r"Required has no fields \['cuont'\]"):
+        cli.check_ranges(Required("a", 1), at_least={"cuont": 1})
+
+
+def test_a_range_is_one_line_on_the_command_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(Ranges, ["--rate", "-1"])
+    assert caught.value.code == 2
+    assert "error: `--rate` must be above 0. Received: -1.0.\n" in capsys.readouterr().err

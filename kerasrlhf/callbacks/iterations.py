@@ -12,6 +12,7 @@ from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
 from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
+from kerasrlhf.types import require_int
 
 
 class IterationCallback(keras.callbacks.Callback):
@@ -50,9 +51,7 @@ class IterationCallback(keras.callbacks.Callback):
 
 def every(name: str, value: int) -> int:
     """`value` as a number of iterations, or a `ValueError` that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}.")
-    return value
+    return require_int(name, value, minimum=1)
 
 
 def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import data
+from kerasrlhf import data, tokens
 from kerasrlhf.callbacks import iterations
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 
@@ -50,13 +50,12 @@ class Samples(iterations.IterationCallback):
         super().__init__()
         self.count = iterations.every("count", count)
         self.every = iterations.every("every", every)
-        if prompts is not None and (isinstance(prompts, str) or not len(prompts)):
-            raise ValueError(
-                "`prompts` must be None or a list of strings or records, at least one. "
-                f"Received: {prompts!r}."
-            )
-        self.prompts = None if prompts is None else list(prompts)[:count]
+        self.prompts = prompts if prompts is None else tokens.text_list(prompts, "prompts")[:count]
         self.path = None if path is None else pathlib.Path(path)
+        if printer is not None and not callable(printer):
+            raise ValueError(
+                f"`printer` must be a function of a line, such as `print`. Received: {printer!r}."
+            )
         self.printer = printer or _write_line
         self.template = template
 

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from kerasrlhf.callbacks import iterations
+from kerasrlhf.types import require_int
 
 _TEXT_COLUMNS = ("prompt", "response", "score", "raw_score", "kl")
 
@@ -51,10 +52,8 @@ class TensorBoard(iterations.IterationCallback):
         scalar_freq: int = 1,
     ):
         super().__init__()
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
-            raise ValueError(f"`samples` must be an integer of at least 0. Received: {samples!r}.")
         self.log_dir = os.fspath(log_dir)
-        self.samples = samples
+        self.samples = require_int("samples", samples, minimum=0)
         self.text_freq = iterations.every("text_freq", text_freq)
         self.scalar_freq = iterations.every("scalar_freq", scalar_freq)
         self._writer = None

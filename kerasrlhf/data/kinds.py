@@ -51,8 +51,8 @@ def kind_of(batch):
 def check_kind(name, data, *expected):
     """Raises a `ValueError` for data of another kind than a model trains on; reads none of it.
 
-    Other objects than those that people pass by mistake, such as a generator or a
-    `keras.utils.PyDataset`, cannot be told apart without reading them, and pass.
+    The kind of a generator or a `keras.utils.PyDataset` is not known before it is read: these
+    pass.
 
     Args:
         name: `str`, the argument.

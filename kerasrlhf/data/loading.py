@@ -74,6 +74,11 @@ def load(
         ValueError: If an argument, the source or a row cannot be used.
     """
     dialogue.check_template(template)
+    if hasattr(preprocessor, "backbone") or hasattr(preprocessor, "causal_lm"):
+        raise ValueError(
+            "`preprocessor` must be a keras-hub `CausalLMPreprocessor`, such as "
+            f"`causal_lm.preprocessor`. Received: a {type(preprocessor).__name__}."
+        )
     tokenizer = tokens.tokenizer_of(preprocessor)
     records = records_lib.load(source, split=split, data_dir=data_dir, text_column=text_column)
     check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)

@@ -6,6 +6,9 @@ import warnings
 import keras_hub
 import tensorflow as tf
 
+from kerasrlhf.data import kinds
+from kerasrlhf.types import require_bool, require_int
+
 # Keras gives this advice at every `fit` on a dataset that does not say `shuffle=False`. Datasets
 # have an order of their own here, and `fit`, also that of keras-hub's models, stays as it is.
 warnings.filterwarnings(
@@ -57,6 +60,7 @@ class TokenizedDataset(tf.data.Dataset):
     def map(self, map_func, *args, **kwargs):
         """As `tf.data.Dataset.map`, but the preprocessing of a keras-hub task changes nothing."""
         if _is_task_preprocessing(map_func):
+            kinds.check_kind("x", self, "demonstrations")
             return self
         return super().map(map_func, *args, **kwargs)
 
@@ -126,10 +130,9 @@ def check_batching(batch_size, rows, *, seed=0, drop_remainder=False):
 
     >>> check_batching(2, 3)
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer of at least 1. Received: {batch_size!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be an integer of at least 0. Received: {seed!r}")
+    require_int("batch_size", batch_size, minimum=1)
+    require_int("seed", seed, minimum=0)
+    require_bool("drop_remainder", drop_remainder)
     if drop_remainder and rows < batch_size:
         raise ValueError(
             f"`batch_size` is {batch_size} but there are only {rows} rows, so that with "
@@ -157,6 +160,7 @@ def batches(columns, rows, batch_size, *, shuffle=True, seed=0, drop_remainder=F
     >>> [batch["x"].tolist() for batch in dataset.as_numpy_iterator()]
     [[1, 2], [3]]
     """
+    require_bool("shuffle", shuffle)
     dataset = tf.data.Dataset.from_tensor_slices(columns)
     dataset = _Shuffled(dataset, rows, seed) if shuffle else dataset
     # Without a remainder to drop this only makes the batch dimension static.

@@ -13,6 +13,7 @@ from kerasrlhf import replica, tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.windows import window_logprobs
+from kerasrlhf.types import require_int
 
 
 def negative_log_likelihood(
@@ -34,6 +35,10 @@ def negative_log_likelihood(
     Raises:
         ValueError: no texts, entries that are no strings, or a model without a preprocessor.
     """
+    lm_adapter.check(causal_lm)
+    require_int("batch_size", batch_size, minimum=1)
+    if max_length is not None:
+        require_int("max_length", max_length, minimum=2)
     limit = max_length or lm_adapter.max_length(causal_lm)
     rows = tokens.encode(texts, causal_lm.preprocessor)
     long = sum(limit is not None and len(row) > limit for row in rows)
@@ -83,6 +88,8 @@ def distinct_n(texts: list[str], n: int = 2) -> float:
     Reference:
         Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
     """
+    texts = tokens.text_list(texts, "texts")
+    require_int("n", n, minimum=1)
     grams = [
         tuple(words[i : i + n])
         for words in (text.lower().split() for text in texts)

@@ -138,6 +138,11 @@ class ActorCritic(keras.Model):
 
         `from_preset` gives back the same actor-critic; `keras_hub.models.CausalLM.from_preset`
         reads the language model of the same folder. The folder appears in one piece.
+
+        LoRA adapters are merged. Those of quantized layers are also written as they are, to
+        `quantized_adapters.npz`: `from_preset` puts them back, and the model computes what it did.
+        Plain keras-hub reads the merged kernels, which Keras rounds to few bits again; that can
+        undo what the adapters learned.
         """
         lm_adapter.check(self.causal_lm)  # mends a preprocessor that was put there later
         with files.replacing(preset_dir) as folder:
@@ -309,7 +314,14 @@ class ActorCritic(keras.Model):
         """
         require_int("batch_size", batch_size, minimum=1)
         require_sampler(sampler)
+        require_int("seed", seed, minimum=0)
         if isinstance(prompts, dict):
+            if not {"token_ids", "padding_mask"} <= {*prompts}:
+                raise ValueError(
+                    "A dict of prompts must have `token_ids` and `padding_mask`, as batches of "
+                    f"`rlhf.data.prompts`. Received: {sorted(prompts)}. Texts are passed as a "
+                    "string or a list of strings."
+                )
             ids = np.asarray(prompts["token_ids"], "int32")
             return self._generate_ids(
                 ids, np.asarray(prompts["padding_mask"], bool), sampler, seed, jit_compile

@@ -1,4 +1,4 @@
-"""The only file that knows how keras-hub builds its language models.
+"""The only file that knows how keras-hub builds its language models (how it saves: `mending`).
 
 Everything else asks here for hidden states, logits, a cache, a copy, a preset. The functions take
 a `keras_hub.models.CausalLM` and work for every text family; what a family does otherwise than the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,9 +17,12 @@ from typing import Any, NamedTuple
 
 import keras
 import keras_hub
+import numpy as np
 import tensorflow as tf
 from keras import ops
 from keras_hub.src.utils import preset_utils
+
+from kerasrlhf.models import lora, mending
 
 _layouts = weakref.WeakKeyDictionary()
 
@@ -34,10 +36,14 @@ def check(causal_lm: Any) -> None:
             f"Received: {causal_lm!r} of type {type(causal_lm).__name__}."
         )
     check_backbone(causal_lm.backbone)
+    check_preprocessor(causal_lm.backbone, causal_lm.preprocessor)
 
 
 def check_backbone(backbone: Any) -> None:
-    """Raises a `ValueError` when `backbone` is not one of a text family."""
+    """Raises a `ValueError` when `backbone` is not one of a text family.
+
+    A backbone that passes is mended: what it saves can be loaded (`mending.mend_backbone`).
+    """
     names = _input_names(backbone)
     if isinstance(backbone, keras_hub.models.Gemma3nBackbone):
         _complete_gemma3n(backbone)
@@ -52,7 +58,37 @@ def check_backbone(backbone: Any) -> None:
             f"those encoders. Received: {backbone!r} of type {type(backbone).__name__}, which "
             f"reads {names}."
         )
-    _keep_tied_embeddings(backbone)
+    mending.mend_backbone(backbone)
+
+
+def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
+    """Raises a `ValueError` when a preprocessor makes token ids that `backbone` cannot embed.
+
+    A preprocessor that passes is mended: what it saves can be loaded
+    (`mending.mend_preprocessor`).
+
+    Args:
+        backbone: keras-hub backbone.
+        preprocessor: keras-hub preprocessor, or None.
+    """
+    mending.mend_preprocessor(preprocessor)
+    tokens = _token_count(getattr(preprocessor, "tokenizer", None))
+    if tokens > backbone.vocabulary_size:
+        raise ValueError(
+            f"The tokenizer has {tokens} tokens, and the model has embeddings for "
+            f"{backbone.vocabulary_size}: in compiled code other ids would be clamped, with wrong "
+            "numbers as the only sign. Load the model and its tokenizer from one preset, or make a "
+            f"backbone with `vocabulary_size={tokens}`."
+        )
+
+
+def _token_count(tokenizer: Any) -> int:
+    """How many ids the tokenizer uses, gaps included; 0 where it has no vocabulary."""
+    vocabulary = getattr(tokenizer, "vocabulary", None)
+    if isinstance(vocabulary, dict):
+        return max(vocabulary.values(), default=-1) + 1
+    has_one = vocabulary is not None or getattr(tokenizer, "proto", None) is not None
+    return int(tokenizer.vocabulary_size()) if has_one else 0
 
 
 def _complete_gemma3n(backbone: keras.Model) -> None:
@@ -69,24 +105,7 @@ def _input_names(backbone: Any) -> list[str]:
     return sorted(x.name for x in inputs or [])
 
 
-def _keep_tied_embeddings(backbone: keras.Model) -> None:
-    """Makes `get_config` tell of tied embeddings, which some backbones forget.
-
-    Without the key a copy made from the config, or a saved preset, is untied and cannot take
-    the weights.
-    """
-    tied = getattr(backbone, "tie_word_embeddings", None)
-    if tied is None or "tie_word_embeddings" in backbone.get_config():
-        return
-    original = type(backbone).get_config
-
-    def get_config(self):
-        return {**original(self), "tie_word_embeddings": tied}
-
-    backbone.get_config = types.MethodType(get_config, backbone)
-
-
-def check_adapters(backbone: keras.Model) -> None:
+def check_adapted(backbone: keras.Model) -> None:
     """Raises a `ValueError` when `enable_lora` froze a backbone without adapting any layer.
 
     keras-hub looks for layers by name, and some families name theirs otherwise.
@@ -99,6 +118,31 @@ def check_adapters(backbone: keras.Model) -> None:
             f"{type(backbone).__name__} and left everything frozen. Name the layers to adapt: "
             f"`backbone.enable_lora(rank, target_layer_names=[...])`, of {found}."
         )
+
+
+def check_adapters(backbone: keras.Model) -> None:
+    """Checks the adapters of a backbone that is going to be trained, when its model is compiled.
+
+    Warns about a quantized backbone without adapters: its kernels are integers and cannot be
+    trained, and what remains is little.
+
+    Raises:
+        ValueError: If `enable_lora` adapted no layer.
+    """
+    check_adapted(backbone)
+    quantized = any(layer.quantization_mode for layer in backbone._flatten_layers())
+    if not quantized or lora.adapted_layers(backbone) or not backbone.trainable_variables:
+        return
+    trained = backbone.trainable_variables
+    names = ", ".join(sorted({variable.name for variable in trained}))
+    sizes = [sum(int(np.prod(v.shape)) for v in part) for part in (trained, backbone.weights)]
+    warnings.warn(
+        f"{type(backbone).__name__} is quantized and has no LoRA adapters. Quantized kernels are "
+        f"not trained; what is trained are {len(trained)} of its {len(backbone.weights)} variables "
+        f"({names}), {sizes[0]:,} of {sizes[1]:,} numbers. Call `backbone.enable_lora(rank)` "
+        "before, or train a model that is not quantized.",
+        stacklevel=3,
+    )
 
 
 def backbone_inputs(backbone: keras.Model, token_ids: Any, padding_mask: Any) -> dict:
@@ -124,9 +168,42 @@ def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
     depend on how much padding follows them (N3).
     """
     backbone = getattr(model, "backbone", None) or model
+    _check_positions(backbone, token_ids.shape[1])
     states = _final_states(backbone)
     trunk = backbone if states is backbone.output else keras.Model(backbone.input, states)
     return trunk(backbone_inputs(backbone, token_ids, padding_mask), training=False)
+
+
+def check_rows(backbones: list[keras.Model], iterator: Any) -> None:
+    """Raises a `ValueError` when a dataset's rows are longer than the positions of a backbone.
+
+    `hidden_states` says so as well where it knows the length. In a model that was fitted before,
+    Keras traces rows of another length with an unknown one.
+
+    Args:
+        backbones: keras-hub backbones.
+        iterator: Keras's epoch iterator, or None. Data of unknown length pass.
+    """
+    data = getattr(iterator, "_distributed_dataset", None)
+    spec = getattr(data, "element_spec", None)
+    inputs = spec[0] if isinstance(spec, tuple) and spec else spec
+    shape = getattr(inputs.get("token_ids"), "shape", None) if isinstance(inputs, dict) else None
+    if shape is not None and shape.rank:
+        for backbone in backbones:
+            _check_positions(backbone, shape[-1])
+
+
+def _check_positions(backbone: keras.Model, length: int | None) -> None:
+    limit = positions(backbone)
+    if length is None or limit is None or length <= limit:
+        return
+    error = ValueError(
+        f"Rows of {length} tokens do not fit the {limit} positions of {type(backbone).__name__}. "
+        f"Shorten them where the data are made, with `max_length={limit}` or less."
+    )
+    # Keras puts the arguments of every layer on the way into a message, unless it has done so.
+    error._keras_call_info_injected = True
+    raise error
 
 
 def width(model: keras.Model) -> int:
@@ -141,7 +218,12 @@ def vocabulary_size(causal_lm: keras.Model) -> int:
 
 def max_length(causal_lm: keras.Model) -> int | None:
     """Positions that the model has, or None where any length can be computed."""
-    limit = getattr(causal_lm.backbone, "max_sequence_length", None)
+    return positions(causal_lm.backbone)
+
+
+def positions(backbone: keras.Model) -> int | None:
+    """As `max_length`, of a backbone."""
+    limit = getattr(backbone, "max_sequence_length", None)
     return int(limit) if limit else None
 
 
@@ -165,8 +247,8 @@ def head(causal_lm: keras.Model) -> Callable:
 def freeze_unread(backbone: keras.Model) -> None:
     """Makes the variables that hidden states do not depend on non-trainable.
 
-    These are the output embeddings of an untied model, which stand in its backbone: a model that
-    reads states alone has no gradient for them, and an optimiser would keep its moments of them.
+    These are the output embeddings of an untied model, which are part of its backbone: a model that
+    reads states alone has no gradient for them, and an optimizer would keep its moments of them.
     """
     for layer in backbone._flatten_layers():
         if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
@@ -178,7 +260,7 @@ def freeze_unread(backbone: keras.Model) -> None:
 def cache_layout(causal_lm: keras.Model, length: int) -> Any:
     """How the family's cache is laid out, or None when sampling cannot use it.
 
-    Sampling writes a position anew after the prompts were read, so the cache must hold an entry
+    Sampling writes a position again after the prompts were read, so the cache must hold an entry
     for every position, as keys and values do. A recurrent state (RWKV-7, the linear attention of
     Qwen 3.5) has none: what a row's padding did to it cannot be undone.
 
@@ -218,13 +300,13 @@ def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
     """What `step` starts from for `batch` rows of `length` tokens.
 
     Zero keys and values in the family's own structure. Where `cache_layout` is None, the tokens
-    themselves, int32 `(batch, length)`: `step` then reads the whole row anew, with a warning.
+    themselves, int32 `(batch, length)`: `step` then reads the whole row again, with a warning.
     """
     layout = cache_layout(causal_lm, length)
     if layout is None:
         warnings.warn(
             f"{type(causal_lm).__name__} has no cache with an entry for every position, so "
-            "responses are sampled without one: the whole row is read anew for every token. The "
+            "responses are sampled without one: the whole row is read again for every token. The "
             "result is the same; sampling takes longer, the more so the longer the rows.",
             stacklevel=2,
         )
@@ -268,7 +350,7 @@ def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tupl
 
     Args:
         causal_lm: the model.
-        token_ids: int32 `(batch, columns)`, the tokens that stand at `index` and behind it.
+        token_ids: int32 `(batch, columns)`, the tokens at `index` and behind it.
         cache: as `empty_cache` gives it.
         index: int scalar, the position of the first of these columns.
 
@@ -301,7 +383,7 @@ def _step_anew(causal_lm, token_ids, tokens, index):
 
 @contextlib.contextmanager
 def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterator[None]:
-    """Rotates the queries of GPT-NeoX to where they stand.
+    """Rotates the queries of GPT-NeoX to their positions in the row.
 
     Its cached step keeps keys unrotated and rotates all of them, as is right, but takes the new
     queries for the first tokens of the row.
@@ -324,16 +406,8 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterato
             attention.rotary_embedding_layer = rotation
 
 
-def end_token_ids(causal_lm: keras.Model) -> tuple[int, ...]:
-    """The ids at which the model's tokenizer ends a text; empty when there is none."""
-    tokenizer = getattr(causal_lm.preprocessor, "tokenizer", None)
-    names = ("end_token_id", "end_token2_id")
-    ids = [getattr(tokenizer, name, None) for name in names]
-    return tuple(int(i) for i in ids if i is not None)
-
-
 def pad_token_id(causal_lm: keras.Model) -> int:
-    """The id that fills rows up; any id will do, since masks and not ids tell padding (N2)."""
+    """The id that fills rows up; any id will do, since masks and not ids mark padding (N2)."""
     tokenizer = getattr(causal_lm.preprocessor, "tokenizer", None)
     return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
@@ -341,7 +415,7 @@ def pad_token_id(causal_lm: keras.Model) -> int:
 def copy(causal_lm: keras.Model) -> keras.Model:
     """A frozen copy of a CausalLM or backbone: own weights, same preprocessor, adapters merged."""
     backbone = getattr(causal_lm, "backbone", None) or causal_lm
-    _keep_tied_embeddings(backbone)
+    mending.mend_backbone(backbone)
     twin = type(backbone).from_config(backbone.get_config())
     for source, target in zip(backbone._flatten_layers(), twin._flatten_layers(), strict=True):
         _copy_variables(source, target)
@@ -357,6 +431,8 @@ def copy(causal_lm: keras.Model) -> keras.Model:
 
 def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
     """Copies the variables that a layer itself owns; a LoRA kernel is merged on the way."""
+    if source.quantization_mode and hasattr(source, "inputs_quantizer"):
+        target.inputs_quantizer = source.inputs_quantizer  # which is in no config
     adapted = getattr(source, "lora_enabled", False)
     own = [*source._trainable_variables, *source._non_trainable_variables]
     if not adapted:
@@ -368,13 +444,22 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
     if getattr(source, "quantization_mode", None):
         raise ValueError(
             f"The quantised layer {source.path!r} has LoRA adapters, and a copy cannot merge them. "
-            "Copy the model before `enable_lora`, or load it anew."
+            "Copy the model before `enable_lora`, or load it again."
         )
     kernel = "embeddings" if hasattr(source, "lora_embeddings_a") else "kernel"
     getattr(target, f"_{kernel}").assign(getattr(source, kernel))
     for name in ("bias", "reverse_embeddings"):
         if getattr(source, name, None) is not None:
             getattr(target, name).assign(getattr(source, name))
+
+
+def preset_config(preset: str) -> dict:
+    """The `config.json` of a preset: keras-hub's or Hugging Face's.
+
+    Raises:
+        Exception: If the preset is not found or not of a known kind, with keras-hub's message.
+    """
+    return preset_utils.get_preset_loader(preset).config
 
 
 def task_class(preset: str) -> type:

@@ -2,65 +2,101 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import keras
 import keras_hub
 
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import lm_adapter, lora, mending
+
+_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError)
 
 
 def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     """`CausalLM.from_preset` with its traps removed and a clear error.
 
-    A local Hugging Face folder of a Llama model keeps its own `rms_norm_eps` (keras-hub's
-    converter ignores it), and tied embeddings stay tied.
+    A Hugging Face folder of a Llama model keeps its own `rms_norm_eps` (keras-hub's converter
+    ignores it). A preset that was saved in mixed precision is loaded in it. A quantized model that
+    was saved with LoRA adapters has them again, unmerged, and computes what it did before.
+
+    Args:
+        preset: built-in keras-hub name, `kaggle://` or `hf://` handle, or local folder.
+        **kwargs: to `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
 
     Raises:
-        ValueError: nothing that can be loaded is found under that name.
+        ValueError: If nothing is found under that name, or what is found cannot be loaded. The
+            message begins with the loader's own.
     """
     preset = str(preset)
-    config = _huggingface_config(preset)
+    config = _config(preset)
     try:
-        if config and "rms_norm_eps" in config and "llama" in config.get("model_type", ""):
-            backbone = keras_hub.models.Backbone.from_preset(
-                preset, layer_norm_epsilon=config["rms_norm_eps"], **kwargs
-            )
-            kwargs = {"backbone": backbone}
-        causal_lm = lm_adapter.task_class(preset).from_preset(preset, **kwargs)
+        causal_lm = _load(preset, config, kwargs)
     except ImportError as error:
         raise ValueError(
             f"The preset {preset!r} needs a package that is not installed: {error}. For a "
             'Hugging Face folder run `pip install "kerasrlhf[huggingface]"`.'
         ) from error
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"No language model could be loaded from the preset {preset!r}. Expected a built-in "
-            "keras-hub name, a `kaggle://` or `hf://` handle, or a local folder in keras-hub's or "
-            f"Hugging Face's format. The loader said: {error}"
-        ) from error
+    except _FAILURES as error:
+        raise _broken(preset, error) from error
     lm_adapter.check(causal_lm)
+    lora.load_quantized(causal_lm.backbone, preset)
     return causal_lm
 
 
-def _huggingface_config(preset: str) -> dict | None:
-    """The `config.json` of a local Hugging Face folder, None for anything else."""
-    path = pathlib.Path(preset) / "config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config if "model_type" in config else None
+def _config(preset: str) -> dict:
+    """The `config.json` of a preset, in keras-hub's or Hugging Face's format."""
+    try:
+        return lm_adapter.preset_config(preset)
+    except _FAILURES as error:
+        if (pathlib.Path(preset) / "config.json").is_file():
+            raise _broken(preset, error) from error
+        raise ValueError(
+            f"{error}\nNo language model could be loaded from the preset {preset!r}. Expected a "
+            "built-in keras-hub name, a `kaggle://` or `hf://` handle, or a local folder in "
+            "keras-hub's or Hugging Face's format, which has a `config.json`."
+        ) from error
+
+
+def _broken(preset: str, error: Exception) -> ValueError:
+    said = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    return ValueError(
+        f"{said}\nThat is what loading the preset {preset!r} ended with. The preset was found; it "
+        "is incomplete, of an unknown kind or version, or does not fit the arguments."
+    )
+
+
+def _load(preset: str, config: dict, options: dict) -> keras.Model:
+    if "llama" in config.get("model_type", "") and "rms_norm_eps" in config:
+        backbone = keras_hub.models.Backbone.from_preset(
+            preset, layer_norm_epsilon=config["rms_norm_eps"], **options
+        )
+        options = {"backbone": backbone}
+    elif mending.mixed_dtype(config):
+        options = {"dtype": mending.mixed_dtype(config), **options}
+    return lm_adapter.task_class(preset).from_preset(preset, **options)
 
 
 def load_backbone(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """A backbone from a preset folder that `save_to_preset` wrote."""
-    return keras_hub.models.Backbone.from_preset(str(preset), **kwargs)
+    """A backbone from a preset folder that `save_to_preset` wrote.
+
+    Args:
+        preset: local folder.
+        **kwargs: to `Backbone.from_preset`. A quantized backbone keeps its own `dtype`.
+    """
+    config = _config(str(preset))
+    dtype = mending.mixed_dtype(config) or mending.quantized_dtype(config)
+    options = {"dtype": dtype, **kwargs} if dtype else kwargs
+    backbone = keras_hub.models.Backbone.from_preset(str(preset), **options)
+    lm_adapter.check_backbone(backbone)
+    lora.load_quantized(backbone, preset)
+    return backbone
 
 
 def load_preprocessor(preset: str | pathlib.Path) -> Any:
     """The preprocessor of a preset folder, None when it holds none."""
     if not (pathlib.Path(preset) / "preprocessor.json").is_file():
         return None
-    return keras_hub.models.CausalLMPreprocessor.from_preset(str(preset))
+    preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(str(preset))
+    mending.mend_preprocessor(preprocessor)
+    return preprocessor

@@ -1,13 +1,19 @@
-"""Low-rank adapters: telling whether a model has them, and running it without them."""
+"""Low-rank adapters: finding them, running a model without them, and saving quantized ones."""
 
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+_TAILS = ("lora_kernel_b", "lora_embeddings_b")
+_ADAPTERS = ("lora_kernel_a", "lora_embeddings_a", *_TAILS)
+_FILE = "quantized_adapters.npz"
 
 
 def adapted_layers(model: keras.Model) -> list[keras.Layer]:
@@ -17,21 +23,29 @@ def adapted_layers(model: keras.Model) -> list[keras.Layer]:
 
 def is_untrained(model: keras.Model) -> bool:
     """Whether every adapter is still the zero map that it starts as."""
-    names = ("lora_kernel_b", "lora_embeddings_b")
-    tails = [getattr(x, n) for x in adapted_layers(model) for n in names if hasattr(x, n)]
+    tails = [getattr(x, n) for x in adapted_layers(model) for n in _TAILS if hasattr(x, n)]
     return not any(bool(ops.any(ops.not_equal(tail, 0))) for tail in tails)
 
 
+def trainable_values(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+    """The trainable variables of `model`, each with a copy of its value now."""
+    return [(v, ops.copy(v.value)) for v in model.trainable_variables]
+
+
 def trained_beside(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
-    """The trainable variables that are no adapters, each with its value now.
+    """The trainable variables that are not adapters, each with a copy of its value now.
 
     `enable_lora` of keras-hub leaves the biases of the adapted layers trainable, so that without
     their adapters these layers are not what they were.
     """
-    names = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
-    adapters = {id(getattr(x, n, None)) for x in adapted_layers(model) for n in names}
+    adapters = {id(getattr(x, n, None)) for x in adapted_layers(model) for n in _ADAPTERS}
     others = [v for v in model.trainable_variables if id(v) not in adapters]
     return [(v, ops.copy(v.value)) for v in others]
+
+
+def with_values(values: Sequence[tuple[keras.Variable, Any]]) -> contextlib.AbstractContextManager:
+    """A scope in which variables have the given values; nothing is assigned to them."""
+    return keras.StatelessScope(state_mapping=values) if values else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -45,12 +59,77 @@ def adapters_off(
         values: of `trained_beside`; these variables have these values inside.
     """
     layers = adapted_layers(model)
-    scope = keras.StatelessScope(state_mapping=values) if values else contextlib.nullcontext()
     for layer in layers:
         layer.lora_enabled = False
     try:
-        with scope:
+        with with_values(values):
             yield
     finally:
         for layer in layers:
             layer.lora_enabled = True
+
+
+def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
+    """Writes the adapters of quantized layers, and these layers, as they are.
+
+    Keras saves a quantized layer with its adapters merged and the sum rounded to few bits again,
+    which changes what the layer computes. The file that is written here keeps both apart. Where
+    no quantized layer has adapters, a file of an earlier model is removed.
+
+    Args:
+        model: keras-hub backbone.
+        folder: preset folder in which the model was saved.
+    """
+    path = pathlib.Path(folder) / _FILE
+    path.unlink(missing_ok=True)
+    arrays = {}
+    for index, layer in enumerate(model._flatten_layers()):
+        if getattr(layer, "lora_enabled", False) and layer.quantization_mode:
+            arrays[f"{index}/rank"], arrays[f"{index}/alpha"] = layer.lora_rank, layer.lora_alpha
+            for name, variable in _own_variables(layer).items():
+                arrays[f"{index}/{name}"] = _storable(variable)
+    if arrays:
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+
+
+def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
+    """Puts adapters on the quantized layers that `save_quantized` wrote, and restores both.
+
+    As after `enable_lora`, only the adapted layers are trainable afterwards. Does nothing where
+    the folder has no such file.
+
+    Args:
+        model: keras-hub backbone, loaded from `folder`.
+        folder: preset folder, or the name of a preset that is not local.
+    """
+    path = pathlib.Path(folder) / _FILE
+    if not path.is_file():
+        return
+    with np.load(path) as file:
+        saved = dict(file)
+    layers = list(model._flatten_layers())
+    for layer in layers:
+        layer.trainable = layer is model
+    adapted = sorted({int(key.split("/")[0]) for key in saved})
+    for index in adapted:
+        layer = layers[index]
+        layer.trainable = True
+        layer.enable_lora(int(saved[f"{index}/rank"]), lora_alpha=saved[f"{index}/alpha"].item())
+        for name, variable in _own_variables(layer).items():
+            variable.assign(saved[f"{index}/{name}"])
+    # What `enable_lora` of keras-hub notes down for `save_lora_weights`.
+    weighted = [layer for layer in layers if layer is not model and layer.weights]
+    model._lora_enabled_layers = [weighted.index(layers[index]) for index in adapted]
+    model._lora_rank = layers[adapted[0]].lora_rank
+
+
+def _own_variables(layer: keras.Layer) -> dict[str, keras.Variable]:
+    """The variables that a layer itself holds, by name."""
+    return {v.name: v for v in layer._trainable_variables + layer._non_trainable_variables}
+
+
+def _storable(variable: keras.Variable) -> np.ndarray:
+    """The value in a dtype that NumPy's files have, which bfloat16 is not."""
+    value = variable.value
+    return np.asarray(ops.cast(value, "float32") if variable.dtype == "bfloat16" else value)

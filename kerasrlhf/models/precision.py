@@ -10,13 +10,13 @@ from keras import ops
 
 
 def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
-    """Raises a `ValueError` where an optimiser's averages stand still in the variables' dtype.
+    """Raises a `ValueError` where an optimizer's averages cannot change in the variables' dtype.
 
     Keras keeps Adam's moments in the dtype of the weights. In bfloat16 a `beta_2` of 0.999 rounds
     to 1, the second moment never forms, and no weight moves.
 
     Args:
-        optimizer: Keras optimiser.
+        optimizer: Keras optimizer.
         variables: what it is to train.
 
     Example:
@@ -31,5 +31,5 @@ def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
                 f"{type(optimizer).__name__} cannot train weights in {variable.dtype}: its beta_2 "
                 f"of {rate} rounds to 1 there, and no weight would move. Load the model with "
                 f'`dtype="mixed_{variable.dtype}"`, which computes in {variable.dtype} and keeps '
-                "weights in float32, or train with an optimiser without moments, such as SGD."
+                "weights in float32, or train with an optimizer without moments, such as SGD."
             )

@@ -58,6 +58,8 @@ class ProcessRewardModel(TrunkScorer):
     def __init__(
         self, model: keras.Model, preprocessor: Any = None, separator: str = "\n", **kwargs: Any
     ):
+        if not isinstance(separator, str):
+            raise ValueError(f"`separator` must be a string. Received: {separator!r}.")
         super().__init__(model, preprocessor, **kwargs)
         self.separator = separator
         self._separates, self._is_empty = self._kinds_of_tokens()
@@ -118,6 +120,8 @@ class ProcessRewardModel(TrunkScorer):
         ends = self.step_ends(token_ids, padding_mask, prompt_lengths)
         scores = masking.zero_outside(scores, ends)
         return Scored(scores, ops.zeros_like(scores))
+
+    trains_on = ("stepwise",)
 
     def fit_defaults(self) -> dict[str, Any]:
         accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)

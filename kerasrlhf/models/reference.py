@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import keras
@@ -22,12 +21,18 @@ class Reference:
         causal_lm: the model to read. It is used as it is; make a copy first where it is going to
             be trained (`Reference.of` does).
         adapters: whether its LoRA adapters take part.
+        frozen: whether the model is read with copies of the values that its trainable variables
+            have now, so that it may be trained afterwards. Without adapters it always is.
     """
 
-    def __init__(self, causal_lm: keras.Model, adapters: bool = True):
+    def __init__(self, causal_lm: keras.Model, adapters: bool = True, frozen: bool = False):
         self.causal_lm = causal_lm
         self._adapters = adapters
-        self._values = [] if adapters else lora.trained_beside(causal_lm.backbone)
+        self._values = []
+        if not adapters:
+            self._values = lora.trained_beside(causal_lm.backbone)
+        elif frozen:
+            self._values = lora.trainable_values(causal_lm.backbone)
 
     @classmethod
     def of(cls, causal_lm: keras.Model, reference: Any = None) -> Reference:
@@ -36,14 +41,15 @@ class Reference:
         Args:
             causal_lm: the model that is going to be trained.
             reference: None for the model as it is now: a frozen copy or, where it carries LoRA
-                adapters, the same weights with the adapters switched off. Otherwise a CausalLM or
-                an object with a `causal_lm`, of the same vocabulary.
+                adapters, the same weights without a second copy. Adapters that are still zero are
+                switched off; those that have been trained, for example by supervised
+                fine-tuning, keep copies of their present values. Otherwise a CausalLM or an
+                object with a `causal_lm`, of the same vocabulary.
 
         Raises:
-            ValueError: the vocabularies differ, adapters that have been trained already make the
-                model differ from its base, or `enable_lora` adapted no layer.
+            ValueError: If the vocabularies differ, or `enable_lora` adapted no layer.
         """
-        lm_adapter.check_adapters(causal_lm.backbone)
+        lm_adapter.check_adapted(causal_lm.backbone)
         if reference is not None:
             other = getattr(reference, "causal_lm", reference)
             lm_adapter.check(other)
@@ -61,13 +67,9 @@ class Reference:
             return cls(other)
         if not lora.adapted_layers(causal_lm.backbone):
             return cls(lm_adapter.copy(causal_lm))
-        if not lora.is_untrained(causal_lm.backbone):
-            raise ValueError(
-                "The actor's LoRA adapters have been trained already, so switching them off does "
-                "not give the actor as it is now. Pass `reference=` a model, or save the actor "
-                "(which merges the adapters), load it and call `enable_lora` anew."
-            )
-        return cls(causal_lm, adapters=False)
+        if lora.is_untrained(causal_lm.backbone):
+            return cls(causal_lm, adapters=False)
+        return cls(causal_lm, frozen=True)
 
     def logprobs(
         self, token_ids: Any, padding_mask: Any, starts: Any, width: int, temperature: float = 1.0
@@ -84,7 +86,7 @@ class Reference:
     def prompt_logprobs(
         self, token_ids: Any, padding_mask: Any, prompt_lengths: Any, prompt_columns: int
     ) -> tuple[Any, Any]:
-        """`reverse.prompt_logprobs`: what the response tells this model of its prompt."""
+        """`reverse.prompt_logprobs`: what this model infers from the response about its prompt."""
         with self._frozen():
             return prompt_logprobs(
                 self.causal_lm, token_ids, padding_mask, prompt_lengths, prompt_columns
@@ -92,5 +94,5 @@ class Reference:
 
     def _frozen(self):
         if self._adapters:
-            return contextlib.nullcontext()
+            return lora.with_values(self._values)
         return lora.adapters_off(self.causal_lm.backbone, self._values)

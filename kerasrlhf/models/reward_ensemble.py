@@ -69,6 +69,11 @@ class RewardEnsemble(Scorer):
         aggregate: str = "mean",
         **kwargs: Any,
     ):
+        if not isinstance(members, list | tuple):
+            raise ValueError(
+                "`members` must be a list of reward models. "
+                f"Received: {members!r} of type {type(members).__name__}."
+            )
         members = list(members)
         _check_members(members)
         super().__init__(members[0].preprocessor, **kwargs)
@@ -115,6 +120,10 @@ class RewardEnsemble(Scorer):
 
     def scaled_parts(self) -> list[Scorer]:
         return [part for member in self.members for part in member.scaled_parts()] + [self]
+
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        return self.members[0].trains_on
 
     def fit_defaults(self) -> dict[str, Any]:
         return self.members[0].fit_defaults()

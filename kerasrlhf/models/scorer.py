@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import fitting, lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
-from kerasrlhf.types import Sampler, require_int
+from kerasrlhf.types import Sampler, require_int, require_number
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
@@ -56,6 +57,9 @@ class Scorer(keras.Model):
 
     is_per_token = False
     """Whether `read` gives scores `(batch, length)`."""
+
+    trains_on = ("preferences",)
+    """Functions of `kerasrlhf.data` whose batches `fit` takes."""
 
     def __init__(self, preprocessor: Any = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -105,8 +109,22 @@ class Scorer(keras.Model):
         given = {name: value for name, value in given.items() if value is not None}
         super().compile(optimizer, **{**self.fit_defaults(), **given})
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        fitting.check_fit(self, super().fit, args, kwargs, *self.trains_on)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        fitting.check_fit(self, super().evaluate, args, kwargs, *self.trains_on)
+        return super().evaluate(*args, **kwargs)
+
+    def save(self, *args, **kwargs):
+        raise ValueError(fitting.saving_advice(self))
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """As in Keras, with a whole batch where there are several replicas."""
+        lm_adapter.check_rows(self.backbones(), iterator)
         first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
         super()._maybe_symbolic_build(*first)
 
@@ -227,6 +245,14 @@ class Scorer(keras.Model):
                 process reward model, whose scores are log odds with a zero of their own.
         """
         parts = self.scaled_parts()
+        require_number("mean", mean)
+        if std is not None:
+            require_number("std", std, above=0.0)
+        if policy is not None and not isinstance(policy, ActorCritic):
+            raise ValueError(
+                "`policy` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
+                f"Received: {policy!r} of type {type(policy).__name__}."
+            )
         prompts = tokens.text_list(prompts, "prompts")
         options = {"template": template, "parse_special": parse_special}
         if responses is None:

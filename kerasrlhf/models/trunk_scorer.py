@@ -20,7 +20,7 @@ class TrunkScorer(Scorer):
 
     Final classes define two more hooks, and the name of the file that marks their folders:
 
-        constants() -> dict                                 what is saved beside weights, as JSON
+        constants() -> dict                                 what is saved as JSON
         assembled(backbone, preprocessor, constants)        a class method: the model again
 
     Args:
@@ -36,13 +36,14 @@ class TrunkScorer(Scorer):
         super().__init__(preprocessor or getattr(model, "preprocessor", None), **kwargs)
         backbone = getattr(model, "backbone", None) or model
         lm_adapter.check_backbone(backbone)
+        lm_adapter.check_preprocessor(backbone, self.preprocessor)
         lm_adapter.freeze_unread(backbone)
         self.backbone = backbone
         self.score_head = ScalarHead("score", name="score_head")
         self.score_head.build((None, lm_adapter.width(backbone)))
 
     def constants(self) -> dict[str, Any]:
-        """What a saved model needs beside its weights."""
+        """What a saved model needs in addition to its weights."""
         raise NotImplementedError
 
     @classmethod
@@ -77,7 +78,7 @@ class TrunkScorer(Scorer):
         folder = pathlib.Path(preset)
         if not (folder / cls.config_file).is_file():
             reward = cls(loading.load_causal_lm(preset, **kwargs))
-            # Loaded anew when asked for: the model above is trained, and a copy would cost memory.
+            # Loaded again when asked for: the model above is trained, and a copy would cost memory.
             reward._policy = lambda: loading.load_causal_lm(preset, **kwargs)
             return reward
         backbone = loading.load_backbone(folder, **kwargs)
@@ -87,7 +88,12 @@ class TrunkScorer(Scorer):
         return reward
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes backbone, preprocessor, head and constants; the folder appears in one piece."""
+        """Writes backbone, preprocessor, head and constants; the folder appears in one piece.
+
+        LoRA adapters are merged; those of quantized layers are written as they are and are put
+        back by `from_preset`.
+        """
+        lm_adapter.check_preprocessor(self.backbone, self.preprocessor)
         with files.replacing(preset_dir) as folder:
             self.backbone.save_to_preset(str(folder))
             if self.preprocessor is not None:

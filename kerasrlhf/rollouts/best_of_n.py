@@ -11,6 +11,7 @@ import tensorflow as tf
 from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
+from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collect import Collector
@@ -122,7 +123,13 @@ def best_of_n(
     """
     require_int("n", n, minimum=2)
     require_int("batch_size", batch_size, minimum=1)
+    require_int("seed", seed, minimum=0)
     require_sampler(sampler)
+    if not isinstance(actor, ActorCritic):
+        raise ValueError(
+            "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
+            f"Received: {actor!r} of type {type(actor).__name__}."
+        )
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
     weighted.parts_of(reward)

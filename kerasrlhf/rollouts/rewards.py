@@ -37,6 +37,11 @@ def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
         >>> load_reward("kerasrlhf.tasks.sentiment:happy_words")([" She was happy."])
         [0.5]
     """
+    if not isinstance(name, str | pathlib.Path):
+        raise ValueError(
+            "`name` must be a folder, or a function as 'path/to/file.py:function'. Received: "
+            f"{name!r} of type {type(name).__name__}, which trainers take as it is."
+        )
     folder = pathlib.Path(name)
     for file, kind in _KINDS.items():
         if (folder / file).is_file():

@@ -234,9 +234,11 @@ class WeightedReward:
         scored = dict(zip((part.name for part in self._by_tokens), read, strict=True))
         if self._by_texts:
             ended = self.actor.ended(tokens.masked_rows(samples.token_ids, samples.response_mask))
+        # A template wrote special tokens into prompts that were conversations.
+        is_rendered = any(messages is not None for messages in episodes.conversations or ())
         for part in self._by_texts:
             scored[part.name] = part.reward.read_texts(
-                episodes.prompts, episodes.responses, ended=ended
+                episodes.prompts, episodes.responses, ended=ended, parse_special=is_rendered
             )
         rewards = {part.name: part.reward for part in self.parts}
         return {name: _reading(rewards[name], *arrays) for name, arrays in scored.items()}

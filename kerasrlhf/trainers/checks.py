@@ -10,14 +10,16 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
+from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
 from kerasrlhf.functional.kl import ESTIMATORS
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.types import Sampler, require_number
+from kerasrlhf.types import Sampler, require_int, require_number
 
 # Mean |ratio - 1| of a first update that is arithmetic and not a mistake.
 _RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -30,17 +32,7 @@ def check_parts(actor: Any, reward: Any, sampler: Any, kl: Any) -> None:
             "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
             f"Received: {actor!r} of type {type(actor).__name__}."
         )
-    if not callable(reward):
-        raise ValueError(
-            "`reward` must be a RewardModel or a function of prompts and responses. "
-            f"Received: {reward!r} of type {type(reward).__name__}."
-        )
-    if isinstance(reward, keras.Model) and not isinstance(reward, Scorer):
-        raise ValueError(
-            f"`reward` is a Keras model of type {type(reward).__name__}, which is not a "
-            "RewardModel, ProcessRewardModel or RewardEnsemble. Wrap it in a function of prompts "
-            "and responses, or use one of these."
-        )
+    weighted.parts_of(reward)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r}.")
     if not isinstance(kl, FixedKL):
@@ -98,16 +90,13 @@ def optional(name: str, value: Any, above: float = 0.0) -> float | None:
 
 
 def unit_interval(name: str, value: Any) -> float:
-    """A number checked to lie in [0, 1]."""
-    number = require_number(name, value, minimum=0.0)
-    if number > 1:
-        raise ValueError(f"`{name}` must be at most 1. Received: {value}.")
-    return number
+    """Returns a number checked to lie in [0, 1]."""
+    return require_number(name, value, minimum=0.0, maximum=1.0)
 
 
 def check_group(group_size: int) -> None:
     """Raises a `ValueError` for an algorithm that compares responses to one prompt and has one."""
-    if group_size < 2:
+    if require_int("group_size", group_size) < 2:
         raise ValueError(
             "The algorithm compares responses to the same prompt: `group_size` must be at least 2. "
             f"Received: {group_size}."
@@ -189,10 +178,9 @@ def check_unscaled(actor: ActorCritic, optimizer: Any) -> None:
 
 def check_reward_is_fixed(actor: ActorCritic, reward: Any) -> None:
     """Raises a `ValueError` for a reward model some of whose weights the trainer would change."""
-    if not isinstance(reward, Scorer):
-        return
     trained = {id(v) for v in actor.trainable_variables}
-    shared = [v.path for v in reward.variables if id(v) in trained]
+    models = [p.reward for p in weighted.parts_of(reward) if isinstance(p.reward, Scorer)]
+    shared = [v.path for model in models for v in model.variables if id(v) in trained]
     if shared:
         raise ValueError(
             f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
@@ -208,13 +196,8 @@ def checked_batch(batch: Any, strategy: tf.distribute.Strategy) -> dict:
     Raises:
         ValueError: not a prompt batch, or rows that are not padded on the right.
     """
-    if not isinstance(batch, dict) or not {"token_ids", "padding_mask"} <= set(batch):
-        found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-        raise ValueError(
-            "Expected batches as `rlhf.data.prompts` gives them, dicts with `token_ids` and "
-            f"`padding_mask`. Received: {found}."
-        )
     batch = replica.gather(strategy, batch)
+    kinds.check_batch(batch, "prompts")
     batch["token_ids"] = ops.cast(batch["token_ids"], "int32")
     batch["padding_mask"] = ops.cast(batch["padding_mask"], "bool")
     check_right_padded(batch["token_ids"], batch["padding_mask"])

@@ -13,7 +13,7 @@ from keras import ops
 from kerasrlhf import replica
 from kerasrlhf.functional import direct
 from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import fitting, lm_adapter
 from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.windows import window_logprobs
 from kerasrlhf.trainers.checks import check_precision
@@ -54,6 +54,8 @@ class DirectTrainer(keras.Model):
     """
 
     reference = None
+    trains_on = ("preferences",)
+    """Functions of `kerasrlhf.data` whose batches `fit` takes."""
 
     def __init__(self, causal_lm: keras.Model, response_length: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -76,6 +78,7 @@ class DirectTrainer(keras.Model):
         """`keras.Model.compile` with the method's own loss and the pair accuracy as defaults."""
         lm_adapter.check_adapters(self.causal_lm.backbone)
         check_precision(self.causal_lm, self.distribute_strategy)
+        fitting.check_scope(self.distribute_strategy, type(self).__name__, self.causal_lm.variables)
         check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
@@ -83,8 +86,22 @@ class DirectTrainer(keras.Model):
         metrics = [PreferenceAccuracy()] if metrics is None else metrics
         super().compile(optimizer, loss=loss or self.default_loss(), metrics=metrics, **kwargs)
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        fitting.check_fit(self, super().fit, args, kwargs, *self.trains_on)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        fitting.check_fit(self, super().evaluate, args, kwargs, *self.trains_on)
+        return super().evaluate(*args, **kwargs)
+
+    def save(self, *args, **kwargs):
+        raise ValueError(fitting.saving_advice(self))
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """As in Keras, with a whole batch where there are several replicas."""
+        lm_adapter.check_rows([self.causal_lm.backbone], iterator)
         first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
         super()._maybe_symbolic_build(*first)
 
@@ -140,7 +157,7 @@ def checked(inputs: Any) -> dict:
     if not isinstance(inputs, dict) or not {*_KEYS} <= {*inputs}:
         raise ValueError(
             "Expected batches as `rlhf.data.preferences` gives them, dicts with `token_ids`, "
-            "`padding_mask` and `response_mask` (true where the response stands: without it "
+            "`padding_mask` and `response_mask` (true at the tokens of the response: without it "
             f"prompts would be trained too). Received: {found}."
         )
     shapes = {name: tuple(inputs[name].shape) for name in _KEYS}

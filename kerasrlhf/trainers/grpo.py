@@ -72,6 +72,10 @@ class GRPO(OnPolicyTrainer):
     ):
         if variant not in ("grpo", "dr_grpo"):
             raise ValueError(f'`variant` must be "grpo" or "dr_grpo". Received: {variant!r}.')
+        checks.check_group(group_size)
+        self.variant = variant
+        self.cliprange = require_number("cliprange", cliprange, above=0.0)
+        self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
         kl_in = kl_in or ("loss" if variant == "grpo" else "reward")
         super().__init__(
             *args,
@@ -82,10 +86,6 @@ class GRPO(OnPolicyTrainer):
             loss_reduction=loss_reduction or ("sequence" if variant == "grpo" else "fixed"),
             **kwargs,
         )
-        checks.check_group(self.group_size)
-        self.variant = variant
-        self.cliprange = require_number("cliprange", cliprange, above=0.0)
-        self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
 
     def estimate(self, rollout: Rollout) -> Experience:
         worth = ops.sum(self.rewards(rollout), axis=-1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
 
+from kerasrlhf.models import fitting
 from kerasrlhf.trainers.replay import Replay
 from kerasrlhf.trainers.statistics import (
     SHOWN,
@@ -17,10 +19,11 @@ from kerasrlhf.trainers.statistics import (
 
 
 class IterativeModel(keras.Model):
-    """What stands between Keras' `fit` and an algorithm's iteration; abstract.
+    """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
     `fit`, callbacks, history and validation are Keras' own: only what is done with a batch is
-    given. A subclass has `iterate`, `collect` and `pass_over`.
+    given. A subclass has `iterate`, `collect` and `pass_over`. What is overridden here beyond that
+    checks arguments, so that a mistake is found before the first batch, and calls Keras.
     """
 
     def __init__(self, **kwargs: Any):
@@ -37,12 +40,48 @@ class IterativeModel(keras.Model):
         raise NotImplementedError
 
     def pass_over(self, iteration: int) -> None:
-        """Reads what an iteration that was done before a resume has read beside its prompts."""
+        """Reads what an iteration before a resume has read in addition to its prompts."""
         raise NotImplementedError
 
     @property
     def metrics(self):
         return [*self._trackers.values()]
+
+    def compile(self, *args, **kwargs):
+        self._check_scope()
+        super().compile(*args, **kwargs)
+        self._check_scope()
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        fitting.check_fit(self, super().fit, args, kwargs, "prompts")
+        self._check_scope()
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
+        self._check_scope()
+        return super().evaluate(*args, **kwargs)
+
+    def call(self, inputs):
+        name = type(self).__name__
+        raise ValueError(
+            f"{name} has no outputs of its own: `fit` trains `trainer.actor`. For responses use "
+            "`trainer.actor.generate(prompts, sampler)`, for logits and values "
+            "`trainer.actor(batch)`."
+        )
+
+    def save(self, *args, **kwargs):
+        raise ValueError(fitting.saving_advice(self))
+
+    def _check_scope(self):
+        """Everything that training changes must belong to the strategy that it runs under."""
+        strategy, name = self.distribute_strategy, type(self).__name__
+        fitting.check_scope(strategy, f"{name} and its actor", self.variables)
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None:
+            fitting.check_scope(strategy, "the optimizer", optimizer.variables)
 
     def make_train_function(self, force=False):
         def train_function(iterator):

@@ -58,6 +58,8 @@ class KTO(DirectTrainer):
         2402.01306, eq. 8.
     """
 
+    trains_on = ("preferences", "unpaired_preferences")
+
     def __init__(
         self,
         causal_lm: keras.Model,

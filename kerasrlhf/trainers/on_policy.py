@@ -14,10 +14,12 @@ from keras import ops
 from kerasrlhf import replica
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
+from kerasrlhf.models import fitting, lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
@@ -26,7 +28,15 @@ from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.parts import Parts
 from kerasrlhf.trainers.statistics import rollout_statistics, time_statistics
-from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats, require_int, require_number
+from kerasrlhf.types import (
+    Experience,
+    Rollout,
+    Sampler,
+    TokenStats,
+    require_bool,
+    require_int,
+    require_number,
+)
 
 
 class OnPolicyTrainer(IterativeModel):
@@ -140,7 +150,7 @@ class OnPolicyTrainer(IterativeModel):
         self.entropy_coef = require_number("entropy_coef", entropy_coef, minimum=0.0)
         self.target_kl = checks.optional("target_kl", target_kl)
         self.importance_cap = checks.optional("importance_cap", importance_cap)
-        self.mask_overlong = mask_overlong
+        self.mask_overlong = require_bool("mask_overlong", mask_overlong)
         self.temperature_schedule = temperature_schedule
         self.ptx_coef = require_number("ptx_coef", ptx_coef, minimum=0.0)
         self.lm_every = None if lm_every is None else require_int("lm_every", lm_every, minimum=1)
@@ -270,6 +280,8 @@ class OnPolicyTrainer(IterativeModel):
             jit_compile: compile sampling, scoring and updates with XLA.
             run_eagerly: run Python line by line, to debug.
         """
+        require_bool("jit_compile", jit_compile)
+        require_bool("run_eagerly", run_eagerly)
         if optimizer is None:
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
         check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
@@ -277,6 +289,13 @@ class OnPolicyTrainer(IterativeModel):
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )
         strategy = self.distribute_strategy
+        for network in (self.actor.causal_lm.backbone, self.actor.critic):
+            if network is not None:
+                lm_adapter.check_adapters(network)
+        fitting.check_scope(strategy, "the reference", self.reference.causal_lm.variables)
+        for part in weighted.parts_of(self._parts.reward):
+            if isinstance(part.reward, Scorer):
+                fitting.check_scope(strategy, f"the reward {part.name}", part.reward.variables)
         checks.check_unscaled(self.actor, self.optimizer)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)

@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasrlhf.functional import masking
 from kerasrlhf.trainers import checks
+from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.types import Experience, Rollout, TokenStats
 
@@ -62,6 +63,14 @@ class OnlineDPO(OnPolicyTrainer):
                 "The loss of OnlineDPO has the KL in it, counts pairs of responses, and needs no "
                 f"importance weights. Leave out {sorted(unused)}."
             )
+        if labels not in ("soft", "hard"):
+            raise ValueError(f'`labels` must be "soft" or "hard". Received: {labels!r}.')
+        checks.check_group(group_size)
+        if isinstance(kwargs.get("kl"), FixedKL) and float(kwargs["kl"].coef.numpy()) == 0:
+            raise ValueError(
+                "The coefficient of `kl` is the loss's beta, and with 0 nothing is learned. Use "
+                "one above 0, such as `FixedKL(0.1)`."
+            )
         # A response counts once, however long it is: its loss stands on each of its tokens.
         super().__init__(
             *args,
@@ -70,14 +79,6 @@ class OnlineDPO(OnPolicyTrainer):
             loss_reduction="sequence",
             **kwargs,
         )
-        checks.check_group(self.group_size)
-        if float(self.kl.coef.numpy()) == 0:
-            raise ValueError(
-                "The coefficient of `kl` is the loss's beta, and with 0 nothing is learnt. Use one "
-                "above 0, such as `FixedKL(0.1)`."
-            )
-        if labels not in ("soft", "hard"):
-            raise ValueError(f'`labels` must be "soft" or "hard". Received: {labels!r}.')
         self.labels = labels
 
     def estimate(self, rollout: Rollout) -> Experience:

@@ -16,6 +16,7 @@ from kerasrlhf.types import (
     Rollout,
     Sampler,
     TokenStats,
+    require_bool,
     require_int,
     require_number,
 )
@@ -93,17 +94,19 @@ class PPO(OnPolicyTrainer):
         critic_warmup_kl: float = 1.0,
         **kwargs: Any,
     ):
-        super().__init__(actor, reward, reference, sampler=sampler, kl=kl, **kwargs)
+        # All checks come before the base class copies the reference.
         self.gamma = checks.unit_interval("gamma", gamma)
         self.lam = checks.unit_interval("lam", lam)
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
         self.cliprange_value = require_number("cliprange_value", cliprange_value, above=0.0)
         self.vf_coef = require_number("vf_coef", vf_coef, minimum=0.0)
-        self.whiten_rewards, self.whiten_advantages = whiten_rewards, whiten_advantages
+        self.whiten_rewards = require_bool("whiten_rewards", whiten_rewards)
+        self.whiten_advantages = require_bool("whiten_advantages", whiten_advantages)
         self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
         self.dual_clip = checks.optional("dual_clip", dual_clip, above=1.0)
         self.critic_warmup = require_int("critic_warmup", critic_warmup, minimum=0)
         self.critic_warmup_kl = require_number("critic_warmup_kl", critic_warmup_kl, minimum=0.0)
+        super().__init__(actor, reward, reference, sampler=sampler, kl=kl, **kwargs)
 
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask

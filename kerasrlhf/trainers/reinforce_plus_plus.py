@@ -9,7 +9,7 @@ from keras import ops
 from kerasrlhf.functional import baselines, masking, policy_losses, returns
 from kerasrlhf.trainers import checks
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
-from kerasrlhf.types import Experience, Rollout, TokenStats, require_number
+from kerasrlhf.types import Experience, Rollout, TokenStats, require_bool, require_number
 
 
 class REINFORCEPlusPlus(OnPolicyTrainer):
@@ -55,13 +55,13 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         group_baseline: bool = False,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
         self.gamma = checks.unit_interval("gamma", gamma)
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
         self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
-        self.group_baseline = group_baseline
+        self.group_baseline = require_bool("group_baseline", group_baseline)
         if group_baseline:
-            checks.check_group(self.group_size)
+            checks.check_group(kwargs.get("group_size", 1))
+        super().__init__(*args, **kwargs)
 
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask

@@ -55,6 +55,8 @@ class RLOO(OnPolicyTrainer):
         loss_reduction: str = "fixed",
         **kwargs: Any,
     ):
+        checks.check_group(group_size)
+        self.cliprange = checks.optional("cliprange", cliprange)
         super().__init__(
             *args,
             group_size=group_size,
@@ -62,8 +64,6 @@ class RLOO(OnPolicyTrainer):
             loss_reduction=loss_reduction,
             **kwargs,
         )
-        checks.check_group(self.group_size)
-        self.cliprange = checks.optional("cliprange", cliprange)
 
     def estimate(self, rollout: Rollout) -> Experience:
         worth = ops.sum(self.rewards(rollout), axis=-1)

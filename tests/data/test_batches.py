@@ -270,7 +270,7 @@ class TestOrder:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1. Received: 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1. Received: 0"),
         ({"batch_size": 1.5}, "`batch_size` must be"),
         ({"seed": -1}, "`seed` must be"),
         ({"max_length": 1}, "`max_length` must be an integer of at least 2"),

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.reference import Reference
+from kerasrlhf.trainers.dpo import DPO
 
 BATCH = helpers.prompts([6, 3, 2])
 INPUTS = {"token_ids": BATCH["token_ids"], "padding_mask": BATCH["padding_mask"].astype("int32")}
@@ -88,15 +89,95 @@ def test_adapters_come_back_after_an_error():
     assert lora.adapted_layers(model.backbone) == layers
 
 
-def test_trained_adapters_are_no_reference():
-    model = helpers.lm()
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+@pytest.mark.parametrize(
+    ("family", "mode"), [("gpt2", None), ("llama", None), ("gpt2", "int8"), ("llama", "int4")]
+)
+def test_trained_adapters_are_a_reference_of_their_own_values(family, mode):
+    """As after supervised fine-tuning with LoRA: no second copy, and nothing of it moves."""
+    model = helpers.lm(family, num_layers=1)
+    if mode:
+        model.backbone.quantize(mode)
     model.backbone.enable_lora(2)
-    assert lora.is_untrained(model.backbone)
-    train(model, steps=1)
+    base = logprobs(Reference.of(model))
+    moved(model, seed=0)
     assert not lora.is_untrained(model.backbone)
-    with pytest.raises(ValueError, match="have been trained already"):
-        Reference.of(model)
-    assert Reference.of(model, helpers.lm()).causal_lm is not model
+    reference = Reference.of(model)
+    assert reference.causal_lm is model, "no second copy"
+    before, logits = logprobs(reference), np.array(model(INPUTS))
+    assert np.abs(before - base).max() > 0.05
+    stats = helpers.ActorCritic(model).token_stats(
+        BATCH["token_ids"], BATCH["padding_mask"], *WINDOW
+    )
+    np.testing.assert_allclose(before, stats.logprobs, atol=1e-5)
+    moved(model, seed=1)
+    after = np.array(model(INPUTS))
+    assert np.abs(after - logits).max() > 0.05
+    np.testing.assert_allclose(logprobs(reference), before, atol=1e-6)
+    np.testing.assert_array_equal(model(INPUTS), after)
+
+
+def moved(model, seed):
+    """Trainable variables, adapters and biases, somewhere else."""
+    generator = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        variable.assign_add(generator.normal(0, 0.2, variable.shape))
+
+
+def tuned():
+    """A model whose adapters have been trained."""
+    model = helpers.lm(num_layers=1)
+    model.backbone.enable_lora(2)
+    train(model, steps=2)
+    assert not lora.is_untrained(model.backbone)
+    return model
+
+
+def test_ppo_starts_at_a_kl_of_zero_from_adapters_that_were_trained():
+    """The compiled collector reads the reference while the actor's adapters are trained."""
+    actor = helpers.ActorCritic(tuned())
+    made = helpers.ppo(actor, update_epochs=2)
+    made.compile(keras.optimizers.Adam(0.05))
+    ids, mask = BATCH["token_ids"], BATCH["padding_mask"]
+    before = logprobs(made.reference)
+    first = made.iterate({"token_ids": ids, "padding_mask": mask})
+    rollout = made.last.rollout
+    inside = np.asarray(rollout.response_mask)
+    np.testing.assert_allclose(
+        np.asarray(rollout.logprobs)[inside], np.asarray(rollout.ref_logprobs)[inside], atol=1e-5
+    )
+    assert abs(first["objective/kl"]) < 1e-4
+    second = made.iterate({"token_ids": ids, "padding_mask": mask})
+    assert abs(second["objective/kl"]) > 1e-3
+    np.testing.assert_allclose(logprobs(made.reference), before, atol=1e-6)
+    # What the rollout recorded is what the frozen values give.
+    rollout = made.last.rollout
+    inside = np.asarray(rollout.response_mask)
+    found = made.reference.logprobs(
+        rollout.token_ids,
+        rollout.padding_mask,
+        np.ones(len(inside), "int32"),
+        inside.shape[1] - 1,
+    )
+    np.testing.assert_allclose(
+        np.asarray(found)[inside], np.asarray(rollout.ref_logprobs)[inside], atol=1e-5
+    )
+    fresh = helpers.ppo(helpers.ActorCritic(helpers.lm(num_layers=1)))
+    assert len(made.variables) - len(fresh.variables) == 2 * 2, "adapters, and no reference"
+
+
+def test_dpo_starts_at_scores_of_zero_from_adapters_that_were_trained():
+    model = tuned()
+    dpo = DPO(model)
+    dpo.compile(keras.optimizers.Adam(0.05), jit_compile=False)
+    generator = np.random.default_rng(0)
+    ids = generator.integers(1, helpers.VOCAB, (4, 2, 6)).astype("int32")
+    rows = {"token_ids": ids, "padding_mask": ids > 0, "response_mask": np.arange(6) > ids * 0 + 1}
+    np.testing.assert_allclose(dpo(rows), np.zeros((4, 2)), atol=1e-5)
+    before = np.array(dpo.ref_logprobs(rows))
+    dpo.fit(tf.data.Dataset.from_tensors((rows, np.zeros(4, "float32"))).repeat(3), verbose=0)
+    assert np.abs(np.array(dpo(rows))).max() > 0.01
+    np.testing.assert_allclose(dpo.ref_logprobs(rows), before, atol=1e-6)
 
 
 def test_a_given_reference_is_used_as_it_is():
@@ -174,7 +255,6 @@ def test_what_the_adapter_reads_off_a_model():
     assert lm_adapter.width(gpt2) == lm_adapter.width(llama.backbone) == 16
     assert lm_adapter.vocabulary_size(gpt2) == 23
     assert (lm_adapter.max_length(gpt2), lm_adapter.max_length(llama)) == (32, None)
-    assert (lm_adapter.end_token_ids(gpt2), lm_adapter.end_token_ids(llama)) == ((0,), ())
     assert lm_adapter.pad_token_id(llama) == 0
     for model, units in ((gpt2, 8), (llama, 4)):
         parts = tf.nest.flatten(lm_adapter.empty_cache(model, 3, 7))

@@ -1,0 +1,202 @@
+"""What keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
+
+`mend_backbone` and `mend_preprocessor` change single objects, not classes: what such an object
+writes afterwards, through our functions or through its own `save_to_preset`, is read by plain
+keras-hub and by this package. Both leave an object alone that was mended before.
+
+| what is forgotten | by | what happens without mending |
+|---|---|---|
+| `tie_word_embeddings`, others | `get_config` of Llama, Mixtral, Qwen MoE | another network |
+| a mixed policy such as `mixed_bfloat16` | `CausalLM.from_preset` | "Invalid dtype" |
+| the policies of single layers | a loaded quantized backbone | it cannot be saved again |
+| that int4 leaves inputs alone | a loaded `ReversibleEmbedding` | logits move by some 0.03 |
+| `bos_token`, `eos_token` | `Llama3Tokenizer.get_config` | the tokenizer does not load |
+| line ends of the vocabulary | `RWKVTokenizer.save_assets` | the tokenizer does not load |
+| adapters of quantized layers | `save_weights` | they are rounded into the kernel |
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pathlib
+import types
+from typing import Any
+
+import keras
+import keras_hub
+
+from kerasrlhf.models import lora
+
+_VOCABULARY = "vocabulary.json"
+_PLAIN = (bool, int, float, str, list, type(None))
+# `Llama3Tokenizer` wants these in every vocabulary unless it is given a set of other tokens, and
+# a set cannot be written to its JSON file.
+_EXPECTED = ("<|start_header_id|>", "<|end_header_id|>")
+
+
+def mend_backbone(backbone: keras.Model) -> None:
+    """Makes a keras-hub backbone write all that it needs to be loaded again.
+
+    Args:
+        backbone: keras-hub backbone. Its `get_config` and `save_to_preset` are replaced.
+    """
+    _separate_policies(backbone)
+    if "get_config" in vars(backbone):
+        return
+    kind = type(backbone)
+
+    def get_config(self):
+        config = kind.get_config(self)
+        return {**config, **_forgotten(self, config), "dtype": _saved_policy(self)}
+
+    def save_to_preset(self, preset_dir, *args, **kwargs):
+        kind.save_to_preset(self, preset_dir, *args, **kwargs)
+        lora.save_quantized(self, preset_dir)
+
+    backbone.get_config = types.MethodType(get_config, backbone)
+    backbone.save_to_preset = types.MethodType(save_to_preset, backbone)
+
+
+def mend_preprocessor(preprocessor: Any) -> None:
+    """Makes the tokenizer of a keras-hub preprocessor write all that it needs to be loaded again.
+
+    Args:
+        preprocessor: keras-hub preprocessor, or None.
+    """
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    if getattr(tokenizer, "vocabulary", None) is None:
+        return
+    if isinstance(tokenizer, keras_hub.tokenizers.Llama3Tokenizer):
+        _mend_llama3(tokenizer)
+    if isinstance(tokenizer, keras_hub.tokenizers.RWKVTokenizer):
+        # They are joined when they are saved, and read as lines.
+        tokenizer.vocabulary = [line.rstrip("\n") + "\n" for line in tokenizer.vocabulary]
+
+
+def _forgotten(backbone: keras.Model, config: dict) -> dict:
+    """Constructor arguments that a config leaves out and the backbone or its layers keep."""
+    names = inspect.signature(type(backbone).__init__).parameters
+    found = {}
+    for holder in (*getattr(backbone, "transformer_layers", [])[:1], backbone):
+        found |= {n: getattr(holder, n) for n in names if n not in config and hasattr(holder, n)}
+    return {name: value for name, value in found.items() if isinstance(value, _PLAIN)}
+
+
+def _saved_policy(backbone: keras.Model) -> dict:
+    """The dtype policy of a backbone in the form that keras-hub reads.
+
+    It takes the name of a simple policy for a dtype, which mixed ones are not; it takes a map of
+    policies as it is.
+    """
+    policy = backbone.dtype_policy
+    policies = {}
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        policies, policy = dict(policy), policy.default_policy
+    policies |= {x.path: x.dtype_policy for x in _quantized(backbone)}
+    if not policies and not _is_mixed(policy):
+        return keras.dtype_policies.serialize(policy)
+    # Serializing a map without a default takes the names out of its policies: not out of ours.
+    policies = {path: copy.copy(value) for path, value in policies.items()}
+    default = policy.name if _is_mixed(policy) else None
+    for quantized in policies.values():
+        if default and getattr(quantized, "_source_name", default) is None:
+            quantized._source_name = default  # `get_config` of keras-hub did it before
+    return keras.dtype_policies.serialize(keras.dtype_policies.DTypePolicyMap(default, policies))
+
+
+def mixed_dtype(config: dict) -> str | None:
+    """The name of the mixed policy that a preset was saved in, None where it has no such policy.
+
+    Args:
+        config: dict, the preset's `config.json`. Presets count that were saved without mending.
+    """
+    saved = config.get("config", {}).get("dtype")
+    inner = saved.get("config", {}) if isinstance(saved, dict) else {}
+    name = inner.get("name") or inner.get("default_policy")
+    is_mixed = str(name).startswith("mixed_") and not inner.get("policy_map")
+    return name if is_mixed else None
+
+
+def quantized_dtype(config: dict) -> dict | None:
+    """The map of dtype policies that a preset was saved with, None where there is none.
+
+    `Backbone.from_preset` forgets it, unlike `CausalLM.from_preset`.
+    """
+    saved = config.get("config", {}).get("dtype")
+    is_map = isinstance(saved, dict) and bool(saved.get("config", {}).get("policy_map"))
+    return saved if is_map else None
+
+
+def _is_mixed(policy: Any) -> bool:
+    return policy.compute_dtype != policy.variable_dtype
+
+
+def _quantized(backbone: keras.Model) -> list[keras.Layer]:
+    return [x for x in backbone._flatten_layers(include_self=False) if x.quantization_mode]
+
+
+def _separate_policies(backbone: keras.Model) -> None:
+    """Gives each layer of a loaded backbone its own dtype policy in place of the map of all.
+
+    A quantized layer asks the policy it was given for its mode when it is saved, and the map has
+    none.
+    """
+    whole = backbone._dtype_policy
+    if not isinstance(whole, keras.dtype_policies.DTypePolicyMap):
+        return
+    for layer in backbone._flatten_layers(include_self=False):
+        if isinstance(layer._dtype_policy, keras.dtype_policies.DTypePolicyMap) and layer.path:
+            layer._dtype_policy = layer._dtype_policy[layer.path]
+        if layer.quantization_mode == "int4" and getattr(layer, "inputs_quantizer", None):
+            # `quantize("int4")` leaves inputs as they are; loaded embeddings round them.
+            layer.inputs_quantizer = None
+    if all(policy.quantization_mode for policy in whole.values()):
+        backbone._dtype_policy = whole.default_policy
+
+
+def _mend_llama3(tokenizer: Any) -> None:
+    """Makes a `Llama3Tokenizer` write its start and end token and what plain keras-hub expects.
+
+    Two entries behind the end of the saved vocabulary satisfy plain keras-hub where a model has
+    other special tokens. No text is tokenized to them, and they are removed from a tokenizer that
+    was loaded with them.
+    """
+    if "get_config" in vars(tokenizer):
+        return
+    kind = type(tokenizer)
+    _restore_special_tokens(tokenizer)
+
+    def get_config(self):
+        tokens = {"bos_token": self.start_token, "eos_token": self.end_token}
+        return {**kind.get_config(self), **tokens}
+
+    def save_assets(self, dir_path):
+        kind.save_assets(self, dir_path)
+        vocabulary = dict(self.vocabulary)
+        for token in _EXPECTED:
+            vocabulary.setdefault(token, max(vocabulary.values()) + 1)
+        path = pathlib.Path(dir_path) / _VOCABULARY
+        path.write_text(json.dumps(vocabulary), encoding="utf-8")
+
+    tokenizer.get_config = types.MethodType(get_config, tokenizer)
+    tokenizer.save_assets = types.MethodType(save_assets, tokenizer)
+
+
+def _restore_special_tokens(tokenizer: Any) -> None:
+    """Takes back what `save_assets` added, and names the model's own special tokens instead."""
+    unsplittable = set(tokenizer.unsplittable_tokens or [])
+    vocabulary = tokenizer.vocabulary
+    last = max(vocabulary.values()) - len(_EXPECTED)
+    added = {x for x in _EXPECTED if vocabulary.get(x, -1) > last} - unsplittable
+    if not added:
+        return
+    kept = [n for n in tokenizer._special_token_attrs if getattr(tokenizer, n) not in added]
+    tokenizer._special_token_attrs = kept
+    others = unsplittable - {getattr(tokenizer, name) for name in kept}
+    for index, token in enumerate(sorted(others)):
+        tokenizer._add_special_token(token, f"special_token_{index:03d}")
+    tokenizer.set_vocabulary_and_merges(
+        {token: i for token, i in vocabulary.items() if token not in added}, tokenizer.merges
+    )
