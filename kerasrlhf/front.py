@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,10 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.rewards import load_reward
+from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.trainers.grpo import GRPO
 from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.trainers.online_dpo import OnlineDPO
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.trainers.reinforce_plus_plus import REINFORCEPlusPlus
@@ -34,6 +37,23 @@ ALGORITHMS: dict[str, Callable] = {
 """What `RLHF(algorithm=...)` takes."""
 
 _NORMALIZED = 256
+
+
+def _check_options(algorithm: str, options: dict) -> None:
+    """Raises a `ValueError` for options that the algorithm does not take, before a model loads."""
+    trainer = ALGORITHMS[algorithm]
+    kinds = getattr(trainer, "func", trainer).__mro__
+    known = {*ScoreRules.arguments(), "name"}
+    for kind in kinds[: kinds.index(OnPolicyTrainer) + 1]:
+        known |= {*inspect.signature(kind.__init__).parameters}
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            raise ValueError(
+                f"{algorithm!r} has no option {option!r}."
+                f"{f' Did you mean {near[0]!r}?' if near else ''} Its options are in the docstring "
+                f"of `rlhf.{kinds[0].__name__}`."
+            )
 
 
 class RLHF:
@@ -121,6 +141,7 @@ class RLHF:
                 "For others use the classes behind it, for example "
                 "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
             )
+        _check_options(algorithm, options)
         if not isinstance(preset, str | pathlib.Path):
             raise ValueError(
                 "`preset` must be a keras-hub name or handle, or a folder. Received: "
@@ -154,19 +175,19 @@ class RLHF:
         self.actor = self.reward = self.trainer = None
 
     def build_model(self) -> None:
-        """Makes policy, reward and trainer anew, and compiles them.
+        """Makes policy, reward and trainer, and compiles them.
 
         Raises:
             ValueError: a preset that cannot be loaded, or options that the algorithm does not take.
         """
         self._is_prepared = False
-        self.actor = ActorCritic.from_preset(self.preset)
         self.reward = self._given_reward
+        if isinstance(self.reward, (str, pathlib.Path)):
+            self.reward = load_reward(self.reward)
+        self.actor = ActorCritic.from_preset(self.preset)
         if self.reward is None:
             self.reward = RewardModel.from_causal_lm(self.actor.causal_lm)
             self.reward.compile(self._optimizer(), jit_compile=self.jit_compile)
-        elif isinstance(self.reward, (str, pathlib.Path)):
-            self.reward = load_reward(self.reward)
         self.trainer = ALGORITHMS[self.algorithm](
             self.actor,
             self.reward,

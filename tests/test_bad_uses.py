@@ -600,6 +600,23 @@ USES |= {
 }
 
 
+USES |= {
+    "RLHF: unknown option": (
+        lambda k: rlhf.RLHF(TINY, ["a"], reward=brevity, update_epoch=3),
+        "'ppo' has no option 'update_epoch'. Did you mean 'update_epochs'?",
+    ),
+    "reward without parameters": (lambda k: k.make(reward=lambda: [0.0]), "without parameters"),
+    "compile: a rate as optimizer": (
+        lambda k: k.ppo.compile(1e-5),
+        "such as `keras.optimizers.Adam(1e-5)`, or the name of one. Received: 1e-05",
+    ),
+    "reward model: a rate as optimizer": (
+        lambda k: k.reward.compile(1e-5),
+        "`optimizer` must be a Keras optimizer",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def kit():
     made = Kit()

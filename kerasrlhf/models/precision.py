@@ -10,18 +10,25 @@ from keras import ops
 
 
 def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
-    """Raises a `ValueError` where an optimizer's averages cannot change in the variables' dtype.
+    """Raises a `ValueError` for an optimizer that cannot train variables in their dtype.
 
     Keras keeps Adam's moments in the dtype of the weights. In bfloat16 a `beta_2` of 0.999 rounds
     to 1, the second moment never forms, and no weight moves.
 
     Args:
-        optimizer: Keras optimizer.
+        optimizer: Keras optimizer, or what `keras.optimizers.get` takes for one.
         variables: what it is to train.
 
     Example:
         >>> check_optimizer(keras.optimizers.Adam(), [keras.Variable(0.0, dtype="float32")])
     """
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, such as `keras.optimizers.Adam(1e-5)`, or the "
+            f"name of one. Received: {optimizer!r} of type {type(optimizer).__name__}."
+        ) from error
     rate = getattr(optimizer, "beta_2", None)
     if rate is None:
         return

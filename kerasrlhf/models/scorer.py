@@ -101,7 +101,8 @@ class Scorer(keras.Model):
         """
         for backbone in self.backbones():
             lm_adapter.check_adapters(backbone)
-        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
+        fitting.check_scope(self.distribute_strategy, type(self).__name__, self.variables)
+        check_optimizer(optimizer, self.trainable_variables)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)

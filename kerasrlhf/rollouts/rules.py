@@ -57,13 +57,18 @@ class ScoreRules(NamedTuple):
         return bool(self.per_token or self.repetition_penalty or self.overlong_buffer is not None)
 
     @classmethod
+    def arguments(cls) -> dict[str, str]:
+        """Returns the names that trainers take, each with the rule that it sets."""
+        return {_ARGUMENTS.get(field, field): field for field in cls._fields}
+
+    @classmethod
     def of(cls, options: dict) -> ScoreRules:
         """The rules under the names that trainers take: `score_scale` for `scale` and so on.
 
         Raises:
             ValueError: a name that is no rule.
         """
-        names = {_ARGUMENTS.get(field, field): field for field in cls._fields}
+        names = cls.arguments()
         unknown = sorted(set(options) - set(names))
         if unknown:
             raise ValueError(

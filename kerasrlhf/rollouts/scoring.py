@@ -297,6 +297,14 @@ def _arguments(function: Callable, columns: dict[str, Callable]) -> tuple[list, 
     return [], {name: columns[name]() for name in (columns if takes_all else known)}
 
 
+def takes_nothing(function: Callable) -> bool:
+    """Returns whether a function has no parameters at all."""
+    try:
+        return not inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def name_of(reward: Any) -> str:
     """Returns the name of a reward function or model, for errors and statistics.
 

@@ -128,6 +128,11 @@ def _checked(reward: Any, where: str) -> Any:
             "RewardModel, ProcessRewardModel or RewardEnsemble. Wrap it in a function of prompts "
             "and responses, or use one of these."
         )
+    if not isinstance(reward, Scorer) and scoring.takes_nothing(reward):
+        raise ValueError(
+            f"{where} is the function {scoring.name_of(reward)!r} without parameters. It needs "
+            "names such as `prompts`, `responses` or `completions`, or `**kwargs`."
+        )
     return reward
 
 

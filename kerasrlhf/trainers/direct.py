@@ -79,7 +79,7 @@ class DirectTrainer(keras.Model):
         lm_adapter.check_adapters(self.causal_lm.backbone)
         check_precision(self.causal_lm, self.distribute_strategy)
         fitting.check_scope(self.distribute_strategy, type(self).__name__, self.causal_lm.variables)
-        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
+        check_optimizer(optimizer, self.trainable_variables)
         if replica.is_distributed(self.distribute_strategy):
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)

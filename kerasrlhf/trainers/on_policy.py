@@ -284,7 +284,7 @@ class OnPolicyTrainer(IterativeModel):
         require_bool("run_eagerly", run_eagerly)
         if optimizer is None:
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
-        check_optimizer(keras.optimizers.get(optimizer), self.trainable_variables)
+        check_optimizer(optimizer, self.trainable_variables)
         super().compile(
             optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
         )

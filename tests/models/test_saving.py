@@ -12,6 +12,7 @@ import keras_hub
 import numpy as np
 import pytest
 
+from kerasrlhf import special_tokens, tokens
 from kerasrlhf.models import lm_adapter, loading, lora, mending
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
@@ -369,3 +370,17 @@ def test_smollm2_is_loaded_saved_and_loaded(tmp_path):
         np.testing.assert_allclose(logits(again), expected, atol=1e-5)
         assert ids(again.preprocessor.tokenizer) == ids(causal_lm.preprocessor.tokenizer)
         assert again.preprocessor.tokenizer.end_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_typed_special_tokens_are_text_in_every_family(case):
+    """And what a template writes is not: the same words become the tokens themselves."""
+    made = tokenizer(case)
+    known = special_tokens.special_token_ids(made)
+    assert getattr(made, "end_token", None) in {None, *known}
+    typed = "Tom " + " and ".join(sorted(known)) + " ran."
+    (row,) = tokens.tokenize([typed], made)
+    assert not set(row) & set(known.values())
+    assert tokens.detokenize([row], made) == [typed]
+    (row,) = tokens.tokenize([typed], made, parse_special=True)
+    assert [i for i in row if i in known.values()] == [known[token] for token in sorted(known)]
