@@ -24,7 +24,8 @@ TURN_ENDS = (
 """The tokens that published chat models end a turn with."""
 
 _SHAPE = re.compile(
-    r"<\|[^<>|\s]+\|>|</?s>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_\w+>|<turn\|>"
+    r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|mask)>"
+    r"|<(?:start|end)_of_\w+>|<turn\|>"
 )
 _known = weakref.WeakKeyDictionary()
 

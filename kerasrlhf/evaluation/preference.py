@@ -151,4 +151,5 @@ def _accuracy(lead):
     share = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return PairAccuracy(n, share, middle - half, middle + half)
+    # Rounding can put the limits of an accuracy of 0 or 1 a hair outside.
+    return PairAccuracy(n, share, max(middle - half, 0.0), min(middle + half, 1.0))
