@@ -92,7 +92,9 @@ class Config:
 
     def __post_init__(self):
         rlhf.cli.check_ranges(
-            self, zero=["coef", "label_smoothing", "lora_rank", "seed"], fractions=["held_out"]
+            self,
+            zero=["coef", "label_smoothing", "lora_rank", "samples", "seed"],
+            fractions=["held_out"],
         )
         if self.label_smoothing >= 0.5:
             raise ValueError(

@@ -87,7 +87,7 @@ class Config:
 
     def __post_init__(self):
         rlhf.cli.check_ranges(
-            self, zero=["lora_rank", "seed", "temperature"], fractions=["held_out"]
+            self, zero=["lora_rank", "samples", "seed", "temperature"], fractions=["held_out"]
         )
         if self.resume and self.lora_rank:
             raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")

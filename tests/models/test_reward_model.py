@@ -1,7 +1,5 @@
 """Scores: where they are read, how they are learnt, moved and saved."""
 
-import types
-
 import helpers
 import keras
 import numpy as np
@@ -272,7 +270,9 @@ def test_normalising_on_a_given_policy():
         asked.append((prompts, sampler, seed))
         return RESPONSES, ended
 
-    model.normalize(PROMPTS, policy=types.SimpleNamespace(generate=generate), seed=3)
+    policy = helpers.actor(texts=True)
+    policy.generate = generate
+    model.normalize(PROMPTS, policy=policy, seed=3)
     assert asked == [(PROMPTS, Sampler(length=32), 3)]
     assert model.score(PROMPTS, RESPONSES, ended=ended).mean() == pytest.approx(0.0, abs=1e-4)
     with pytest.raises(ValueError, match="needs responses of the initial policy"):

@@ -118,9 +118,9 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
     texts = []
     original = reward.read_texts
 
-    def read_texts(prompts, responses, ended):
+    def read_texts(prompts, responses, ended, parse_special):
         texts.append((prompts, responses, ended.tolist()))
-        return original(prompts, responses, ended=ended)
+        return original(prompts, responses, ended=ended, parse_special=parse_special)
 
     monkeypatch.setattr(reward, "read_texts", read_texts)
     result = collect(actor, reward)

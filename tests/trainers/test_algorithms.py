@@ -314,7 +314,7 @@ WRONG = {
     "cliprange": (rlhf.RLOO, {"cliprange": 0.0}, "`cliprange`"),
     "gamma": (rlhf.REINFORCEPlusPlus, {"gamma": 1.5}, "`gamma`"),
     "kl_of_dpo": (rlhf.OnlineDPO, {"kl_in": "loss"}, r"Leave out \['kl_in'\]"),
-    "nothing_to_learn": (rlhf.OnlineDPO, {"kl": rlhf.FixedKL(0.0)}, "with 0 nothing is learnt"),
+    "nothing_to_learn": (rlhf.OnlineDPO, {"kl": rlhf.FixedKL(0.0)}, "with 0 nothing is learned"),
     "weights_of_dpo": (rlhf.OnlineDPO, {"importance_cap": 2.0}, "importance_cap"),
 }
 
