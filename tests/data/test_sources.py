@@ -302,3 +302,15 @@ def test_a_prepared_folder_is_known_without_its_builder(tfds_dir, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(tfds, "list_builders", lambda **kwargs: [])
     assert len(sources.read("tiny_rlhf_questions", split="test", data_dir=tfds_dir)) == 2
+
+
+def test_only_line_feeds_end_a_record(tmp_path):
+    """U+2028 and its like inside a string, a byte order mark, CRLF, archives of several members."""
+    marks = "\u2028\u2029\x85\x0b\x0c\x1e"
+    rows = [{"prompt": f"One{mark}two", "response": "Null \u0000 inside"} for mark in marks]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    plain.write_bytes(("\ufeff" + "\r\n".join([lines[0], "", *lines[1:]]) + "\r\n").encode())
+    halves = ["\n".join(lines[:3]) + "\n", "\n".join(lines[3:])]
+    packed.write_bytes(b"".join(gzip.compress(half.encode()) for half in halves))
+    assert sources.read(plain) == sources.read(packed) == rows

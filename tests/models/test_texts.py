@@ -177,3 +177,23 @@ def test_sampling_stops_at_the_end_of_a_turn():
     assert made.stop_token_ids(SAMPLER) == ()
     assert made.stop_token_ids(Sampler(length=2)) == (0, 2)
     assert made.ended([[1, 2], [1], [3, 0]]).tolist() == [True, False, True]
+
+
+def test_perplexity_tells_that_it_did_not_read_the_whole_text():
+    lm = helpers.lm("gpt2", texts=True, positions=8)
+    with pytest.warns(
+        UserWarning, match="1 of 2 texts have more than 8 tokens; only their first 8"
+    ):
+        _, counts = rlhf.evaluation.negative_log_likelihood(lm, ["b" * 20, "bc"])
+    assert counts.tolist() == [7, 2]
+
+
+@pytest.mark.parametrize("labels", [[1, 1], [0, 0], [1, 0, 0]])
+def test_kto_is_finite_for_every_mix_of_labels(labels):
+    lm = helpers.lm("llama", texts=True)
+    rows = [{"prompt": "a", "response": "bc"[i % 2], "label": x} for i, x in enumerate(labels)]
+    kto = rlhf.KTO(lm)
+    kto.compile("adam", jit_compile=False)
+    data = rlhf.data.unpaired_preferences(rows, lm.preprocessor, 2, shuffle=False)
+    assert np.isfinite(kto.fit(data, verbose=0).history["loss"]).all()
+    assert all(np.isfinite(np.asarray(w)).all() for w in lm.get_weights())
