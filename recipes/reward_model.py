@@ -139,7 +139,7 @@ def main(config):
             rows, lambda rows: rlhf.data.records.preference_texts(rows, template), config.on_error
         ).values
         return reward.normalize(
-            texts[0],
+            [prompt[-400:] for prompt in texts[0]],
             policy=policy,
             sampler=rlhf.Sampler(config.response_length),
             parse_special=template != "plain",

@@ -205,7 +205,7 @@ def opening(records, count, template, on_error):
 
     texts = rlhf.data.records.select(records[: 2 * max(count, 1)], read, on_error).values
     pairs = [(p, r) if p else split_words(r) for p, r in zip(*texts, strict=True)][:count]
-    return [p for p, _ in pairs], [r for _, r in pairs]
+    return [p[-400:] for p, _ in pairs], [r for _, r in pairs]
 
 
 def split_words(text, words=5):
