@@ -3,6 +3,7 @@
 A chat template writes special tokens such as `<|im_end|>` into a text, and so may the person whose
 words it wraps. Only the template's are tokens. Typed ones are guarded: a noncharacter of Unicode
 behind their first character keeps them from being found, and is dropped when the text is tokenized.
+Whatever looks like a marker is guarded, so that a guarded text serves every tokenizer.
 """
 
 import re
@@ -27,6 +28,7 @@ _SHAPE = re.compile(
     r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|mask)>"
     r"|<(?:start|end)_of_\w+>|<turn\|>"
 )
+_SHAPES = re.compile(rf"{_SHAPE.pattern}|\[/?[A-Z_]+\]")
 _known = weakref.WeakKeyDictionary()
 
 
@@ -59,7 +61,8 @@ def _known_of(tokenizer):
         ids = _find(tokenizer)
         longest_first = sorted(ids, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
-        _known[tokenizer] = ids, re.compile(pattern)
+        typed = re.compile(f"{pattern}|{_SHAPES.pattern}")
+        _known[tokenizer] = ids, re.compile(pattern), typed
     return _known[tokenizer]
 
 
@@ -78,6 +81,8 @@ def _find(tokenizer):
 def guarded(text, tokenizer):
     """Marks the special tokens that somebody typed, so that they are tokenized as text.
 
+    What looks like a special token of some other tokenizer is marked too.
+
     Args:
         text: `str`.
         tokenizer: A keras-hub tokenizer.
@@ -93,7 +98,7 @@ def guarded(text, tokenizer):
     >>> guarded("a <|endoftext|>", tokenizer)
     'a <\\ufdd0|endoftext|>'
     """
-    return _known_of(tokenizer)[1].sub(lambda m: m[0][0] + GUARD + m[0][1:], unguarded(text))
+    return _known_of(tokenizer)[2].sub(lambda m: m[0][0] + GUARD + m[0][1:], unguarded(text))
 
 
 def unguarded(text):
@@ -108,7 +113,9 @@ def unguarded(text):
 
 
 def split(text, tokenizer):
-    """Splits a text at its special tokens and at its guards.
+    """Splits a text at its special tokens, and inside those that are guarded.
+
+    A guard that keeps no token of this tokenizer apart leaves no trace.
 
     Args:
         text: `str`.
@@ -125,10 +132,16 @@ def split(text, tokenizer):
     >>> split("a<|endoftext|>b <\\ufdd0|endoftext|>", tokenizer)
     ['a', 0, 'b <', '|endoftext|>']
     """
-    ids, pattern = _known_of(tokenizer)
+    ids, pattern, _ = _known_of(tokenizer)
+    guards = [match.start() - before for before, match in enumerate(re.finditer(GUARD, text))]
+    plain = unguarded(text)
     pieces, start = [], 0
-    for match in pattern.finditer(text):
-        pieces += [*text[start : match.start()].split(GUARD), ids[match[0]]]
-        start = match.end()
-    pieces += text[start:].split(GUARD)
+    for match in pattern.finditer(plain):
+        if any(match.start() < place < match.end() for place in guards):
+            pieces.append(plain[start : match.start() + 1])
+            start = match.start() + 1
+        else:
+            pieces += [plain[start : match.start()], ids[match[0]]]
+            start = match.end()
+    pieces.append(plain[start:])
     return [piece for piece in pieces if piece != ""]

@@ -277,7 +277,9 @@ def prompts(
     Returns:
         A `TokenizedDataset` of dictionaries: `token_ids`, int32 `(batch, length)`;
         `padding_mask`, bool `(batch, length)`; `prompt`, string `(batch,)`, the text as the model
-        sees it; `record`, string `(batch,)`, the whole record as JSON.
+        sees it; `guarded_prompt`, string `(batch,)`, the same with typed special tokens marked as
+        text (see `kerasrlhf.special_tokens`), for reward models with another tokenizer; `record`,
+        string `(batch,)`, the whole record as JSON.
 
     Raises:
         ValueError: As `demonstrations`; or fewer rows than `batch_size` while the remainder is
@@ -317,7 +319,7 @@ def prompts(
         text_column="prompt",
     )
     x = _padded(rows, [[]] * rows.report.rows, preprocessor, multiple)
-    x |= {"prompt": rows.prompts, **columns}
+    x |= {"prompt": rows.prompts, "guarded_prompt": rows.guarded_prompts, **columns}
     dataset = batches(
         x, rows.report.rows, batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
     )

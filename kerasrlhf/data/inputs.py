@@ -1,6 +1,6 @@
 """Prompts and responses that are passed as texts or messages, as rows of token ids."""
 
-from kerasrlhf import special_tokens, tokens
+from kerasrlhf import tokens
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
 from kerasrlhf.data.loading import turn_end
@@ -27,8 +27,9 @@ def encode_prompts(prompts, preprocessor, template="plain", parse_special=False)
         parse_special: Whether a special token that is written in a prompt becomes that token.
 
     Returns:
-        The texts as people see them, list of `str`; and their token ids with the start token, list
-        of lists of `int`.
+        The texts, list of `str`, in which typed special tokens are marked unless they are parsed
+        (see `kerasrlhf.special_tokens`); and their token ids with the start token, list of lists of
+        `int`.
 
     Raises:
         ValueError: If there are no prompts, one of them is neither a text nor messages or has no
@@ -39,7 +40,7 @@ def encode_prompts(prompts, preprocessor, template="plain", parse_special=False)
         records_lib.prompt_text(x, template) for x in _typed(prompts, preprocessor, parse_special)
     ]
     ids = tokens.encode(texts, preprocessor, parse_special=True)
-    return [special_tokens.unguarded(text) for text in texts], ids
+    return texts, ids
 
 
 def encode_pairs(

@@ -43,6 +43,8 @@ class Rows(NamedTuple):
 
     Attributes:
         prompts: List of `str`, the prompts that are left after cutting, as people see them.
+        guarded_prompts: List of `str`, the same with typed special tokens marked as text, see
+            `kerasrlhf.special_tokens`.
         prompt_ids: List of lists of `int`, each with its start token.
         candidates: List (one per candidate) of lists (one per row) of lists of `int`.
         report: A `Report`.
@@ -50,6 +52,7 @@ class Rows(NamedTuple):
     """
 
     prompts: list
+    guarded_prompts: list
     prompt_ids: list
     candidates: list
     report: Report
@@ -139,8 +142,8 @@ def encode(
         dropped=rows - len(kept),
     )
     _warn(report, limit)
-    prompts = [special_tokens.unguarded(prompt) for prompt in prompts]
-    return Rows(prompts, [start + ids for ids in prompt_ids], candidates, report, kept)
+    shown = [special_tokens.unguarded(prompt) for prompt in prompts]
+    return Rows(shown, prompts, [start + ids for ids in prompt_ids], candidates, report, kept)
 
 
 def _limit(preprocessor, max_length):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica, tokens
+from kerasrlhf import replica, special_tokens, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
 from kerasrlhf.models.actor_critic import ActorCritic
@@ -135,8 +135,12 @@ def best_of_n(
     weighted.parts_of(reward)
     prompts = tokens.text_list(prompts, "prompts")
     preprocessor = actor.causal_lm.preprocessor
-    shown, rows = inputs.encode_prompts(prompts, preprocessor, template, parse_special)
-    records = data_records.to_json([{"prompt": prompt} for prompt in prompts])
+    texts, rows = inputs.encode_prompts(prompts, preprocessor, template, parse_special)
+    columns = {
+        "prompt": [special_tokens.unguarded(text) for text in texts],
+        "guarded_prompt": texts,
+        "record": data_records.to_json([{"prompt": prompt} for prompt in prompts]),
+    }
     size = min(batch_size, len(rows))
     collect = Collector(
         actor,
@@ -157,8 +161,7 @@ def best_of_n(
         batch = {
             "token_ids": tf.constant(ids, tf.int32),
             "padding_mask": tf.constant(mask, tf.bool),
-            "prompt": np.array([shown[i] for i in part], object),
-            "record": np.array([records[i] for i in part], object),
+            **{name: np.array([x[i] for i in part], object) for name, x in columns.items()},
         }
         uniforms = replica.uniforms(seed, index, size * n, sampler.length)
         collected = collect(batch, uniforms, 0.0)

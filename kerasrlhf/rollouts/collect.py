@@ -171,7 +171,7 @@ class Collector:
 
         Args:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and as far as
-                there are any `prompt` and `record` strings `(batch,)`.
+                there are any `prompt`, `guarded_prompt` and `record` strings `(batch,)`.
             uniforms: float32 `(batch * group_size, sampler.length, 2)`.
             kl_coef: float, goes into the rollout as it is.
             iteration: int, goes into the rollout as it is, and to functions as `trainer_state`.
@@ -237,7 +237,8 @@ class Collector:
 
     def _for_each_row(self, batch):
         """The batch's strings once for every response."""
-        strings = {name: batch[name] for name in ("prompt", "record") if name in batch}
+        names = ("prompt", "guarded_prompt", "record")
+        strings = {name: batch[name] for name in names if name in batch}
         if self.group_size == 1:
             return strings
         return {name: np.repeat(np.asarray(x), self.group_size) for name, x in strings.items()}

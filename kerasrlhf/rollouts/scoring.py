@@ -29,12 +29,15 @@ class Episodes(NamedTuple):
     columns: dict of the other columns of the records, each a list.
     conversations: list with the messages of every prompt, None for a prompt that is a plain
         string; None where there are no records.
+    guarded_prompts: list of `prompts` with typed special tokens marked as text, see
+        `kerasrlhf.special_tokens`; None where the batch does not have them.
     """
 
     prompts: list[str] | None
     responses: list[str] | None
     columns: dict[str, list]
     conversations: list[list[dict] | None] | None = None
+    guarded_prompts: list[str] | None = None
 
 
 def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
@@ -42,13 +45,16 @@ def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
 
     Args:
         samples: the sampled responses.
-        batch: a prompt batch; `prompt` (strings) and `record` (JSON) are used where present.
+        batch: a prompt batch; `prompt` and `guarded_prompt` (strings) and `record` (JSON) are used
+            where present.
         preprocessor: the actor's, or None.
     """
     records = [json.loads(r) for r in _strings(batch.get("record", ()))]
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
-    prompts = _strings(batch["prompt"]) if "prompt" in batch else None
+    prompts, guarded = (
+        _strings(batch[name]) if name in batch else None for name in ("prompt", "guarded_prompt")
+    )
     responses = None
     if preprocessor is not None:
         ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)
@@ -58,7 +64,7 @@ def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
             prompts = tokens.detokenize(heads, preprocessor)
         responses = tokens.detokenize(rows, preprocessor, after=heads)
     conversations = [_messages(record.get("prompt")) for record in records] or None
-    return Episodes(prompts, responses, columns, conversations)
+    return Episodes(prompts, responses, columns, conversations, guarded)
 
 
 def _strings(values: Any) -> list[str]:

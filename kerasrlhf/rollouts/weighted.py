@@ -239,11 +239,15 @@ class WeightedReward:
         scored = dict(zip((part.name for part in self._by_tokens), read, strict=True))
         if self._by_texts:
             ended = self.actor.ended(tokens.masked_rows(samples.token_ids, samples.response_mask))
-        # A template wrote special tokens into prompts that were conversations.
-        is_rendered = any(messages is not None for messages in episodes.conversations or ())
         for part in self._by_texts:
+            tokenizer = part.reward.preprocessor.tokenizer
+            # Special tokens of a template are parsed; those that somebody typed are text.
+            prompts, responses = episodes.guarded_prompts, episodes.responses
+            if prompts is None:
+                prompts = [tokens.guarded(text, tokenizer) for text in episodes.prompts]
+            responses = [tokens.guarded(text, tokenizer) for text in responses]
             scored[part.name] = part.reward.read_texts(
-                episodes.prompts, episodes.responses, ended=ended, parse_special=is_rendered
+                prompts, responses, ended=ended, parse_special=True
             )
         rewards = {part.name: part.reward for part in self.parts}
         return {name: _reading(rewards[name], *arrays) for name, arrays in scored.items()}

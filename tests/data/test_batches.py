@@ -222,6 +222,7 @@ class TestShapes:
             "token_ids": (2, 4),
             "padding_mask": (2, 4),
             "prompt": (2,),
+            "guarded_prompt": (2,),
             "record": (2,),
         }
 

@@ -3,11 +3,14 @@
 import functools
 
 import helpers
+import huggingface
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf import replica, tokens
+from kerasrlhf import data, replica, tokens
+from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
@@ -78,6 +81,53 @@ def test_an_ensemble_with_another_tokenizer_reads_the_texts(actor):
     ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
     np.testing.assert_allclose(result.raw_scores, other.score(*texts, ended=ended), atol=1e-5)
     np.testing.assert_allclose(result.spread, other.std(*texts, ended=ended), atol=1e-5)
+
+
+def chat_model(size, special, seed):
+    """A GPT-2 whose byte-level vocabulary has chat markers."""
+    tokenizer = keras_hub.models.GPT2Tokenizer(*huggingface.vocabulary_and_merges(special, size))
+    backbone = helpers.backbone(
+        vocab=tokenizer.vocabulary_size(), seed=seed, num_layers=1, positions=128
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=64)
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+
+
+@pytest.mark.parametrize("is_conversation", [True, False])
+def test_typed_markers_are_text_for_another_tokenizer_too(is_conversation):
+    """Markers of the template are tokens there, typed ones are not."""
+    special = huggingface.SPECIAL
+    actor = ActorCritic(chat_model(330, special, seed=0))
+    reward = RewardModel(chat_model(350, (*special[::-1], "[INST]"), seed=1))
+    helpers.filled(reward.score_head)
+    typed = "Hi<|im_end|> <|im_start|>[INST] a < b"
+    prompts = [typed, "Tom had a ball"]
+    if is_conversation:
+        prompts = [[{"role": "user", "content": text}] for text in prompts]
+    batch = data.prompts(
+        [{"prompt": prompt} for prompt in prompts],
+        actor.causal_lm.preprocessor,
+        batch_size=2,
+        shuffle=False,
+        template="chatml",
+    )
+    sampler = Sampler(length=4, stop_token_ids=None)
+    collector = Collector(
+        actor,
+        Reference.of(actor.causal_lm, None),
+        reward,
+        sampler,
+        ScoreRules(),
+        tf.distribute.get_strategy(),
+        jit_compile=False,
+    )
+    found = collector(next(iter(batch)), replica.uniforms(0, 0, 2, sampler.length), 0.0)
+    expected = reward.score(prompts, found.episodes.responses, ended=False, template="chatml")
+    np.testing.assert_allclose(found.raw_scores, expected, rtol=1e-5)
+    parsed = reward.score(
+        prompts, found.episodes.responses, ended=False, template="chatml", parse_special=True
+    )
+    assert abs(found.raw_scores[0] - parsed[0]) > 0.01
 
 
 def test_one_model_has_no_spread(actor):
