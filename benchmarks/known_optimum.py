@@ -4,6 +4,7 @@
     python benchmarks/known_optimum.py --tasks counting --seeds 0 --coef 0.5 --no-exact
     python benchmarks/known_optimum.py --algorithms rloo dr_grpo --coef 0.5 --adaptive none
     python benchmarks/known_optimum.py --algorithms grpo --episodes 240000 --adaptive none
+    python benchmarks/known_optimum.py --random 12 --seeds 0 --coef 0.1 0.5 --episodes 30000
 
 A GPT-2 of 2 layers and width 64 answers 4 prompts with at most 4 of 8 tokens, 256 episodes an
 iteration, and learns from them and, by most algorithms, again from some of the last rollouts. All
@@ -29,7 +30,7 @@ import numpy as np
 import optimum_report
 import optimum_tasks
 from exact_gradient import ExactTrainer
-from optimum_tasks import HARDER, LENGTH, PROMPTS, STOP, TASKS, VOCAB
+from optimum_tasks import HARDER, KINDS, LENGTH, MORE_KINDS, PROMPTS, STOP, TASKS, VOCAB
 
 import kerasrlhf as rlhf
 from kerasrlhf.evaluation import grpo_optimum, optimum
@@ -47,7 +48,7 @@ SETTING = {
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
     # What limits the end is the noise of sampling, and rollouts are few: each is learned from
-    # four times, the last three from a memory of 8.
+    # four times, the last three from a memory of 8, whose responses count at most once.
     "memory": 8,
     "memory_reuse": 3,
 }
@@ -82,6 +83,17 @@ def parse_args():
         "--memory",
         type=int,
         help="rollouts to reuse from; 0: each is used once. By default as the algorithm has it",
+    )
+    parser.add_argument(
+        "--random",
+        type=int,
+        default=0,
+        help="that many random tasks with random reference networks, in place of --tasks, and for "
+        "each of --seeds a random one",
+    )
+    parser.add_argument("--draw", type=int, default=0, help="which random tasks these are")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[*KINDS, *MORE_KINDS], default=list(KINDS), help="of them"
     )
     parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
@@ -133,27 +145,46 @@ class Bench:
         self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
         self.updates = self.trainer.updates_in(self.iterations)
         self.trainer.compile(optimizer(self.updates))
-        self.read = optimum.ResponseLogprobs(self.trainer.actor, PROMPTS, self.responses)
-        self.reference = optimum.ResponseLogprobs(self.trainer.reference, PROMPTS, self.responses)()
-        self._initial = [v.numpy() for v in self.trainer.trainable_variables]
+        self.read, self._read_reference = (
+            optimum.ResponseLogprobs(model, PROMPTS, self.responses)
+            for model in (self.trainer.actor, self.trainer.reference)
+        )
+        self._exact = None
+        self._start_from_now()
         for _ in range(2):  # compiles; the second reads the memory
             self.trainer.iterate(self.batch)
-        self._exact, self._resting = None, {}
+
+    def _start_from_now(self):
+        self.reference = self._read_reference()
+        self._initial = [v.numpy() for v in self.trainer.trainable_variables]
+        self._resting = {}
+
+    def refer_to(self, seed, scale=1.0):
+        """Takes another reference network, and the actor begins as it."""
+        self.reset(self.trainer.optimizer)  # the value head
+        for model in (self.trainer.actor, self.trainer.reference):
+            optimum_tasks.draw_weights(model.causal_lm.backbone, seed, scale)
+        self._start_from_now()
+
+    def random(self, drawn):
+        """The task of a `RandomTask` under its reference network."""
+        self.refer_to(drawn.reference, drawn.scale)
+        return drawn.task(np.exp(self.reference).mean(axis=0))
 
     def table(self, task):
         """Scores of every response, float64 `(prompts, responses)`."""
         return self.reward.fill(task, self.responses.tuples())
 
-    def regret(self, logprobs, name, coef):
+    def regret(self, logprobs, task, coef):
         """Of a policy: 0 for the best, 1 for the reference; of GRPO for its resting point."""
-        scores = self.table(ALL[name])
+        scores = self.table(task)
         if self.algorithm != "grpo":
             return optimum.regret(logprobs, self.reference, scores, coef)
-        if (name, coef) not in self._resting:
-            self._resting[name, coef] = grpo_optimum.resting_logprobs(
+        if (task, coef) not in self._resting:
+            self._resting[task, coef] = grpo_optimum.resting_logprobs(
                 self.reference, scores, self.responses, coef, self.trainer.group_size
             )
-        return grpo_optimum.relative_divergence(logprobs, self.reference, self._resting[name, coef])
+        return grpo_optimum.relative_divergence(logprobs, self.reference, self._resting[task, coef])
 
     def reset(self, optimizer):
         """Weights and optimiser as they were."""
@@ -199,9 +230,9 @@ class Bench:
         ]
 
 
-def record(bench, name, coef, curve, **labels):
+def record(bench, name, task, coef, curve, **labels):
     """One run as a JSON line."""
-    scores = bench.table(ALL[name])
+    scores = bench.table(task)
     reference = bench.reference
     last = curve[-1][-1]
     return {
@@ -210,7 +241,7 @@ def record(bench, name, coef, curve, **labels):
         **labels,
         "episodes": [round(episodes) for episodes, _, _ in curve],
         "seconds": [round(seconds, 2) for _, seconds, _ in curve],
-        "regret": [float(f"{bench.regret(logprobs, name, coef):.4g}") for *_, logprobs in curve],
+        "regret": [float(f"{bench.regret(logprobs, task, coef):.4g}") for *_, logprobs in curve],
         "best_value": _mean(optimum.best_value(reference, scores, coef)),
         "value": _mean(optimum.value(last, reference, scores, coef)),
         "score": _mean(optimum.value(last, reference, scores, 0.0)),
@@ -233,30 +264,41 @@ def runs(args):
     """Every run as a dict, in turn."""
     benches = {}
 
-    def bench(algorithm, name):
-        key = algorithm, ALL[name].ends
+    def bench(algorithm, ends):
+        key = algorithm, ends
         if key not in benches:
-            benches[key] = Bench(ALL[name].ends, args.episodes, algorithm, args.memory)
+            benches[key] = Bench(ends, args.episodes, algorithm, args.memory)
         return benches[key]
 
-    def sampled(algorithm, name, kl, seed, system):
-        found = bench(algorithm, name)
-        curve = found.sampled(ALL[name], kl, seed)
-        return record(found, name, kl.coef.numpy(), curve, system=system, seed=seed)
+    def sampled(found, name, task, kl, seed, system):
+        curve = found.sampled(task, kl, seed)
+        return record(found, name, task, kl.coef.numpy(), curve, system=system, seed=seed)
 
+    if args.random:
+        names = optimum_tasks.random_tasks(args.random, args.draw, args.kinds, args.coef)
+        for (name, drawn), algorithm in itertools.product(names.items(), args.algorithms):
+            found = bench(algorithm, False)
+            task = found.random(drawn)
+            for seed in args.seeds:
+                kl = rlhf.FixedKL(drawn.coef)
+                yield sampled(found, name, task, kl, drawn.seed + seed, label(algorithm, args))
+        return
     first = args.algorithms[0]
     # The mean gradient of published GRPO is another.
     exact = next((name for name in args.algorithms if name != "grpo"), None)
     for name, coef in itertools.product(args.tasks, args.coef):
-        for algorithm in args.algorithms:
-            for seed in args.seeds:
-                yield sampled(algorithm, name, rlhf.FixedKL(coef), seed, label(algorithm, args))
+        task = ALL[name]
+        for algorithm, seed in itertools.product(args.algorithms, args.seeds):
+            found, kl = bench(algorithm, task.ends), rlhf.FixedKL(coef)
+            yield sampled(found, name, task, kl, seed, label(algorithm, args))
         if args.exact and exact:
-            curve = bench(exact, name).exact(ALL[name], coef)
-            yield record(bench(exact, name), name, coef, curve, system="exact")
+            found = bench(exact, task.ends)
+            yield record(found, name, task, coef, found.exact(task, coef), system="exact")
     if args.adaptive != "none":
+        task = ALL[args.adaptive]
         for seed in args.seeds:
-            yield sampled(first, args.adaptive, rlhf.AdaptiveKL(**ADAPTIVE), seed, "adaptive")
+            kl = rlhf.AdaptiveKL(**ADAPTIVE)
+            yield sampled(bench(first, task.ends), args.adaptive, task, kl, seed, "adaptive")
 
 
 def kept(path):
@@ -278,8 +320,8 @@ def main():
             with args.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     lines = kept(args.output) or lines
-    print(optimum_report.table(lines))
-    if len(args.algorithms) > 1:
+    print(optimum_report.random_table(lines) if args.random else optimum_report.table(lines))
+    if len(args.algorithms) > 1 and not args.random:
         print(optimum_report.by_system(lines))
     if args.plot:
         optimum_report.draw(lines, args.plot)

@@ -65,6 +65,31 @@ def by_system(lines):
     return "\n".join(rows)
 
 
+def random_table(lines):
+    """Markdown: a row for each random task, and the regret at the end and at its best."""
+    found = groups(lines)
+    systems = list(dict.fromkeys(system for *_, system in found))
+    rows = [
+        "| task | b | " + " | ".join(f"{name}: end | best" for name in systems) + " |",
+        "|---" * (2 + 2 * len(systems)) + "|",
+    ]
+    for task, coef in dict.fromkeys(key[:2] for key in found):
+        cells = [task, str(coef)]
+        for system in systems:
+            runs = found.get((task, coef, system), [])
+            cells.append(_several(_short(run["regret"][-1]) for run in runs))
+            cells.append(_several(_short(min(run["regret"])) for run in runs))
+        rows.append("| " + " | ".join(cells) + " |")
+    whole, tasks = [], [{key[:2] for key in found if key[2] == system} for system in systems]
+    shared = set.intersection(*tasks)
+    for system in systems:
+        runs = [r for key in found if key[:2] in shared and key[2] == system for r in found[key]]
+        ends, bests = ([f(run["regret"]) for run in runs] for f in (lambda r: r[-1], min))
+        whole += [_short(sum(values) / len(runs)) for values in (ends, bests)]
+    rows.append("| mean of what all ran | | " + " | ".join(whole) + " |")
+    return "\n".join(rows)
+
+
 def _several(values):
     return ", ".join(str(value) for value in values)
 

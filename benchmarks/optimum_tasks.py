@@ -30,8 +30,8 @@ class Task(NamedTuple):
     ends: bool = False
 
 
-def counting(prompt, response):
-    return float(response.count(2))
+def counting(token):
+    return lambda prompt, response: float(response.count(token))
 
 
 def palindrome(score):
@@ -61,8 +61,9 @@ def smooth_table(seed=11):
     return lambda prompt, response: (table[response] - mean) / deviation
 
 
-def sparse(prompt, response):
-    return 4.0 * (response[:3] == (2, 6, 1))
+def prefix(wanted, score=4.0):
+    """A score for responses that begin with some tokens."""
+    return lambda prompt, response: score * (response[: len(wanted)] == wanted)
 
 
 def scattered(count=16, seed=5):
@@ -76,18 +77,23 @@ def ended_sum(prompt, response):
     return 2.0 * (response[-1] == STOP and sum(response) % 4 == 0)
 
 
-def count_up(prompt, response):
-    wanted = [(prompt[0] + step) % VOCAB for step in range(1, LENGTH + 1)]
-    return float(sum(a == b for a, b in zip(response, wanted, strict=True)))
+def count_up(step=1):
+    """The number of tokens that go on from the prompt in steps of one size."""
+
+    def score(prompt, response):
+        wanted = [(prompt[0] + step * place) % VOCAB for place in range(1, LENGTH + 1)]
+        return float(sum(a == b for a, b in zip(response, wanted, strict=True)))
+
+    return score
 
 
 TASKS = {
-    "counting": Task(counting, "number of tokens that are 2"),
+    "counting": Task(counting(2), "number of tokens that are 2"),
     "palindrome": Task(palindrome(2.0), "2 for a palindrome of two different tokens (56 of 4,096)"),
     "smooth": Task(smooth_table(), "random number per token and neighbouring pair, summed"),
-    "sparse": Task(sparse, "4 for beginning with 2, 6, 1: one response in 512"),
+    "sparse": Task(prefix((2, 6, 1)), "4 for beginning with 2, 6, 1: one response in 512"),
     "ended": Task(ended_sum, "2 if token 0 ends it and its tokens sum to a multiple of 4", True),
-    "prompted": Task(count_up, "number of tokens that count up from the prompt"),
+    "prompted": Task(count_up(), "number of tokens that count up from the prompt"),
 }
 # Run by name only: at b = 0.5 the best policy is close to the start, and to
 # tell a good answer takes more hits than there are.
@@ -95,6 +101,76 @@ HARDER = {
     "palindrome_1": Task(palindrome(1.0), "1 for a palindrome of two different tokens"),
     "scattered": Task(scattered(), "4 for each of 16 random responses of 4,096"),
 }
+
+
+# Of random tasks, with the coefficients that each is drawn for. What an answer is worth is in
+# proportion to its chance, as above.
+KINDS = ("palindrome", "table", "sparse")
+MORE_KINDS = ("counting", "prompted")
+COEFS = (0.1, 0.5)
+# Of reference networks. The small one makes them nearly uniform, as GPT-2's own initialization
+# does; what is then learned moves far from them.
+SCALES = (0.2, 1.0)
+
+
+class RandomTask(NamedTuple):
+    """What is random in a task before its reference network is known; the same for one number.
+
+    kind: of `KINDS` or `MORE_KINDS`.
+    coef: KL coefficient.
+    reference: seed of the reference network's weights.
+    scale: of these weights, as in `draw_weights`.
+    seed: of the trainer.
+    draw: seed of the scores.
+    """
+
+    kind: str
+    coef: float
+    reference: int
+    scale: float
+    seed: int
+    draw: int
+
+    def task(self, chances):
+        """The task itself.
+
+        Args:
+            chances: float `(responses,)`, probabilities of all responses of `LENGTH` tokens in
+                lexicographic order under the reference network, means over the prompts.
+        """
+        generator = np.random.default_rng(self.draw)
+        token = int(generator.integers(VOCAB))
+        if self.kind == "palindrome":
+            score = 1.0 if self.coef < 0.25 else 2.0
+            return Task(palindrome(score), f"{score:g} for a palindrome of two different tokens")
+        if self.kind == "table":
+            return Task(smooth_table(self.draw), "random numbers, summed")
+        if self.kind == "counting":
+            return Task(counting(token), f"number of tokens that are {token}")
+        if self.kind == "prompted":
+            step = 1 + token // 2
+            return Task(count_up(step), f"number of tokens that go on in steps of {step}")
+        # Drawn from the reference: what it never begins with could not be found by sampling.
+        chosen = generator.choice(len(chances), p=chances / chances.sum())
+        wanted = np.unravel_index(chosen, (VOCAB,) * LENGTH)[:3]
+        wanted = tuple(int(i) for i in wanted)
+        return Task(prefix(wanted), f"4 for beginning with {wanted}")
+
+
+def random_tasks(count, seed, kinds=KINDS, coefs=COEFS):
+    """Random tasks by name; scales of reference networks, kinds and coefficients take turns.
+
+    Args:
+        count: int, how many.
+        seed: int. Tasks of different seeds have nothing in common.
+        kinds, coefs: what to draw.
+    """
+    turns = itertools.cycle(itertools.product(SCALES, kinds, coefs))
+    found = {}
+    for index, (scale, kind, coef) in enumerate(itertools.islice(turns, count)):
+        reference, own, draw = map(int, np.random.default_rng((seed, index)).integers(1, 2**31, 3))
+        found[f"{kind} {seed}.{index}"] = RandomTask(kind, coef, reference, scale, own, draw)
+    return found
 
 
 class TableReward:
@@ -129,14 +205,19 @@ def language_model(seed=0):
         max_sequence_length=8,
         dropout=0.0,
     )
+    draw_weights(backbone, seed)
+    return keras_hub.models.GPT2CausalLM(backbone)
+
+
+def draw_weights(backbone, seed, scale=1.0):
+    """Assigns random weights, `scale` times those that `language_model` describes."""
     generator = np.random.default_rng(seed)
     for variable in backbone.weights:
         if variable.name == "embeddings":
-            variable.assign(generator.normal(0.0, 0.1, variable.shape))
+            variable.assign(generator.normal(0.0, scale * 0.1, variable.shape))
         elif variable.name == "kernel":
-            deviation = 1 / np.sqrt(_fan_in(variable))
+            deviation = scale / np.sqrt(_fan_in(variable))
             variable.assign(generator.normal(0.0, deviation, variable.shape))
-    return keras_hub.models.GPT2CausalLM(backbone)
 
 
 def _fan_in(kernel):

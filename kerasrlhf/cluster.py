@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import tensorflow as tf
+
+
+class _KeyBase:
+    """Numbers from which a strategy counts its collective operations, others for every strategy.
+
+    TensorFlow counts from 0 in all of them, and takes the second strategy of a process for the
+    first: run a notebook's cell twice and it fails.
+    """
+
+    def __init__(self):
+        self._strategies = itertools.count(1)
+
+    def __get__(self, strategy, owner):
+        return 0 if strategy is None else 100_000 * next(self._strategies)
+
+
+tf.distribute.MirroredStrategy._collective_key_base = _KeyBase()
 
 
 def strategy() -> tf.distribute.Strategy:
@@ -33,9 +51,6 @@ def strategy() -> tf.distribute.Strategy:
     for kind in ("GPU", "CPU"):
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         if len(devices) > 1:
-            # Strategies of one process would number their collective operations alike, and the
-            # second would be taken for the first: run a notebook's cell twice and it fails.
-            tf.distribute.MirroredStrategy._collective_key_base += 100_000
             return tf.distribute.MirroredStrategy(devices)
         if devices:
             break

@@ -24,7 +24,7 @@ from kerasrlhf.trainers.online_dpo import OnlineDPO
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.trainers.reinforce_plus_plus import REINFORCEPlusPlus
 from kerasrlhf.trainers.rloo import RLOO
-from kerasrlhf.types import Sampler, require_bool, require_int, require_number
+from kerasrlhf.types import Sampler, require_bool, require_int, require_number, require_seed
 
 ALGORITHMS: dict[str, Callable] = {
     "ppo": PPO,
@@ -158,7 +158,7 @@ class RLHF:
         self.sampler = Sampler(length, temperature=temperature)
         self.kl = FixedKL(require_number("kl_coef", kl_coef, minimum=0.0))
         self.jit_compile = require_bool("jit_compile", jit_compile)
-        self.seed = require_int("seed", seed, minimum=0)
+        self.seed = require_seed(seed)
         data.dialogue.check_template(template)
         self.template = template
         # Read once: a generator would be used up by the first call of `train`.

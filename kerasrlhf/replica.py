@@ -9,11 +9,14 @@ one. Without a strategy everything, the optimiser included, is one compiled func
 from __future__ import annotations
 
 import functools
+import math
 import os
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _DEFAULT_STRATEGY = tf.distribute.get_strategy()
@@ -95,6 +98,37 @@ def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> 
     return None, batch
 
 
+def check_division(
+    what: str,
+    rows: int,
+    *,
+    minibatches: int | None = None,
+    micro_batches: int | None = None,
+    replicas: int,
+) -> None:
+    """Raises a `ValueError` when rows cannot be divided into parts of equal size.
+
+    Args:
+        what: str, what the rows are, for the message.
+        rows: int, of a batch.
+        minibatches, micro_batches, replicas: int, what they are divided between; None where there
+            is no such division.
+
+    Example:
+        >>> check_division("prompts", 8, minibatches=2, micro_batches=1, replicas=4)
+    """
+    counts = {"minibatches": minibatches, "micro-batches": micro_batches}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    multiple = math.prod(counts.values()) * replicas
+    if rows % multiple:
+        into = " of ".join(f"{count} {name}" for name, count in counts.items())
+        into = f"into {into} on {replicas} replicas" if into else f"between {replicas} replicas"
+        raise ValueError(
+            f"A batch of {rows} {what} cannot be divided {into}. Use a batch size that is a "
+            f"multiple of {multiple}, and drop a smaller last batch (`drop_remainder=True`)."
+        )
+
+
 def _share(rows: Any, context: Any) -> Any:
     """The rows of the calling replica; scalars and None pass unchanged."""
     count = context.num_replicas_in_sync
@@ -103,11 +137,7 @@ def _share(rows: Any, context: Any) -> Any:
     def part(x):
         if x is None or x.shape.rank == 0 or count == 1:
             return x
-        if (x.shape[0] or 0) % count:
-            raise ValueError(
-                f"{x.shape[0]} rows cannot be divided between {count} replicas. Use a batch size "
-                "that is a multiple of their number, and drop a smaller last batch."
-            )
+        check_division("rows", x.shape[0] or 0, replicas=count)
         size = tf.shape(x)[0] // count
         return x[index * size : (index + 1) * size]
 
@@ -149,6 +179,49 @@ def batch_mean(x: Any) -> tf.Tensor:
     if context is not None and context.num_replicas_in_sync > 1:
         total, count = context.all_reduce(tf.distribute.ReduceOp.SUM, [total, count])
     return total / tf.maximum(count, 1.0)
+
+
+def whole_loss(loss: tf.Tensor, part: tf.Tensor | None) -> tf.Tensor:
+    """The loss of a batch of which every replica has computed the loss of its share.
+
+    For a model whose loss is computed inside `strategy.run`, as Keras computes it in `fit`.
+
+    Args:
+        loss: scalar. Of a mean, the share's own divided by the number of replicas, as losses of
+            Keras are; of a sum, the share's own.
+        part: float32 scalar, what the mean of the share is divided by (its rows, or the sum of its
+            weights); None for a sum.
+
+    Returns:
+        A scalar: the value is that of the whole batch divided by the number of replicas; the
+        gradients of all replicas add up to that of the whole batch.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return loss
+    count = float(context.num_replicas_in_sync)
+    own = loss
+    if part is not None:
+        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, part)
+        share = tf.cast(tf.math.divide_no_nan(part, whole), loss.dtype)
+        # A share without rows has no mean, and no part in the loss.
+        own = tf.where(part > 0, share * count * loss, 0.0)
+    fixed = tf.stop_gradient(own)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, fixed) / count + own - fixed
+
+
+def batch_rows(rows: Any) -> tf.Tensor:
+    """How many rows the batch has of which every replica holds a share, int32 scalar.
+
+    Example:
+        >>> int(batch_rows(tf.zeros((3, 2))))
+        3
+    """
+    own = tf.shape(rows)[0]
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return own
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
 
 def rowwise(function: Callable, strategy: tf.distribute.Strategy, jit_compile: bool) -> Callable:
@@ -217,37 +290,77 @@ def update(
             divided: the place for counts over all rows.
 
     Returns:
-        A function of the whole minibatch that updates the variables and returns the summed sums.
+        A function of the whole minibatch that updates the variables and returns the summed sums,
+        a dict, with `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing
+        was updated, else 0.
     """
-    if not is_distributed(strategy):
+    if is_distributed(strategy):
+        read, apply = _update_on_replicas(
+            gradients_and_sums, optimizer, variables, strategy, jit_compile, prepare
+        )
+    else:
+        read = compiled(lambda *rows: gradients_and_sums(*prepare(*rows)), jit_compile)
+        apply = compiled(lambda gradients: optimizer.apply(gradients, variables), jit_compile)
+    is_sound = compiled(_is_sound, jit_compile=False)
 
-        def step(*minibatch):
-            gradients, sums = gradients_and_sums(*prepare(*minibatch))
-            optimizer.apply(gradients, variables)
-            return sums
+    def step(*minibatch):
+        # Two programs: one that could skip the update would hold all variables twice.
+        gradients, sums = read(*minibatch)
+        sound = bool(is_sound(strategy.experimental_local_results(gradients)[0], sums))
+        if sound:
+            apply(gradients)
+        return {**sums, "policy/skipped": float(not sound)}
 
-        return compiled(step, jit_compile)
+    return step
 
+
+def _update_on_replicas(gradients_and_sums, optimizer, variables, strategy, jit_compile, prepare):
+    """The two functions of `update` on several replicas: of a whole minibatch, of gradients."""
     island = compiled(gradients_and_sums, jit_compile)
 
-    def on_replica(*minibatch):
+    def read_on_replica(*minibatch):
         context = tf.distribute.get_replica_context()
         gradients, sums = island(*_share(minibatch, context))
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients), sums
+
+    def apply_on_replica(gradients):
         # The optimiser sums over replicas once more and clips before it does: clip the sum here,
         # then hand every replica its share, on which the second clipping has no effect.
+        count = tf.distribute.get_replica_context().num_replicas_in_sync
         clipped = optimizer._clip_gradients(gradients)
-        optimizer.apply([g / context.num_replicas_in_sync for g in clipped], variables)
-        return sums
+        optimizer.apply([g / count for g in clipped], variables)
 
     @tf.function(autograph=False)
-    def run(*minibatch):
-        sums = strategy.run(on_replica, args=prepare(*minibatch))
-        return tf.nest.map_structure(
+    def read(*minibatch):
+        gradients, sums = strategy.run(read_on_replica, args=prepare(*minibatch))
+        sums = tf.nest.map_structure(
             lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None), sums
         )
+        return gradients, sums
 
-    return run
+    @tf.function(autograph=False)
+    def apply(gradients):
+        strategy.run(apply_on_replica, args=(gradients,))
+
+    return read, apply
+
+
+def _is_sound(gradients: list[tf.Tensor], sums: dict) -> tf.Tensor:
+    """Whether gradients and losses are finite, a bool scalar."""
+    losses = [x for name, x in sums.items() if name.startswith("loss/")]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in [*gradients, *losses]])
+
+
+def all_finite(
+    variables: list[keras.Variable], strategy: tf.distribute.Strategy, jit_compile: bool
+) -> Callable:
+    """A function without arguments that returns whether all values of variables are finite."""
+
+    def read():
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(v.value)) for v in variables])
+
+    function = compiled(read, jit_compile and not is_distributed(strategy))
+    return lambda: bool(function())
 
 
 def uniforms(seed: int, iteration: int, rows: int, length: int) -> tf.Tensor:
@@ -262,6 +375,21 @@ def uniforms(seed: int, iteration: int, rows: int, length: int) -> tf.Tensor:
         (True, False)
     """
     return tf.random.stateless_uniform((rows, length, 2), seed=(seed, iteration))
+
+
+def stream(seed: int, use: str) -> int:
+    """Returns the seed of a use of its own, whose random numbers no training iteration has.
+
+    Args:
+        seed: int.
+        use: str, what the numbers are for.
+
+    Example:
+        >>> stream(0, "generate") == stream(0, "generate") != stream(0, "best_of_n")
+        True
+    """
+    sequence = np.random.SeedSequence((seed, zlib.crc32(use.encode())))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tensor], Any]:

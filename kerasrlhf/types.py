@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LARGEST_SCORE = 1e15
 _SHOWN = 80
 
 
@@ -145,6 +146,8 @@ class Rollout(NamedTuple):
     behavior_logprobs: float32 `(batch, length)`, of what the tokens were drawn from. `logprobs`
         are those of the policy when the updates begin.
     iteration: int32 scalar.
+    drift: float32 `(batch, length)`, in nats. `logprobs` less those of the policy that sampled,
+        where that is an earlier one. None in the rollout of the iteration itself.
     """
 
     token_ids: Any
@@ -159,6 +162,7 @@ class Rollout(NamedTuple):
     kl_coef: Any
     behavior_logprobs: Any = None
     iteration: Any = 0
+    drift: Any = None
 
 
 class Experience(NamedTuple):
@@ -218,6 +222,49 @@ def require_int(
         raise ValueError(f"`{name}` must be an integer. Received: {_described(value)}.")
     _check_range(name, value, minimum, None, maximum)
     return int(value)
+
+
+def require_seed(value: Any) -> int:
+    """Returns a seed as an int, or raises a `ValueError` for one that random numbers cannot take.
+
+    Example:
+        >>> require_seed(17)
+        17
+    """
+    return require_int("seed", value, minimum=0, maximum=2**63 - 1)
+
+
+def require_finite_scores(scores: Any, name: str) -> None:
+    """Raises a `ValueError` for scores that would turn weights to NaN.
+
+    These are scores that are not finite, or so large that the sum of their squares over a batch is
+    not finite in float32.
+
+    Args:
+        scores: float array `(batch, ...)`.
+        name: str, what gave the scores, as the beginning of a sentence.
+
+    Example:
+        >>> require_finite_scores(np.array([1.0, -2.5]), "The reward model")
+    """
+    scores = np.asarray(scores)
+    rows = scores.reshape(len(scores), -1)
+    with np.errstate(invalid="ignore"):
+        bad = np.flatnonzero(~(np.abs(rows) <= LARGEST_SCORE).all(axis=1))
+    if bad.size:
+        shown = ", ".join(f"row {i}: {_worst(rows[i])}" for i in bad[:5])
+        raise ValueError(
+            f"{name} gave scores that cannot be trained on in {bad.size} of {len(rows)} rows "
+            f"({shown}{', ...' if bad.size > 5 else ''}). Scores must be finite numbers of at most "
+            f"{LARGEST_SCORE:g} in size: check the weights of a reward model, its `gain` and "
+            "`bias`, or scale the scores down."
+        )
+
+
+def _worst(row):
+    """A score of the row that is not finite, or else the largest."""
+    broken = row[~np.isfinite(row)]
+    return broken[0] if broken.size else row[np.argmax(np.abs(row))]
 
 
 def require_number(

@@ -183,7 +183,7 @@ def main(config):
         "samples": [dict(zip(("prompt", "before", "after"), x, strict=True)) for x in samples],
     }
     show(report)
-    with rlhf.files.replacing(config.output / "policy") as folder:
+    with rlhf.files.replacing_preset(config.output / "policy") as folder:
         actor.causal_lm.save_to_preset(str(folder))
     text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
     (config.output / "report.json").write_text(text, encoding="utf-8")

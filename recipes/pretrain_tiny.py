@@ -219,7 +219,7 @@ def save(model, folder):
     """Saves a preset that computes in float32 and stores its weights in float16."""
     half = type(model.backbone).from_config(model.backbone.get_config() | {"dtype": "float16"})
     half.set_weights(model.backbone.get_weights())
-    with rlhf.files.replacing(folder) as temporary:
+    with rlhf.files.replacing_preset(folder) as temporary:
         model.save_to_preset(str(temporary))
         half.save_weights(str(temporary / "model.weights.h5"))
 

@@ -20,12 +20,6 @@ def fixed_seed():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def own_collective_keys():
-    """Strategies of several tests in one process must not share the keys of their collectives."""
-    tf.distribute.MirroredStrategy._collective_key_base += 100_000
-
-
 @pytest.fixture(scope="session")
 def plain():
     """The trajectory that others are compared with: graphs without XLA, one part a minibatch."""

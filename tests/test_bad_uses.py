@@ -142,7 +142,8 @@ ARGUMENTS = {
     "no minibatch": (lambda k: {"num_minibatches": 0}, "`num_minibatches` must be at least 1"),
     "micro-batches as text": (lambda k: {"micro_batches": "2"}, "`micro_batches` must be an int"),
     "seed of None": (lambda k: {"seed": None}, "`seed` must be an integer. Received: None"),
-    "negative seed": (lambda k: {"seed": -1}, "`seed` must be at least 0. Received: -1"),
+    "negative seed": (lambda k: {"seed": -1}, "`seed` must be at least 0 and at most"),
+    "large seed": (lambda k: {"seed": 2**63}, "at most 9223372036854775807"),
     "reduction": (lambda k: {"loss_reduction": "mean"}, "must be one of ('token', 'sequence'"),
     "target_kl of zero": (lambda k: {"target_kl": 0}, "`target_kl` must be above 0"),
     "entropy as text": (lambda k: {"entropy_coef": "0"}, "`entropy_coef` must be a finite number"),
@@ -358,6 +359,7 @@ USES |= {
     "prompts: batch as bool": (prompts(["a"], batch_size=True), "Received: True"),
     "prompts: max_length": (prompts(["a"], max_length=0), "`max_length` must be an integer"),
     "prompts: seed": (prompts(["a"], seed=None), "`seed` must be an integer"),
+    "prompts: large seed": (prompts(["a"], seed=2**64), "`seed` must be at least 0 and at most"),
     "prompts: template": (prompts(["a"], template="chat"), "Unknown template 'chat'"),
     "prompts: unknown": (prompts(["a"], shuffel=True), "'shuffel'"),
     "prompts: nothing left": (prompts(["a"], batch_size=4, drop_remainder=True), "drop_remainder"),
@@ -516,6 +518,10 @@ USES |= {
         lambda k: k.actor.generate("a", Sampler(3), None),
         "`seed` must be an integer. Received: None",
     ),
+    "generate: large seed": (
+        lambda k: k.actor.generate("a", Sampler(2), seed=2**63),
+        "`seed` must be at least 0 and at most",
+    ),
     "generate: seed as float": (
         lambda k: k.actor.generate("a", Sampler(3), 1.5),
         "`seed` must be an integer. Received: 1.5",
@@ -545,6 +551,7 @@ USES |= {
     "best of n: one text": (lambda k: best(k, prompts="Tom"), "For one text pass `[text]`"),
     "best of n: class": (lambda k: best(k, reward=Reward), "is the class Reward"),
     "best of n: seed": (lambda k: best(k, seed=None), "`seed` must be an integer"),
+    "best of n: large seed": (lambda k: best(k, seed=2**63), "`seed` must be at least 0 and at"),
     "best of n: language model": (
         lambda k: rlhf.best_of_n(k.lm, brevity, ["a"], 2, Sampler(3)),
         "`actor` must be an ActorCritic",

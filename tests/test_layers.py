@@ -24,7 +24,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 BESIDE = {"tasks"}
 BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "data", "models.lm_adapter", *BESIDE}
 # Need nothing of ours and may be used by all but `functional`.
-ALONE = {"cluster", "files", "presets", "special_tokens", "tokens", "version"}
+ALONE = {"adapters", "cluster", "files", "presets", "special_tokens", "tokens", "version"}
 
 HUB_INTERNALS = {"call_with_cache", "token_embedding"}
 ADAPTER, REPLICA = f"{PACKAGE}/models/lm_adapter.py", f"{PACKAGE}/replica.py"

@@ -18,13 +18,14 @@ from kerasrlhf.types import require_int
 class IterationCallback(keras.callbacks.Callback):
     """A Keras callback that is told of iterations that were done, and not of replayed ones.
 
-    Final classes say what happens in `on_iteration_end`. With a model that is no on-policy
-    trainer nothing is called.
+    Final classes say what happens in `on_iteration_end`, and what is made ready in
+    `on_first_iteration`. With a model that is no on-policy trainer nothing is called.
     """
 
     def __init__(self):
         super().__init__()
         self._before = None
+        self._has_begun = False
 
     @property
     def trainer(self) -> OnPolicyTrainer | None:
@@ -35,9 +36,24 @@ class IterationCallback(keras.callbacks.Callback):
         """Called after an iteration, the first one being 1."""
         raise NotImplementedError
 
+    def on_first_iteration(self, done: int) -> None:
+        """Called before the first iteration of a `fit` that is not passed over.
+
+        Args:
+            done: int, how many iterations there were before it, those of an earlier run that is
+                resumed included.
+        """
+
+    def on_train_begin(self, logs=None):
+        self._has_begun = False
+
     def on_train_batch_begin(self, batch, logs=None):
-        if self.trainer is not None:
-            self._before = int(self.trainer.iteration.numpy())
+        if self.trainer is None:
+            return
+        self._before = int(self.trainer.iteration.numpy())
+        if not self._has_begun and not self.trainer.replay.active:
+            self._has_begun = True
+            self.on_first_iteration(self._before)
 
     def on_train_batch_end(self, batch, logs=None):
         if self.trainer is not None and self.was_done:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasrlhf import files
-from kerasrlhf.callbacks import iterations
+from kerasrlhf.callbacks import iterations, state_files
+from kerasrlhf.trainers import settings
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 
-_VERSION = 2
-_STATE = "resume.json"
-_WEIGHTS = "resume-{iteration:08d}.npz"
 _MEMORY = "memory/"
+_RATE = "optimizer.learning_rate"
 
 
 class Resume(iterations.IterationCallback):
@@ -28,19 +27,36 @@ class Resume(iterations.IterationCallback):
     their recorded statistics and validation results. With more `epochs` it then goes on; with the
     same it only passes over.
 
-    What this asks of the caller: build model, trainer and a dataset anew, with the same seeds (a
-    dataset object that was iterated over before may be at another of its orders). Other callbacks
+    What this asks of the caller: build model, trainer and dataset with the same seeds. Datasets of
+    `kerasrlhf.data` may have been read before; another one is to be built anew. Other callbacks
     run during passed-over epochs too, and one that reads weights there sees those of the loaded
-    state. The state keeps the optimiser's learning rate.
+    state.
+
+    What the run was set to is saved with it and compared: the trainer's arguments, the KL
+    controller, the optimizer with its learning rate, the reward's and the reference's code or
+    weights, and the prompts of the first 16 batches with their size. `on_change` says what happens
+    where something differs.
+
+    SIGTERM, SIGHUP and Ctrl-C save the last finished iteration, also between two states, and end
+    the program with one line and the status 128 + signal (143, 129, 130). In a notebook Ctrl-C
+    ends `fit` alone: the trainer is then as after its last finished iteration. A signal that
+    arrives during updates waits for their end, unless nothing would be lost; a second one does not
+    wait.
 
     Args:
-        directory: where the state is kept: `resume.json`, and a file of weights that it names. A
-            new state is complete before it takes the place of the previous one.
+        directory: where the state is kept: `resume.json` and a file of arrays that it names, and
+            the state before it, `resume-former.json`. A new state is complete and on the disk
+            before it takes the place of the previous one. A damaged state is passed over with a
+            warning for the one before. Other files in the folder stay.
         every: int. Iterations between two states; the end of `fit` is always saved.
+        on_change: `"refuse"`: settings, reward, reference or prompts that differ from those of the
+            saved run are a `ValueError` that names them. `"warn"`: they are a warning, and the new
+            ones hold from here on, the learning rate and the KL coefficient included.
 
     Raises:
-        ValueError: at the start of `fit`, a state of another trainer class, seed or shapes; or a
-            model that is no on-policy trainer.
+        ValueError: at the start of `fit`, a folder that cannot be written to; a state of another
+            trainer class, seed or shapes, or one that was damaged; with `on_change="refuse"` other
+            settings; or a model that is no on-policy trainer.
 
     Example:
         >>> import tempfile
@@ -49,32 +65,47 @@ class Resume(iterations.IterationCallback):
         False
     """
 
-    def __init__(self, directory: str | os.PathLike, every: int = 1):
+    # After the callbacks that write what an iteration gave: a saved iteration is written by all.
+    runs_last = True
+
+    def __init__(self, directory: str | os.PathLike, every: int = 1, on_change: str = "refuse"):
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.every = iterations.every("every", every)
-        self._saved = None
+        if on_change not in ("refuse", "warn"):
+            raise ValueError(
+                f'`on_change` must be "refuse" or "warn". Received: on_change={on_change!r}.'
+            )
+        self.on_change = on_change
+        self._files = state_files.StateFiles(self.directory)
+        self._saved: int | None = None
+        self._has_other_prompts = False
+        self._settings: dict[str, Any] = {}
 
     @property
     def has_state(self) -> bool:
         """Whether there is a state to go on from."""
-        return (self.directory / _STATE).is_file()
+        return self._files.exists
 
     def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
         if self.trainer is None:
             raise ValueError(
                 "`Resume` saves on-policy trainers such as `rlhf.PPO`. Received a model of type "
                 f"{type(self.model).__name__}: use `keras.callbacks.BackupAndRestore` for it."
             )
-        self._saved = None
-        if not self.has_state:
+        self._files.check_writable()
+        self._saved, self._has_other_prompts = None, False
+        self._settings = settings.settings_of(self.trainer)
+        if self.has_state:
+            self._load(*self._files.read())
+        else:
             self.trainer.replay.start([])
-            return
-        state = files.read_json(self.directory / _STATE)
-        self._load(state)
-        validations = {int(after): result for after, result in state["validations"].items()}
-        self.trainer.replay.start(state["records"], validations)
-        self._saved = state["iteration"]
+        self.trainer.interruption.save_with(self._save_last, self._is_saved)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        self.trainer.interruption.release()
 
     def on_iteration_end(self, iteration: int) -> None:
         if iteration % self.every == 0:
@@ -86,41 +117,55 @@ class Resume(iterations.IterationCallback):
         if not validated or self.trainer.replay.active:
             return
         self.trainer.replay.record_validation(validated)
-        if self._saved == int(self.trainer.iteration.numpy()):
+        if self._is_saved():
             # The weights are saved already; only the validation is new.
-            files.write_json(self.directory / _STATE, self._state())
+            self._files.rewrite(self._state())
 
     def on_train_end(self, logs=None):
-        if self._saved != int(self.trainer.iteration.numpy()):
+        # Other callbacks may change weights at the end, as early stopping does.
+        if not self._is_saved() or not self._files.holds(self._arrays()):
             self._save()
         self.trainer.replay.stop()
+
+    def _is_saved(self) -> bool:
+        return self._saved == int(self.trainer.iteration.numpy())
+
+    def _save_last(self) -> str:
+        """Saves what is not saved yet, and says where the state is."""
+        if self.trainer.replay.records and not self.trainer.replay.active and not self._is_saved():
+            self._save()
+        if self._saved is None:
+            return "No iteration was finished, and there is no state."
+        return (
+            f"The state after iteration {self._saved} is in {str(self._files.path)!r}: start the "
+            "run again to go on from it."
+        )
 
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer
         return {
             **_identity(trainer),
             "iteration": int(trainer.iteration.numpy()),
+            "settings": self._settings,
+            "learning_rate": _learning_rate(trainer),
+            "prompts": trainer.replay.prompts,
             "records": trainer.replay.records,
             "validations": {str(k): v for k, v in trainer.replay.validations.items()},
         }
 
-    def _save(self) -> None:
-        state = self._state()
-        weights = self.directory / _WEIGHTS.format(iteration=state["iteration"])
+    def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {f"{i:05d}": _array(v) for i, v in enumerate(_variables(self.trainer))}
         if self.trainer.memory is not None:
             arrays |= {_MEMORY + name: x for name, x in self.trainer.memory.arrays().items()}
-        with files.replacing(weights) as temporary:
-            np.savez(temporary, **arrays)
-        # From here on the new state counts; before, the previous one did.
-        files.write_json(self.directory / _STATE, state)
-        for former in self.directory.glob("resume-*.npz"):
-            if former != weights:
-                former.unlink()
+        return arrays
+
+    def _save(self) -> None:
+        state = self._state()
+        self._files.write(state, self._arrays())
         self._saved = state["iteration"]
 
-    def _load(self, state: dict[str, Any]) -> None:
-        trainer, path = self.trainer, self.directory / _STATE
+    def _load(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        trainer, path = self.trainer, self._files.path
         for name, ours in _identity(trainer).items():
             if state.get(name) != ours:
                 raise ValueError(
@@ -128,24 +173,52 @@ class Resume(iterations.IterationCallback):
                     f"{_difference(name, state.get(name), ours)} Build the trainer as in that run, "
                     "or give this one a directory of its own."
                 )
-        weights = self.directory / _WEIGHTS.format(iteration=state["iteration"])
-        if not weights.is_file():
-            raise ValueError(
-                f"The state in {str(path)!r} needs {weights.name!r} beside it, which is missing. "
-                "Put it back, or begin anew in another directory."
+        changed = settings.changes(state["settings"], self._settings)
+        if changed.get(_RATE, (None, None))[1] == state["learning_rate"]:
+            # Another callback has changed it, and the same trainer goes on.
+            changed.pop(_RATE, None)
+        if changed:
+            self._differs("; ".join(f"{n} was {a!r} and is {b!r}" for n, (a, b) in changed.items()))
+        else:
+            self._settings = state["settings"]
+        chosen = [(variable, variable.numpy()) for variable in _chosen(trainer, changed)]
+        for index, variable in enumerate(_variables(trainer)):
+            variable.assign(arrays[f"{index:05d}"])
+        for variable, value in chosen:
+            variable.assign(value)
+        if trainer.memory is not None:
+            kept = [name for name in arrays if name.startswith(_MEMORY)]
+            trainer.memory.restore({name.removeprefix(_MEMORY): arrays[name] for name in kept})
+        validations = {int(after): result for after, result in state["validations"].items()}
+        trainer.replay.start(state["records"], validations, state["prompts"], self._other_prompts)
+        self._saved = state["iteration"]
+
+    def _other_prompts(self, iteration: int, recorded: list[int], found: list[int]) -> None:
+        if self._has_other_prompts:
+            return
+        self._has_other_prompts = True
+        if len(recorded) == len(found):
+            self._differs(
+                f"the prompts of iteration {iteration} are others, or in another order. (A "
+                "`tf.data.Dataset` that was read before may be at another order: build it anew.)"
             )
-        with np.load(weights) as arrays:
-            for index, variable in enumerate(_variables(trainer)):
-                variable.assign(arrays[f"{index:05d}"])
-            if trainer.memory is not None:
-                kept = [name for name in arrays.files if name.startswith(_MEMORY)]
-                trainer.memory.restore({name.removeprefix(_MEMORY): arrays[name] for name in kept})
+        else:
+            self._differs(f"batch_size was {len(recorded)} and is {len(found)}")
+
+    def _differs(self, what: str) -> None:
+        begun = f"The run in {str(self._files.path)!r} was saved with other settings: {what}."
+        if self.on_change == "refuse":
+            raise ValueError(
+                f"{begun} Set what it was, give this run a directory of its own, or pass "
+                '`Resume(..., on_change="warn")` to go on with what is new.'
+            )
+        warnings.warn(f"{begun} It goes on with what is new.", UserWarning, stacklevel=2)
 
 
 def _identity(trainer: OnPolicyTrainer) -> dict[str, Any]:
     """What a state and the trainer that goes on from it must have in common."""
     return {
-        "version": _VERSION,
+        "version": state_files.VERSION,
         "trainer": type(trainer).__name__,
         "seed": trainer.seed,
         "optimizer": type(trainer.optimizer).__name__,
@@ -167,6 +240,22 @@ def _descriptions(trainer: OnPolicyTrainer) -> list[list[Any]]:
     named = [(v.name, v) for v in trainer.variables]
     named += [("optimizer", v) for v in trainer.optimizer.variables]
     return [[name, list(v.shape), str(v.dtype)] for name, v in named]
+
+
+def _learning_rate(trainer: OnPolicyTrainer) -> float | None:
+    """The rate of the moment, None with a schedule."""
+    rate = trainer.optimizer.learning_rate
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
+
+
+def _chosen(trainer: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Variable]:
+    """Variables of a state whose values are settings that have changed."""
+    chosen = []
+    if _RATE in changed:
+        chosen.append(trainer.optimizer.learning_rate)
+    if {"kl.class", "kl.coef"} & set(changed):
+        chosen.append(trainer.kl.coef)
+    return chosen
 
 
 def _array(variable: keras.Variable) -> np.ndarray:

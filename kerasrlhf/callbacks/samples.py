@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import data, tokens
+from kerasrlhf import data, files, tokens
 from kerasrlhf.callbacks import iterations
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 
@@ -27,7 +29,10 @@ class Samples(iterations.IterationCallback):
             records that are answered anew at each showing, always with the same random numbers,
             so that what differs is the policy; a batch of another shape is compiled once.
         path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
-            `prompt`, `response`, `score`, `raw_score` and `kl`.
+            `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed takes out
+            what an interrupted one had written of iterations that are done again, so that each
+            stands there once. A run that begins anew leaves the lines of an older one in a file
+            of their own, `samples-former-1.jsonl` beside `samples.jsonl`.
         printer: called with each line; default: standard output. `lambda line: None` for silence.
         template: how messages of `prompts` become a text, see `data.dialogue`.
 
@@ -58,6 +63,21 @@ class Samples(iterations.IterationCallback):
             )
         self.printer = printer or _write_line
         self.template = template
+
+    def on_first_iteration(self, done: int) -> None:
+        if self.path is None or not self.path.is_file():
+            return
+        kept, dropped = [], []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            (kept if _iteration_of(line) <= done else dropped).append(line)
+        if not dropped:
+            return
+        if done == 0:
+            former = _free_name(self.path)
+            with files.replacing(former) as temporary:
+                temporary.write_bytes(b"".join(dropped))
+        with files.replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
 
     def on_iteration_end(self, iteration: int) -> None:
         if iteration % self.every == 0:
@@ -103,6 +123,19 @@ class Samples(iterations.IterationCallback):
         parts = trainer.num_minibatches * trainer.micro_batches * replicas
         order = np.arange(-(-len(self.prompts) // parts) * parts) % len(self.prompts)
         return {name: tf.gather(column, order) for name, column in batch.items()}
+
+
+def _iteration_of(line: bytes) -> float:
+    """The iteration that a line of samples is of; infinity for one that breaks off."""
+    try:
+        return json.loads(line)["iteration"] if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    names = (path.with_name(f"{path.stem}-former-{i}{path.suffix}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -60,6 +60,7 @@ class TensorBoard(iterations.IterationCallback):
         self._last_steps: dict[str, int] = {}
 
     def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
         self.on_train_end()
 
     def on_iteration_end(self, iteration: int) -> None:
@@ -119,6 +120,7 @@ class TensorBoard(iterations.IterationCallback):
         if self._writer is None:
             first = self._optimizer_step() if self.trainer is None else self._before + 1
             self._last_steps = last_steps(self.log_dir) if first > 1 else {}
+            _await_later_name(self.log_dir)
             self._writer = tf.summary.create_file_writer(self.log_dir)
             if first == 1:
                 self._mark_beginning()
@@ -131,6 +133,21 @@ class TensorBoard(iterations.IterationCallback):
         tf.raw_ops.ImportEvent(
             writer=self._writer._resource, event=tf.constant(event.SerializeToString())
         )
+
+
+def _await_later_name(log_dir: str | os.PathLike) -> None:
+    """Waits for the next second where a file of this one is there.
+
+    TensorBoard reads event files in the order of their names: in these are seconds and then
+    counters, of which 10 stands before 9.
+    """
+    names = (path.name.split(".")[3] for path in _event_files(log_dir))
+    if any(int(seconds) >= int(time.time()) for seconds in names if seconds.isdecimal()):
+        time.sleep(1.0 - time.time() % 1.0)
+
+
+def _event_files(log_dir: str | os.PathLike) -> list[pathlib.Path]:
+    return sorted(pathlib.Path(log_dir).glob("events.out.tfevents.*"))
 
 
 def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
@@ -147,7 +164,7 @@ def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
         {}
     """
     steps: dict[str, int] = {}
-    for path in sorted(pathlib.Path(log_dir).glob("events.out.tfevents.*")):
+    for path in _event_files(log_dir):
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)

@@ -11,7 +11,7 @@ from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
 from kerasrlhf.data.loading import Texts, load, turn_end
-from kerasrlhf.data.tokenized import TokenizedDataset, batches
+from kerasrlhf.data.tokenized import batches
 from kerasrlhf.types import require_int
 
 
@@ -125,15 +125,16 @@ def demonstrations(
     y, weight = _targets(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
     if all_turns and not whole_row:
         weight *= _learned(rows, columns["learned"], weight.shape)
-    dataset = batches(
+    return batches(
         (x, y, weight),
         rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_remainder=drop_remainder,
+        report=rows.report,
+        tokenizer=tokens.tokenizer_of(preprocessor),
     )
-    return TokenizedDataset(dataset, rows.report)
 
 
 def preferences(
@@ -225,15 +226,16 @@ def preferences(
         end_token_id=end_token_id,
     )
     margins = columns.get("margins", np.zeros(rows.report.rows, "int32"))
-    dataset = batches(
+    return batches(
         (stacked(rows, preprocessor), np.asarray(margins)),
         rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_remainder=drop_remainder,
+        report=rows.report,
+        tokenizer=tokens.tokenizer_of(preprocessor),
     )
-    return TokenizedDataset(dataset, rows.report)
 
 
 def prompts(
@@ -320,10 +322,16 @@ def prompts(
     )
     x = _padded(rows, [[]] * rows.report.rows, preprocessor, multiple)
     x |= {"prompt": rows.prompts, "guarded_prompt": rows.guarded_prompts, **columns}
-    dataset = batches(
-        x, rows.report.rows, batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder
+    return batches(
+        x,
+        rows.report.rows,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        report=rows.report,
+        tokenizer=tokens.tokenizer_of(preprocessor),
     )
-    return TokenizedDataset(dataset, rows.report)
 
 
 def stacked(rows, preprocessor):

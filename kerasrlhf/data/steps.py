@@ -6,7 +6,7 @@ from kerasrlhf import tokens
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data.loading import Texts, load, turn_end
-from kerasrlhf.data.tokenized import TokenizedDataset, batches
+from kerasrlhf.data.tokenized import batches
 
 
 def stepwise(
@@ -98,15 +98,16 @@ def stepwise(
     joined = [p + r for p, r in zip(rows.prompt_ids, rows.candidates[0], strict=True)]
     token_ids, mask = tokens.padded(joined, rows.report.length, tokens.pad_id(preprocessor))
     y, weight = _targets(rows, columns["ends"], columns["labels"], token_ids.shape)
-    dataset = batches(
+    return batches(
         ({"token_ids": token_ids, "padding_mask": mask}, y, weight),
         rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_remainder=drop_remainder,
+        report=rows.report,
+        tokenizer=tokens.tokenizer_of(preprocessor),
     )
-    return TokenizedDataset(dataset, rows.report)
 
 
 def _check_separator(separator, preprocessor):

@@ -1,13 +1,15 @@
 """A `tf.data.Dataset` of rows that are token ids already."""
 
 import functools
+import itertools
 import warnings
 
 import keras_hub
 import tensorflow as tf
 
-from kerasrlhf.data import kinds
-from kerasrlhf.types import require_bool, require_int
+from kerasrlhf.data import kinds, training
+from kerasrlhf.data.passes import Passes
+from kerasrlhf.types import require_bool, require_int, require_seed
 
 # Keras gives this advice at every `fit` on a dataset that does not say `shuffle=False`. Datasets
 # have an order of their own here, and `fit`, also that of keras-hub's models, stays as it is.
@@ -17,25 +19,31 @@ warnings.filterwarnings(
     category=UserWarning,
 )
 
-_KEPT = ("take", "skip", "shuffle", "repeat", "cache", "prefetch", "shard", "with_options")
-_STREAM = 0x6B72_6C68  # any constant but 0: the pair (0, 0) means "no seed" to TensorFlow
+_EACH = ("take", "skip", "shard")  # transformations of every pass
+_WHOLE = ("prefetch", "with_options")  # of the passes as they come
+_FIXED = ("shuffle", "cache")  # what follows keeps no order but its own
 
 
 class TokenizedDataset(tf.data.Dataset):
     """A dataset that a keras-hub task takes as it is.
 
     `fit` and `evaluate` of a keras-hub task map the task's preprocessor, which expects strings,
-    over any dataset. This one returns itself from that one `map`, so that `causal_lm.fit(demos)`
-    works with a preprocessor attached. It stays what it is under `take`, `skip`, `shuffle`,
-    `repeat`, `cache`, `prefetch`, `shard` and `with_options`; other transformations give an
-    ordinary dataset.
+    over any dataset. This one gives its batches as they are to that one `map`, so that
+    `causal_lm.fit(demos)` works with a preprocessor attached. It stays what it is under `take`,
+    `skip`, `shuffle`, `repeat`, `cache`, `prefetch`, `shard` and `with_options`; other
+    transformations give an ordinary dataset.
+
+    Whoever iterates over it gets its orders one after the other. A model that is trained on it gets
+    the order that belongs to the steps of its optimizer, so that a run that was interrupted goes on
+    in another process as it would have.
 
     Args:
-        dataset: A `tf.data.Dataset` of batched rows.
+        dataset: A `tf.data.Dataset` of batched rows, or `kerasrlhf.data.passes.Passes`.
         report: A `kerasrlhf.data.Report`.
+        tokenizer: What made the token ids, a keras-hub tokenizer, or `None`.
 
     Attributes:
-        report: As given.
+        report, tokenizer: As given.
 
     Example:
 
@@ -45,9 +53,17 @@ class TokenizedDataset(tf.data.Dataset):
     ('TokenizedDataset', 2)
     """
 
-    def __init__(self, dataset, report):
+    def __init__(self, dataset, report, tokenizer=None, *, _position=None, _around=(), _begun=None):
+        is_passes = isinstance(dataset, Passes)
+        self._passes = dataset if is_passes else Passes.fixed(dataset)
+        self._position, self._around = _position, _around
+        self._begun = itertools.count() if _begun is None else _begun
+        if is_passes:
+            dataset = dataset.read(_position or self._next)
+            for transform in _around:
+                dataset = transform(dataset)
         self._dataset = dataset
-        self.report = report
+        self.report, self.tokenizer = report, tokenizer
         super().__init__(tf.data.experimental.to_variant(dataset))
 
     def _inputs(self):
@@ -57,11 +73,36 @@ class TokenizedDataset(tf.data.Dataset):
     def element_spec(self):
         return self._dataset.element_spec
 
+    def _with(self, passes, **changes):
+        changes = {"_position": self._position, "_around": self._around, **changes}
+        # Passes over a part count as passes over the whole.
+        return TokenizedDataset(passes, self.report, self.tokenizer, _begun=self._begun, **changes)
+
+    def _next(self):
+        """The batches before a pass, where every pass is the next one."""
+        return next(self._begun) * self._passes.unit
+
+    def in_step_with(self, position):
+        """The same batches, every pass in the order that belongs to a number of batches before it.
+
+        Args:
+            position: Function without arguments that returns how many batches were read before, an
+                `int`. It is asked at the beginning of every pass, in a thread of `tf.data`.
+
+        Returns:
+            A `TokenizedDataset`.
+        """
+        return self if self._passes.is_fixed else self._with(self._passes, _position=position)
+
+    def repeat(self, count=None):
+        """As `tf.data.Dataset.repeat`; every repetition has an order of its own."""
+        return self._with(self._passes.repeat(count))
+
     def map(self, map_func, *args, **kwargs):
         """As `tf.data.Dataset.map`, but the preprocessing of a keras-hub task changes nothing."""
         if _is_task_preprocessing(map_func):
             kinds.check_kind("x", self, "demonstrations")
-            return self
+            return training.prepared(map_func.__self__, self)
         return super().map(map_func, *args, **kwargs)
 
 
@@ -75,43 +116,20 @@ def _keep(name):
 
     @functools.wraps(transform)
     def method(self, *args, **kwargs):
-        return TokenizedDataset(transform(self, *args, **kwargs), self.report)
+        def change(dataset):
+            return transform(dataset, *args, **kwargs)
+
+        if name in _WHOLE:
+            return self._with(self._passes, _around=(*self._around, change))
+        if name in _EACH:
+            return self._with(self._passes.then(change))
+        return TokenizedDataset(change(self._dataset), self.report, self.tokenizer)
 
     return method
 
 
-for _name in _KEPT:
+for _name in (*_EACH, *_WHOLE, *_FIXED):
     setattr(TokenizedDataset, _name, _keep(_name))
-
-
-class _Shuffled(tf.data.Dataset):
-    """All elements in a new order at each pass, a function of the seed and of the pass alone.
-
-    `tf.data.Dataset.shuffle` mixes the global seed into its own, so that the order would depend
-    on `keras.utils.set_random_seed`.
-    """
-
-    def __init__(self, dataset, size, seed):
-        self._dataset = dataset
-        leaves = tf.nest.flatten(dataset.element_spec)
-        variant = tf.raw_ops.ShuffleDatasetV3(
-            input_dataset=tf.data.experimental.to_variant(dataset),
-            buffer_size=tf.constant(size, tf.int64),
-            seed=tf.constant(_STREAM, tf.int64),
-            seed2=tf.constant(seed, tf.int64),
-            seed_generator=tf.raw_ops.DummySeedGenerator(),
-            output_types=[leaf.dtype for leaf in leaves],
-            output_shapes=[leaf.shape for leaf in leaves],
-            reshuffle_each_iteration=True,
-        )
-        super().__init__(variant)
-
-    def _inputs(self):
-        return [self._dataset]
-
-    @property
-    def element_spec(self):
-        return self._dataset.element_spec
 
 
 def check_batching(batch_size, rows, *, seed=0, drop_remainder=False):
@@ -131,7 +149,7 @@ def check_batching(batch_size, rows, *, seed=0, drop_remainder=False):
     >>> check_batching(2, 3)
     """
     require_int("batch_size", batch_size, minimum=1)
-    require_int("seed", seed, minimum=0)
+    require_seed(seed)
     require_bool("drop_remainder", drop_remainder)
     if drop_remainder and rows < batch_size:
         raise ValueError(
@@ -140,7 +158,17 @@ def check_batching(batch_size, rows, *, seed=0, drop_remainder=False):
         )
 
 
-def batches(columns, rows, batch_size, *, shuffle=True, seed=0, drop_remainder=False):
+def batches(
+    columns,
+    rows,
+    batch_size,
+    *,
+    shuffle=True,
+    seed=0,
+    drop_remainder=False,
+    report=None,
+    tokenizer=None,
+):
     """Batches arrays that share their first dimension.
 
     Args:
@@ -150,9 +178,10 @@ def batches(columns, rows, batch_size, *, shuffle=True, seed=0, drop_remainder=F
         shuffle: Whether every pass has an order of its own, drawn from all rows.
         seed: `int`; the order of pass n is a function of `seed` and n.
         drop_remainder: Whether a last batch of fewer rows is left out.
+        report, tokenizer: See `TokenizedDataset`.
 
     Returns:
-        A `tf.data.Dataset`.
+        A `TokenizedDataset`.
 
     Example:
 
@@ -161,8 +190,11 @@ def batches(columns, rows, batch_size, *, shuffle=True, seed=0, drop_remainder=F
     [[1, 2], [3]]
     """
     require_bool("shuffle", shuffle)
-    dataset = tf.data.Dataset.from_tensor_slices(columns)
-    dataset = _Shuffled(dataset, rows, seed) if shuffle else dataset
     # Without a remainder to drop this only makes the batch dimension static.
     whole = drop_remainder or rows % batch_size == 0
-    return dataset.batch(batch_size, drop_remainder=whole).prefetch(tf.data.AUTOTUNE)
+    if shuffle:
+        batched = Passes.shuffled(columns, rows, batch_size, seed, whole)
+    else:
+        batched = tf.data.Dataset.from_tensor_slices(columns)
+        batched = batched.batch(batch_size, drop_remainder=whole)
+    return TokenizedDataset(batched, report, tokenizer).prefetch(tf.data.AUTOTUNE)

@@ -1,10 +1,11 @@
 """Responses that are wanted or unwanted, each by itself, as batched token ids."""
 
+from kerasrlhf import tokens
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data.batches import stacked
 from kerasrlhf.data.loading import Texts, load
-from kerasrlhf.data.tokenized import TokenizedDataset, batches
+from kerasrlhf.data.tokenized import batches
 
 
 def unpaired_preferences(
@@ -85,12 +86,13 @@ def unpaired_preferences(
         drop_longer_than=drop_longer_than,
         end_token_id=end_token_id,
     )
-    dataset = batches(
+    return batches(
         (stacked(rows, preprocessor), columns["labels"]),
         rows.report.rows,
         batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_remainder=drop_remainder,
+        report=rows.report,
+        tokenizer=tokens.tokenizer_of(preprocessor),
     )
-    return TokenizedDataset(dataset, rows.report)

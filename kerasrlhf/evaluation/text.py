@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kerasrlhf import replica, tokens
+from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.windows import window_logprobs
@@ -39,7 +40,8 @@ def negative_log_likelihood(
     require_int("batch_size", batch_size, minimum=1)
     if max_length is not None:
         require_int("max_length", max_length, minimum=2)
-    limit = max_length or lm_adapter.max_length(causal_lm)
+    limits = Limits.of([causal_lm.backbone], causal_lm.preprocessor)
+    limit = min(filter(None, (max_length, limits.positions)), default=None)
     rows = tokens.encode(texts, causal_lm.preprocessor)
     long = sum(limit is not None and len(row) > limit for row in rows)
     if long:
@@ -50,6 +52,7 @@ def negative_log_likelihood(
         )
     rows = [row[:limit] for row in rows]
     token_ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
+    limits.check_ids(token_ids, mask)
 
     def read(ids, mask):
         starts = ops.ones((ids.shape[0],), "int32")

@@ -4,6 +4,7 @@ from keras import ops
 
 from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
 from kerasrlhf.functional.kl import k1
+from kerasrlhf.functional.masking import masked_sum
 
 
 def clipped_policy_loss(
@@ -128,3 +129,48 @@ def importance_weights(logprobs, behavior_logprobs, cap=None):
         return weights
     check_positive("cap", cap)
     return ops.minimum(weights, cap)
+
+
+def response_weights(logprobs, sampled_logprobs, mask):
+    """How much a response of an earlier policy counts: truncated weights of whole responses.
+
+    `min(1, prod_t exp(logprobs[t] - sampled_logprobs[t]))`, one number for all tokens of a
+    response. It is `min(p, q)(y) / q(y)` with `p` the policy and `q` the earlier one, so the
+    weighted sample is one of the part that both have in common: neither the prefix of a token nor
+    what follows it comes from a policy that is gone. Weights of single tokens leave both as they
+    were sampled, and without a cap one token that was rare then and is likely now counts thousands
+    of times.
+
+    With the KL in the reward (k1) all responses to a prompt return the same at the best policy, so
+    advantages vanish there whatever the weights are. Elsewhere the policy gradient of responses
+    that count `w` times, `w (return - value)` on all of their tokens, is that of the weighted mean
+    of `(return - value)^2 / (2 kl_coef)`, whose minimum is the best policy. That takes one weight
+    for all tokens of a response.
+
+    Args:
+        logprobs: Tensor `(batch, length)`, in nats, of the policy at the start of the updates.
+        sampled_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
+        mask: Tensor `(batch, length)`, bool, true on response tokens.
+
+    Returns:
+        Tensor `(batch,)`, float32, between 0 and 1.
+
+    Raises:
+        ValueError: When the static shapes differ.
+
+    Example:
+        >>> import math
+        >>> now = [[math.log(0.8), math.log(0.25)], [math.log(0.5), math.log(0.9)]]
+        >>> then = [[math.log(0.2), math.log(0.5)], [math.log(0.25), math.log(0.3)]]
+        >>> mask = [[True, True], [True, False]]
+        >>> response_weights(now, then, mask).numpy().tolist()  # 4 * 1/2; 2
+        [1.0, 1.0]
+        >>> response_weights(then, now, mask).numpy().round(4).tolist()
+        [0.5, 0.5]
+
+    Reference:
+        Espeholt et al. 2018, arXiv 1802.01561, section 4.1 (truncation at 1); Nachum et al. 2017,
+        "Bridging the Gap Between Value and Policy Based Reinforcement Learning", arXiv 1702.08892
+        (the loss that the gradient belongs to).
+    """
+    return ops.exp(ops.minimum(masked_sum(k1(logprobs, sampled_logprobs), mask, axis=-1), 0.0))

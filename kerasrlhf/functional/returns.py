@@ -51,7 +51,9 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, estimator=k1):
     mask = boolean(mask)
     check_rank("mask", mask, ("batch", "length"))
     penalty = estimator(zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask))
-    return _placed(float32(scores), mask) - float32(kl_coef) * penalty
+    # Without a coefficient there is no penalty, also where the estimator overflows.
+    penalty = ops.where(float32(kl_coef) == 0.0, 0.0, float32(kl_coef) * penalty)
+    return _placed(float32(scores), mask) - penalty
 
 
 def _placed(scores, mask):

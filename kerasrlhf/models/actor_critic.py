@@ -9,13 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasrlhf import files, replica, tokens
+from kerasrlhf import adapters, files, replica, tokens
 from kerasrlhf.data import inputs
+from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import logprobs
 from kerasrlhf.models import lm_adapter, loading, windows
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
-from kerasrlhf.types import Sampler, Samples, TokenStats, require_int, require_sampler
+from kerasrlhf.types import Sampler, Samples, TokenStats, require_int, require_sampler, require_seed
 
 _CONFIG = "actor_critic.json"
 _HEAD = "actor_critic.weights.h5"
@@ -73,6 +74,7 @@ class ActorCritic(keras.Model):
     def __init__(self, causal_lm: keras.Model, critic: keras.Model | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
+        adapters.keep_apart(causal_lm)
         self.causal_lm = causal_lm
         network = getattr(critic, "backbone", None) or critic
         is_reward = hasattr(critic, "read_texts")
@@ -137,7 +139,8 @@ class ActorCritic(keras.Model):
         """Writes the language model as a keras-hub preset, and the critic beside it.
 
         `from_preset` gives back the same actor-critic; `keras_hub.models.CausalLM.from_preset`
-        reads the language model of the same folder. The folder appears in one piece.
+        reads the language model of the same folder. A folder that is new appears in one piece; in
+        one that exists, only the files of a preset are replaced.
 
         LoRA adapters are merged. Those of quantized layers are also written as they are, to
         `quantized_adapters.npz`: `from_preset` puts them back, and the model computes what it did.
@@ -145,12 +148,22 @@ class ActorCritic(keras.Model):
         undo what the adapters learned.
         """
         lm_adapter.check(self.causal_lm)  # mends a preprocessor that was put there later
-        with files.replacing(preset_dir) as folder:
+        with files.replacing_preset(preset_dir) as folder:
             self.causal_lm.save_to_preset(str(folder))
             files.write_json(folder / _CONFIG, {"separate_critic": self.critic is not None})
             keras.saving.save_weights(self.value_head, folder / _HEAD)
             if self.critic is not None:
                 self.critic.save_to_preset(str(folder / _CRITIC))
+
+    def save_weights(self, *args, **kwargs):
+        """As in Keras; LoRA adapters are saved beside the weights that they adapt."""
+        with adapters.kept_apart(self):
+            super().save_weights(*args, **kwargs)
+
+    def load_weights(self, *args, **kwargs):
+        """As in Keras, of a file of `save_weights`."""
+        with adapters.kept_apart(self):
+            super().load_weights(*args, **kwargs)
 
     def call(self, inputs):
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
@@ -248,7 +261,9 @@ class ActorCritic(keras.Model):
         """The ids that end a response under `sampler`."""
         if sampler.stop_token_ids == "auto":
             return tokens.stop_ids(self.causal_lm.preprocessor)
-        return sampler.stop_token_ids or ()
+        ids = sampler.stop_token_ids or ()
+        self.limits().check_ids(ids, name="`stop_token_ids`")
+        return ids
 
     def ended(self, responses: list[list[int]]) -> np.ndarray:
         """Returns which responses, lists of ids, end with a token that ends a turn or a text.
@@ -258,22 +273,19 @@ class ActorCritic(keras.Model):
         ends = tokens.stop_ids(self.causal_lm.preprocessor)
         return np.array([bool(row) and row[-1] in ends for row in responses])
 
+    def limits(self, sampler: Sampler | None = None) -> Limits:
+        """What the actor and a critic of its own can read, with room for responses."""
+        networks = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
+        limits = Limits.of(networks, self.causal_lm.preprocessor)
+        return limits if sampler is None else limits._replace(sampled=sampler.length)
+
     def positions(self) -> int | None:
         """Positions of the actor and of a critic of its own, or None where any length can be."""
-        models = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
-        limits = [getattr(m, "max_sequence_length", None) for m in models]
-        return min((x for x in limits if x), default=None)
+        return self.limits().positions
 
     def check_length(self, prompt_length: int, sampler: Sampler) -> None:
         """Raises a `ValueError` when prompt and response do not fit the model's positions."""
-        limit = self.positions()
-        if limit is not None and prompt_length + sampler.length > limit:
-            raise ValueError(
-                f"Prompts of {prompt_length} tokens and responses of {sampler.length} need "
-                f"{prompt_length + sampler.length} positions; the model has {limit}. Shorten the "
-                f"prompts (`max_length={max(limit - sampler.length, 1)}` in `data.prompts`) or the "
-                "responses (`Sampler(length=...)`)."
-            )
+        self.limits(sampler).check_length(prompt_length)
 
     def generate(
         self,
@@ -314,7 +326,7 @@ class ActorCritic(keras.Model):
         """
         require_int("batch_size", batch_size, minimum=1)
         require_sampler(sampler)
-        require_int("seed", seed, minimum=0)
+        require_seed(seed)
         if isinstance(prompts, dict):
             if not {"token_ids", "padding_mask"} <= {*prompts}:
                 raise ValueError(
@@ -358,13 +370,14 @@ class ActorCritic(keras.Model):
 
     def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
         tokens.check_right_padded(token_ids, padding_mask)
-        self.check_length(token_ids.shape[1], sampler)
+        self.limits(sampler).check_batch({"token_ids": token_ids, "padding_mask": padding_mask})
         key = (sampler, jit_compile)
         if key not in self._generate_functions:
             self._generate_functions[key] = replica.compiled(
                 lambda ids, mask, uniforms: self.sample(ids, mask, uniforms, sampler), jit_compile
             )
-        uniforms = replica.uniforms(seed, batch, len(token_ids), sampler.length)
+        stream = replica.stream(seed, "generate")
+        uniforms = replica.uniforms(stream, batch, len(token_ids), sampler.length)
         return self._generate_functions[key](
             ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +10,104 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import adapters, replica
 from kerasrlhf.data import kinds
+from kerasrlhf.data.limits import Guard, Limits
+from kerasrlhf.data.tokenized import TokenizedDataset
+from kerasrlhf.data.training import in_step, whole_batch_loss
 from kerasrlhf.types import require_int
+
+
+class FittedModel(keras.Model):
+    """A model that stock `fit` of Keras trains on rows of token ids; abstract.
+
+    Every way in checks that the data fit the model. Several replicas learn what one device learns,
+    a run that was interrupted goes on with the data that it would have had, and saved weights keep
+    adapters apart from the weights they adapt.
+
+    A subclass has `trains_on` and `limits`.
+    """
+
+    trains_on: tuple[str, ...] = ()
+    """Functions of `kerasrlhf.data` whose batches `fit` takes."""
+
+    def limits(self) -> Limits:
+        """What the model can read."""
+        raise NotImplementedError
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        return self._run(super().fit, args, kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        if kwargs.get("_use_cached_eval_dataset"):  # validation in `fit`, checked there
+            return super().evaluate(*args, **kwargs)
+        return self._run(super().evaluate, args, kwargs)
+
+    def _run(self, function, args, kwargs):
+        """`fit` or `evaluate` with arguments that were checked."""
+        check_fit(self, function, args, kwargs, *self.trains_on)
+        given = inspect.signature(function).bind(*args, **kwargs)
+        guard = Guard(self.limits())
+        for name in ("x", "validation_data"):
+            if name in given.arguments:
+                data = guard.checked(given.arguments[name])
+                is_ours = isinstance(data, TokenizedDataset)
+                given.arguments[name] = in_step(self, data) if is_ours else data
+        with guard.raising():
+            return function(*given.args, **given.kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, x, *args, **kwargs):
+        guard = Guard(self.limits())
+        x = guard.checked(x)
+        with guard.raising():
+            return super().predict(x, *args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, x, *args, **kwargs):
+        self.limits().check_batch(x)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, x, *args, **kwargs):
+        self.limits().check_batch(x)
+        return super().test_on_batch(x, *args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, x):
+        self.limits().check_batch(x)
+        return super().predict_on_batch(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return whole_batch_loss(self, loss, y_pred, sample_weight)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """As in Keras, with a whole batch where there are several replicas."""
+        first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
+        super()._maybe_symbolic_build(*first)
+
+    def save(self, *args, **kwargs):
+        raise ValueError(saving_advice(self))
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, *args, **kwargs):
+        with adapters.kept_apart(self):
+            super().save_weights(*args, **kwargs)
+
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, *args, **kwargs):
+        with adapters.kept_apart(self):
+            super().load_weights(*args, **kwargs)
 
 
 def check_fit(model: keras.Model, fit: Callable, args: tuple, kwargs: dict, *expected: str) -> None:
     """Raises a `ValueError` for arguments of `fit` or `evaluate` that would fail later.
 
     Args:
-        model: what is trained.
+        model: what is trained, with `limits()`.
         fit: the bound method of Keras that gets the arguments.
         args: its positional arguments.
         kwargs: its keyword arguments.
@@ -37,6 +126,9 @@ def check_fit(model: keras.Model, fit: Callable, args: tuple, kwargs: dict, *exp
     kinds.check_kind("x", data, *expected)
     if given.get("validation_data") is not None:
         kinds.check_kind("validation_data", given["validation_data"], *expected)
+    for dataset in (data, given.get("validation_data")):
+        if isinstance(dataset, TokenizedDataset):
+            model.limits().check_dataset(dataset)
     for name in ("epochs", "steps_per_epoch", "validation_steps", "steps"):
         if given.get(name) is not None:
             require_int(name, given[name], minimum=1)
@@ -62,6 +154,45 @@ def check_callbacks(callbacks: Any, model: keras.Model) -> None:
         is_checkpoint = isinstance(callback, keras.callbacks.ModelCheckpoint)
         if is_checkpoint and not callback.save_weights_only:
             raise ValueError(f"`ModelCheckpoint({callback.filepath!r})`: {saving_advice(model)}")
+
+
+def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
+    """Tells callbacks with `mode="auto"` whether what they monitor is to rise or to fall.
+
+    Keras finds that out for its own metrics only.
+
+    Args:
+        callbacks: as `fit` takes them, checked.
+        modes: dict from names of metrics to `"max"` or `"min"`.
+    """
+    listed = getattr(callbacks, "callbacks", callbacks)
+    for callback in tf.nest.flatten(listed or []):
+        name = str(getattr(callback, "monitor", "")).removeprefix("val_")
+        if name in modes and getattr(callback, "mode", None) == "auto":
+            callback.mode = modes[name]
+
+
+def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.BoundArguments:
+    """Returns arguments of `fit` in which callbacks that say `runs_last = True` come last.
+
+    What such a callback saves then holds what the others did in the same iteration or epoch.
+
+    Args:
+        fit: the bound method of Keras that gets the arguments.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+    bound = inspect.signature(fit).bind(*args, **kwargs)
+    callbacks = bound.arguments.get("callbacks")
+
+    def is_last(callback):
+        return getattr(callback, "runs_last", False)
+
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.callbacks.sort(key=is_last)
+    elif callbacks is not None:
+        bound.arguments["callbacks"] = sorted(tf.nest.flatten(callbacks), key=is_last)
+    return bound
 
 
 def saving_advice(model: keras.Model) -> str:

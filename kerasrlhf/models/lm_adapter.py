@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras import ops
 from keras_hub.src.utils import preset_utils
 
+from kerasrlhf.data import limits
 from kerasrlhf.models import lora, mending
 
 _layouts = weakref.WeakKeyDictionary()
@@ -72,7 +73,7 @@ def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
         preprocessor: keras-hub preprocessor, or None.
     """
     mending.mend_preprocessor(preprocessor)
-    tokens = _token_count(getattr(preprocessor, "tokenizer", None))
+    tokens = limits.token_count(getattr(preprocessor, "tokenizer", None))
     if tokens > backbone.vocabulary_size:
         raise ValueError(
             f"The tokenizer has {tokens} tokens, and the model has embeddings for "
@@ -80,15 +81,6 @@ def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
             "numbers as the only sign. Load the model and its tokenizer from one preset, or make a "
             f"backbone with `vocabulary_size={tokens}`."
         )
-
-
-def _token_count(tokenizer: Any) -> int:
-    """How many ids the tokenizer uses, gaps included; 0 where it has no vocabulary."""
-    vocabulary = getattr(tokenizer, "vocabulary", None)
-    if isinstance(vocabulary, dict):
-        return max(vocabulary.values(), default=-1) + 1
-    has_one = vocabulary is not None or getattr(tokenizer, "proto", None) is not None
-    return int(tokenizer.vocabulary_size()) if has_one else 0
 
 
 def _complete_gemma3n(backbone: keras.Model) -> None:
@@ -168,42 +160,10 @@ def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
     depend on how much padding follows them (N3).
     """
     backbone = getattr(model, "backbone", None) or model
-    _check_positions(backbone, token_ids.shape[1])
+    limits.Limits.of([backbone]).check_length(token_ids.shape[1])
     states = _final_states(backbone)
     trunk = backbone if states is backbone.output else keras.Model(backbone.input, states)
     return trunk(backbone_inputs(backbone, token_ids, padding_mask), training=False)
-
-
-def check_rows(backbones: list[keras.Model], iterator: Any) -> None:
-    """Raises a `ValueError` when a dataset's rows are longer than the positions of a backbone.
-
-    `hidden_states` says so as well where it knows the length. In a model that was fitted before,
-    Keras traces rows of another length with an unknown one.
-
-    Args:
-        backbones: keras-hub backbones.
-        iterator: Keras's epoch iterator, or None. Data of unknown length pass.
-    """
-    data = getattr(iterator, "_distributed_dataset", None)
-    spec = getattr(data, "element_spec", None)
-    inputs = spec[0] if isinstance(spec, tuple) and spec else spec
-    shape = getattr(inputs.get("token_ids"), "shape", None) if isinstance(inputs, dict) else None
-    if shape is not None and shape.rank:
-        for backbone in backbones:
-            _check_positions(backbone, shape[-1])
-
-
-def _check_positions(backbone: keras.Model, length: int | None) -> None:
-    limit = positions(backbone)
-    if length is None or limit is None or length <= limit:
-        return
-    error = ValueError(
-        f"Rows of {length} tokens do not fit the {limit} positions of {type(backbone).__name__}. "
-        f"Shorten them where the data are made, with `max_length={limit}` or less."
-    )
-    # Keras puts the arguments of every layer on the way into a message, unless it has done so.
-    error._keras_call_info_injected = True
-    raise error
 
 
 def width(model: keras.Model) -> int:
@@ -417,6 +377,7 @@ def copy(causal_lm: keras.Model) -> keras.Model:
     backbone = getattr(causal_lm, "backbone", None) or causal_lm
     mending.mend_backbone(backbone)
     twin = type(backbone).from_config(backbone.get_config())
+    mending.mend_backbone(twin)
     for source, target in zip(backbone._flatten_layers(), twin._flatten_layers(), strict=True):
         _copy_variables(source, target)
     twin.trainable = False
@@ -471,3 +432,18 @@ def task_class(preset: str) -> type:
     backbone = preset_utils.get_preset_loader(preset).check_backbone_class()
     models = keras_hub.models
     return models.Gemma4CausalLM if backbone is models.Gemma4Backbone else models.CausalLM
+
+
+def preset_loader(preset: str) -> tuple[Any, type]:
+    """keras-hub's loader of a preset, and the class of the language model in it."""
+    loader = preset_utils.get_preset_loader(preset)
+    task, backbone = task_class(preset), loader.check_backbone_class()
+    if task.backbone_cls != backbone:
+        task = preset_utils.find_subclass(preset, task, backbone)
+    return loader, task
+
+
+def preset_json(preset: str, name: str) -> Any:
+    """What a JSON file of a preset holds, None where there is no such file."""
+    found = preset_utils.check_file_exists(preset, name)
+    return preset_utils.load_json(preset, name) if found else None

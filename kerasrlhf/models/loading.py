@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any
 
 import keras
 import keras_hub
 
-from kerasrlhf.models import lm_adapter, lora, mending
+from kerasrlhf.models import converting, lm_adapter, lora, mending
 
 _FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError)
+with contextlib.suppress(ImportError):  # which only Hugging Face folders need
+    from safetensors import SafetensorError
+
+    _FAILURES += (SafetensorError,)
 
 
 def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     """`CausalLM.from_preset` with its traps removed and a clear error.
 
-    A Hugging Face folder of a Llama model keeps its own `rms_norm_eps` (keras-hub's converter
-    ignores it). A preset that was saved in mixed precision is loaded in it. A quantized model that
-    was saved with LoRA adapters has them again, unmerged, and computes what it did before.
+    A Hugging Face folder computes what its `config.json` says, also where keras-hub's converter
+    ignores it (`converting`). A preset that was saved in mixed precision is loaded in it. A
+    quantized model that was saved with LoRA adapters has them again, unmerged, and computes what it
+    did before.
 
     Args:
         preset: built-in keras-hub name, `kaggle://` or `hf://` handle, or local folder.
         **kwargs: to `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
 
     Raises:
-        ValueError: If nothing is found under that name, or what is found cannot be loaded. The
-            message begins with the loader's own.
+        ValueError: If nothing is found under that name, or what is found cannot be loaded or would
+            compute something else. The message begins with the loader's own.
     """
     preset = str(preset)
     config = _config(preset)
+    if "model_type" in config:
+        converting.check(config)
     try:
         causal_lm = _load(preset, config, kwargs)
     except ImportError as error:
@@ -67,12 +75,9 @@ def _broken(preset: str, error: Exception) -> ValueError:
 
 
 def _load(preset: str, config: dict, options: dict) -> keras.Model:
-    if "llama" in config.get("model_type", "") and "rms_norm_eps" in config:
-        backbone = keras_hub.models.Backbone.from_preset(
-            preset, layer_norm_epsilon=config["rms_norm_eps"], **options
-        )
-        options = {"backbone": backbone}
-    elif mending.mixed_dtype(config):
+    if "model_type" in config:
+        return converting.load(preset, options)
+    if mending.mixed_dtype(config):
         options = {"dtype": mending.mixed_dtype(config), **options}
     return lm_adapter.task_class(preset).from_preset(preset, **options)
 

@@ -11,14 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasrlhf.adapters import adapted_layers, own_variables
+
 _TAILS = ("lora_kernel_b", "lora_embeddings_b")
 _ADAPTERS = ("lora_kernel_a", "lora_embeddings_a", *_TAILS)
 _FILE = "quantized_adapters.npz"
-
-
-def adapted_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of `model` that carry a LoRA adapter."""
-    return [x for x in model._flatten_layers() if getattr(x, "lora_enabled", False)]
 
 
 def is_untrained(model: keras.Model) -> bool:
@@ -86,7 +83,7 @@ def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
     for index, layer in enumerate(model._flatten_layers()):
         if getattr(layer, "lora_enabled", False) and layer.quantization_mode:
             arrays[f"{index}/rank"], arrays[f"{index}/alpha"] = layer.lora_rank, layer.lora_alpha
-            for name, variable in _own_variables(layer).items():
+            for name, variable in own_variables(layer).items():
                 arrays[f"{index}/{name}"] = _storable(variable)
     if arrays:
         with open(path, "wb") as file:
@@ -116,17 +113,12 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
         layer = layers[index]
         layer.trainable = True
         layer.enable_lora(int(saved[f"{index}/rank"]), lora_alpha=saved[f"{index}/alpha"].item())
-        for name, variable in _own_variables(layer).items():
+        for name, variable in own_variables(layer).items():
             variable.assign(saved[f"{index}/{name}"])
     # What `enable_lora` of keras-hub notes down for `save_lora_weights`.
     weighted = [layer for layer in layers if layer is not model and layer.weights]
     model._lora_enabled_layers = [weighted.index(layers[index]) for index in adapted]
     model._lora_rank = layers[adapted[0]].lora_rank
-
-
-def _own_variables(layer: keras.Layer) -> dict[str, keras.Variable]:
-    """The variables that a layer itself holds, by name."""
-    return {v.name: v for v in layer._trainable_variables + layer._non_trainable_variables}
 
 
 def _storable(variable: keras.Variable) -> np.ndarray:

@@ -13,6 +13,10 @@ keras-hub and by this package. Both leave an object alone that was mended before
 | `bos_token`, `eos_token` | `Llama3Tokenizer.get_config` | the tokenizer does not load |
 | line ends of the vocabulary | `RWKVTokenizer.save_assets` | the tokenizer does not load |
 | adapters of quantized layers | `save_weights` | they are rounded into the kernel |
+| `layer_norm_epsilon` | layers of Gemma, Gemma 3, Qwen 3, Qwen 3 MoE | 1e-6 or 1e-5 is taken |
+| `query_head_dim_normalize` | layers of Gemma and Gemma 3 | queries of 27B have another scale |
+
+The last two are saved, and plain keras-hub goes on without them.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ def mend_backbone(backbone: keras.Model) -> None:
         backbone: keras-hub backbone. Its `get_config` and `save_to_preset` are replaced.
     """
     _separate_policies(backbone)
+    _pass_on(backbone)
     if "get_config" in vars(backbone):
         return
     kind = type(backbone)
@@ -57,6 +62,20 @@ def mend_backbone(backbone: keras.Model) -> None:
 
     backbone.get_config = types.MethodType(get_config, backbone)
     backbone.save_to_preset = types.MethodType(save_to_preset, backbone)
+
+
+def _pass_on(backbone: keras.Model) -> None:
+    """Gives the layers of some families what their backbone was made with and did not pass on."""
+    models = keras_hub.models
+    is_gemma = isinstance(backbone, models.GemmaBackbone | models.Gemma3Backbone)
+    if not is_gemma and not isinstance(backbone, models.Qwen3Backbone | models.Qwen3MoeBackbone):
+        return
+    for layer in backbone.transformer_layers:
+        for part in layer._flatten_layers():
+            if hasattr(part, "epsilon"):
+                part.epsilon = backbone.layer_norm_epsilon
+        if is_gemma:
+            layer.attention.query_head_dim_normalize = backbone.query_head_dim_normalize
 
 
 def mend_preprocessor(preprocessor: Any) -> None:

@@ -92,6 +92,16 @@ class Reference:
                 self.causal_lm, token_ids, padding_mask, prompt_lengths, prompt_columns
             )
 
+    def frozen_values(self) -> list[Any]:
+        """Returns all that its log-probabilities depend on, the copies of trained values too."""
+        copies = {id(variable): value for variable, value in self._values}
+        is_trained_too = bool(copies) or not self._adapters
+        return [
+            copies.get(id(variable), variable)
+            for variable in self.causal_lm.weights
+            if id(variable) in copies or not (is_trained_too and variable.trainable)
+        ]
+
     def _frozen(self):
         if self._adapters:
             return lora.with_values(self._values)

@@ -10,9 +10,10 @@ import keras
 from keras import ops
 
 from kerasrlhf import files
+from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.models.scorer import Scored, Scorer, same_tokenizer
+from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.models.trunk_scorer import TrunkScorer
 from kerasrlhf.types import require_number
 
@@ -135,7 +136,11 @@ class RewardEnsemble(Scorer):
         )
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes each member to a folder of its own; the whole appears in one piece."""
+        """Writes each member to a folder of its own.
+
+        A folder that is new appears in one piece; in one that exists, only the files of a preset
+        are replaced.
+        """
         config = {
             "kind": type(self.members[0]).__name__,
             "members": len(self.members),
@@ -144,7 +149,7 @@ class RewardEnsemble(Scorer):
             "gain": float(self.gain.numpy()),
             "bias": float(self.bias.numpy()),
         }
-        with files.replacing(preset_dir) as folder:
+        with files.replacing_preset(preset_dir) as folder:
             for index, member in enumerate(self.members):
                 member.save_to_preset(folder / f"member_{index}")
             files.write_json(folder / _CONFIG, config)

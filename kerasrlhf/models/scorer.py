@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any, NamedTuple
 
@@ -12,22 +11,13 @@ from keras import ops
 
 from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
+from kerasrlhf.data.limits import Limits
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import fitting, lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.precision import check_optimizer
-from kerasrlhf.types import Sampler, require_int, require_number
-
-
-def same_tokenizer(one: Any, other: Any) -> bool:
-    """Whether two tokenizers give the same tokens the same ids."""
-    return one is other or (type(one) is type(other) and _vocabulary(one) == _vocabulary(other))
-
-
-def _vocabulary(tokenizer):
-    """Tokens with their ids; `get_vocabulary` of byte-pair tokenizers gives a set of tokens."""
-    return getattr(tokenizer, "vocabulary", None) or tokenizer.get_vocabulary()
+from kerasrlhf.types import Sampler, require_finite_scores, require_int, require_number
 
 
 class Scored(NamedTuple):
@@ -42,7 +32,7 @@ class Scored(NamedTuple):
     spread: Any
 
 
-class Scorer(keras.Model):
+class Scorer(fitting.FittedModel):
     """A model that scores responses: what a trainer takes as `reward` beside Python functions.
 
     Final classes define `call`, which is what `fit` trains, and these hooks:
@@ -59,7 +49,6 @@ class Scorer(keras.Model):
     """Whether `read` gives scores `(batch, length)`."""
 
     trains_on = ("preferences",)
-    """Functions of `kerasrlhf.data` whose batches `fit` takes."""
 
     def __init__(self, preprocessor: Any = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -110,24 +99,8 @@ class Scorer(keras.Model):
         given = {name: value for name, value in given.items() if value is not None}
         super().compile(optimizer, **{**self.fit_defaults(), **given})
 
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        fitting.check_fit(self, super().fit, args, kwargs, *self.trains_on)
-        return super().fit(*args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        fitting.check_fit(self, super().evaluate, args, kwargs, *self.trains_on)
-        return super().evaluate(*args, **kwargs)
-
-    def save(self, *args, **kwargs):
-        raise ValueError(fitting.saving_advice(self))
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As in Keras, with a whole batch where there are several replicas."""
-        lm_adapter.check_rows(self.backbones(), iterator)
-        first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
-        super()._maybe_symbolic_build(*first)
+    def limits(self) -> Limits:
+        return Limits.of(self.backbones(), self.preprocessor)
 
     def score(
         self,
@@ -174,15 +147,16 @@ class Scorer(keras.Model):
                 "Scoring texts needs a tokenizer. Build the reward model from a CausalLM with a "
                 f"preprocessor, or pass `{type(self).__name__}(..., preprocessor=...)`."
             )
-        limits = [getattr(backbone, "max_sequence_length", None) for backbone in self.backbones()]
-        limit = min((n for n in limits if n), default=None)
+        limit = self.limits().positions
         heads, tails = inputs.encode_pairs(
             prompts, responses, self.preprocessor, limit or sys.maxsize, **options
         )
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
+        self.limits().check_ids(ids, mask)
         starts = [len(head) for head in heads]
         scored = self._read_in_batches(ids, mask, starts, batch_size)
+        require_finite_scores(scored.scores, f"The {type(self).__name__}")
         return Scored(*(x.sum(axis=1) for x in scored)) if self.is_per_token else scored
 
     def _read_in_batches(self, token_ids, padding_mask, prompt_lengths, size):
@@ -287,4 +261,5 @@ class Scorer(keras.Model):
                 )
             policy = ActorCritic(self._policy())
         sampler = sampler or Sampler(length=32)
-        return policy.generate(prompts, sampler, seed=seed, return_ended=True, **options)
+        stream = replica.stream(seed, "normalize")
+        return policy.generate(prompts, sampler, seed=stream, return_ended=True, **options)

@@ -88,13 +88,16 @@ class TrunkScorer(Scorer):
         return reward
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes backbone, preprocessor, head and constants; the folder appears in one piece.
+        """Writes backbone, preprocessor, head and constants.
+
+        A folder that is new appears in one piece; in one that exists, only the files of a preset
+        are replaced.
 
         LoRA adapters are merged; those of quantized layers are written as they are and are put
         back by `from_preset`.
         """
         lm_adapter.check_preprocessor(self.backbone, self.preprocessor)
-        with files.replacing(preset_dir) as folder:
+        with files.replacing_preset(preset_dir) as folder:
             self.backbone.save_to_preset(str(folder))
             if self.preprocessor is not None:
                 self.preprocessor.save_to_preset(str(folder))

@@ -16,7 +16,7 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.rules import ScoreRules
-from kerasrlhf.types import Sampler, require_int, require_sampler
+from kerasrlhf.types import Sampler, require_int, require_sampler, require_seed
 
 
 class BestOfN(NamedTuple):
@@ -123,7 +123,7 @@ def best_of_n(
     """
     require_int("n", n, minimum=2)
     require_int("batch_size", batch_size, minimum=1)
-    require_int("seed", seed, minimum=0)
+    require_seed(seed)
     require_sampler(sampler)
     if not isinstance(actor, ActorCritic):
         raise ValueError(
@@ -163,7 +163,8 @@ def best_of_n(
             "padding_mask": tf.constant(mask, tf.bool),
             **{name: np.array([x[i] for i in part], object) for name, x in columns.items()},
         }
-        uniforms = replica.uniforms(seed, index, size * n, sampler.length)
+        stream = replica.stream(seed, "best_of_n")
+        uniforms = replica.uniforms(stream, index, size * n, sampler.length)
         collected = collect(batch, uniforms, 0.0)
         responses += collected.episodes.responses
         scores.append(collected.raw_scores)

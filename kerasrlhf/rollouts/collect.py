@@ -17,7 +17,7 @@ from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.types import Rollout, Sampler, Samples
+from kerasrlhf.types import Rollout, Sampler, Samples, require_finite_scores
 
 
 class Collected(NamedTuple):
@@ -90,6 +90,7 @@ class Collector:
             sampling; `behavior_logprobs` remain those of sampling.
         reverse_reward: float. The score gains this times the mean log-probability, under the
             reference, of the prompt's tokens given the response.
+        reward_timeout: float or None, seconds that a reward function may take for a batch.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class Collector:
         group_size: int = 1,
         reread: bool = False,
         reverse_reward: float = 0.0,
+        reward_timeout: float | None = None,
     ):
         self.actor, self.reference = actor, reference
-        self.reward = WeightedReward(reward, actor, group_size)
+        self.reward = WeightedReward(reward, actor, group_size, reward_timeout)
         self.sampler, self.rules, self.parts = sampler, rules, parts
         self.group_size, self.reread, self.reverse_reward = group_size, reread, reverse_reward
         self._sample = replica.rowwise(self._sample_rows, strategy, jit_compile)
@@ -223,7 +225,12 @@ class Collector:
             temperature,
         )
         ref_logprobs = reference[0] if reference else rollout.ref_logprobs
-        return rollout._replace(logprobs=logprobs, values=values, ref_logprobs=ref_logprobs)
+        return rollout._replace(
+            logprobs=logprobs,
+            values=values,
+            ref_logprobs=ref_logprobs,
+            drift=logprobs - rollout.logprobs,
+        )
 
     def _reread_rows(self, ids, mask, inside, starts, temperature):
         width = self.sampler.length
@@ -257,11 +264,14 @@ class Collector:
         responses = None
         if self.rules.counts_tokens:
             responses = tokens.masked_rows(np.asarray(samples.token_ids), np.asarray(mask))
-        return self.rules.apply(
-            raw,
-            ended,
-            masking.last_true_mask(mask).numpy(),
-            responses,
-            self.sampler.length,
-            deviation(per_response(raw)) if self.rules.running_scale else 1.0,
-        )
+        with np.errstate(over="ignore"):
+            ruled = self.rules.apply(
+                raw,
+                ended,
+                masking.last_true_mask(mask).numpy(),
+                responses,
+                self.sampler.length,
+                deviation(per_response(raw)) if self.rules.running_scale else 1.0,
+            )
+        require_finite_scores(ruled, "The reward, after weights and rules such as `score_scale`,")
+        return ruled

@@ -19,8 +19,9 @@ class RolloutMemory:
     """The rollouts of the last iterations, in memory or as one `.npz` file each.
 
     A trainer that is given one (`memory=`) adds every rollout, and learns from older ones again:
-    their log-probabilities and values are read anew, and importance weights account for the
-    policy that drew them.
+    their log-probabilities and values are computed again, and a response counts as much as the
+    policy still has in common with the one that sampled it
+    (`functional.policy_losses.response_weights`).
 
     Args:
         capacity: int, at least 1. Rollouts that are drawn from.
@@ -60,6 +61,8 @@ class RolloutMemory:
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Takes what `arrays` gave, and drops everything else."""
+        if self.directory is not None:
+            files.remove_leftovers(self.directory, "rollout-*.npz")
         rollouts: dict[int, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             iteration, name = key.split("/")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -16,9 +18,13 @@ import numpy as np
 from keras import ops
 
 from kerasrlhf import tokens
+from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.scorer import Scorer, same_tokenizer
+from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.types import Samples
+
+# Seconds that the event loop has for noticing that a time is over.
+_GRACE = 1.0
 
 
 class Episodes(NamedTuple):
@@ -220,10 +226,18 @@ def call_rewards(
     samples: Samples,
     state: TrainerState = TrainerState(),
     log: RewardLog | None = None,
+    timeout: float | None = None,
 ) -> list[np.ndarray]:
     """Calls several reward functions, the asynchronous ones at the same time.
 
     Args, Returns and Raises are those of `call_reward`, for each function.
+
+    Args:
+        timeout: float or None. Seconds for each function. With a number, functions run in threads
+            of their own; one that does not return is left behind in its thread.
+
+    Raises:
+        TimeoutError: If a function takes longer; the message names it.
     """
     rows = int(samples.token_ids.shape[0])
     columns = _columns(episodes, samples, state, log or RewardLog(rows))
@@ -231,12 +245,12 @@ def call_rewards(
     try:
         for function in functions:
             args, kwargs = _arguments(function, columns)
-            results.append(function(*args, **kwargs))
+            results.append(_called(function, args, kwargs, timeout))
     except BaseException:
         for result in filter(inspect.iscoroutine, results):
             result.close()
         raise
-    results = _awaited(results)
+    results = _awaited(results, functions, timeout)
     return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
 
 
@@ -336,17 +350,62 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _awaited(results: list[Any]) -> list[Any]:
+def _called(function: Callable, args: list, kwargs: dict, timeout: float | None) -> Any:
+    """What a function returns; with a time-out from a thread, which can be left behind."""
+    if timeout is None:
+        return function(*args, **kwargs)
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def work():
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    run = contextvars.copy_context().run
+    threading.Thread(target=run, args=(work,), name="kerasrlhf-reward", daemon=True).start()
+    concurrent.futures.wait([future], timeout)
+    if not future.done():
+        raise _late([function], timeout)
+    return future.result()
+
+
+def _late(functions: Sequence[Callable], timeout: float) -> TimeoutError:
+    names = " or ".join(f"`{name_of(function)}`" for function in functions)
+    return TimeoutError(
+        f"The reward function {names} did not return within `reward_timeout={timeout:g}` seconds. "
+        "Give it a time limit of its own for what it waits for, or raise `reward_timeout`."
+    )
+
+
+def _awaited(
+    results: list[Any], functions: Sequence[Callable], timeout: float | None = None
+) -> list[Any]:
     """`results` with the awaitable ones run to completion, all at the same time."""
-    waiting = [result for result in results if inspect.isawaitable(result)]
+    pairs = zip(results, functions, strict=True)
+    waiting = {i: pair for i, pair in enumerate(pairs) if inspect.isawaitable(pair[0])}
     if not waiting:
         return results
 
-    async def together(awaitables: list[Awaitable]) -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
+    async def in_time(awaitable: Awaitable, function: Callable) -> Any:
+        task = asyncio.ensure_future(awaitable)
+        done, _ = await asyncio.wait([task], timeout=timeout)
+        if not done:
+            task.cancel()
+            raise _late([function], timeout)
+        return task.result()
 
-    future = asyncio.run_coroutine_threadsafe(together(waiting), _event_loop())
+    async def together() -> list[Any]:
+        tasks = (in_time(*pair) for pair in waiting.values())
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    future = asyncio.run_coroutine_threadsafe(together(), _event_loop())
     try:
+        # Functions that end in time, or not, have done so by then, unless one blocks the loop.
+        concurrent.futures.wait([future], None if timeout is None else timeout + _GRACE)
+        if not future.done():
+            _event_loop.cache_clear()  # The loop is blocked, and those that follow need another.
+            raise _late([function for _, function in waiting.values()], timeout)
         done = future.result()
     except BaseException:
         future.cancel()
@@ -354,8 +413,8 @@ def _awaited(results: list[Any]) -> list[Any]:
     for value in done:
         if isinstance(value, BaseException):
             raise value
-    values = iter(done)
-    return [next(values) if inspect.isawaitable(result) else result for result in results]
+    values = dict(zip(waiting, done, strict=True))
+    return [values.get(index, result) for index, result in enumerate(results)]
 
 
 def _listed(result: Any) -> list:

@@ -14,7 +14,7 @@ from kerasrlhf.functional import masking
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.types import Samples, require_number
+from kerasrlhf.types import Samples, require_finite_scores, require_number
 
 
 class Part(NamedTuple):
@@ -165,14 +165,15 @@ class WeightedReward:
         reward: as `parts_of` describes.
         actor: `ActorCritic`, or whatever has its `causal_lm` and `ended`.
         group_size: int. Responses to each prompt, in consecutive rows.
+        timeout: float or None. Seconds that a function may take for a batch.
 
     Raises:
         ValueError: As `parts_of` and `scoring.shares_tokens`.
     """
 
-    def __init__(self, reward: Any, actor: Any, group_size: int = 1):
+    def __init__(self, reward: Any, actor: Any, group_size: int = 1, timeout: float | None = None):
         self.parts = parts_of(reward)
-        self.actor, self.group_size = actor, group_size
+        self.actor, self.group_size, self.timeout = actor, group_size, timeout
         self._is_named = isinstance(reward, (list, dict))
         self._by_tokens: list[Part] = []
         self._by_texts: list[Part] = []
@@ -219,6 +220,8 @@ class WeightedReward:
         log = scoring.RewardLog(int(samples.token_ids.shape[0]))
         readings = self._read_models(samples, episodes, read)
         readings |= self._call_functions(samples, episodes, state, log)
+        for name, reading in readings.items():
+            require_finite_scores(reading.scores, f"The reward `{name}`")
         total = self._summed(readings, samples)
         unscored = self._unscored(readings)
         if unscored is not None:
@@ -254,7 +257,7 @@ class WeightedReward:
 
     def _call_functions(self, samples, episodes, state, log):
         functions = [part.reward for part in self._functions]
-        called = scoring.call_rewards(functions, episodes, samples, state, log)
+        called = scoring.call_rewards(functions, episodes, samples, state, log, self.timeout)
         return {
             part.name: _Reading(np.nan_to_num(scores), ~np.isnan(scores))
             for part, scores in zip(self._functions, called, strict=True)

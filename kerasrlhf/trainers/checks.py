@@ -176,6 +176,29 @@ def check_unscaled(actor: ActorCritic, optimizer: Any) -> None:
         )
 
 
+def check_steps(optimizer: Any) -> None:
+    """Raises a `ValueError` for an optimizer whose options would make its steps others.
+
+    Updates are counted, and the learning rate that falls to 0 is planned, as one optimizer step
+    for each minibatch, of gradients that nothing has scaled.
+    """
+    steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    if steps is not None:
+        raise ValueError(
+            f"The optimizer accumulates gradients over {steps} steps, so that most updates would "
+            "change nothing. Leave out `gradient_accumulation_steps`: the trainer accumulates "
+            "itself, with `micro_batches` to save memory and fewer `num_minibatches` for larger "
+            "steps."
+        )
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    if factor is not None:
+        raise ValueError(
+            f"The optimizer divides gradients by a `loss_scale_factor` of {factor}, and on-policy "
+            "training does not scale losses, so that updates would be too small by the factor. "
+            "Leave it out."
+        )
+
+
 def check_reward_is_fixed(actor: ActorCritic, reward: Any) -> None:
     """Raises a `ValueError` for a reward model some of whose weights the trainer would change."""
     trained = {id(v) for v in actor.trainable_variables}
@@ -202,17 +225,6 @@ def checked_batch(batch: Any, strategy: tf.distribute.Strategy) -> dict:
     batch["padding_mask"] = ops.cast(batch["padding_mask"], "bool")
     check_right_padded(batch["token_ids"], batch["padding_mask"])
     return batch
-
-
-def check_division(rows: int, minibatches: int, micro_batches: int, replicas: int) -> None:
-    """Raises a `ValueError` when rows cannot be divided into parts of equal size."""
-    multiple = minibatches * micro_batches * replicas
-    if rows % multiple:
-        raise ValueError(
-            f"A batch of {rows} prompts cannot be divided into {minibatches} minibatches of "
-            f"{micro_batches} micro-batches on {replicas} replicas. Use a batch size that is a "
-            f"multiple of {multiple}."
-        )
 
 
 def check_first_ratio(error: float, dtype: str, iteration: int) -> None:

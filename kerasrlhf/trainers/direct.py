@@ -10,7 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasrlhf import replica
+from kerasrlhf import adapters, replica
+from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import direct
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import fitting, lm_adapter
@@ -22,7 +23,7 @@ from kerasrlhf.types import require_int
 _KEYS = ("token_ids", "padding_mask", "response_mask")
 
 
-class DirectTrainer(keras.Model):
+class DirectTrainer(fitting.FittedModel):
     """Maps preference pairs to scores that the language model's own probabilities give; abstract.
 
     A final class says what `scores` are and which loss they are trained with; the rest is stock
@@ -34,8 +35,8 @@ class DirectTrainer(keras.Model):
         causal_lm: keras-hub `CausalLM` of a text family.
         response_length: int, tokens of the longest response in the data (`pairs.report.
             longest_response`); None: any. With it only so many positions of a row are projected
-            to the vocabulary, which saves much of time and memory where prompts are long. A
-            response that is longer gets the score NaN.
+            to the vocabulary, which saves much of time and memory where prompts are long. Data
+            with a longer response are refused; in a call its score is NaN.
         **kwargs: of `keras.Model`.
 
     Attributes:
@@ -55,11 +56,11 @@ class DirectTrainer(keras.Model):
 
     reference = None
     trains_on = ("preferences",)
-    """Functions of `kerasrlhf.data` whose batches `fit` takes."""
 
     def __init__(self, causal_lm: keras.Model, response_length: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
+        adapters.keep_apart(causal_lm)
         self.causal_lm = causal_lm
         if response_length is not None:
             require_int("response_length", response_length, minimum=1)
@@ -86,24 +87,9 @@ class DirectTrainer(keras.Model):
         metrics = [PreferenceAccuracy()] if metrics is None else metrics
         super().compile(optimizer, loss=loss or self.default_loss(), metrics=metrics, **kwargs)
 
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        fitting.check_fit(self, super().fit, args, kwargs, *self.trains_on)
-        return super().fit(*args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        fitting.check_fit(self, super().evaluate, args, kwargs, *self.trains_on)
-        return super().evaluate(*args, **kwargs)
-
-    def save(self, *args, **kwargs):
-        raise ValueError(fitting.saving_advice(self))
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As in Keras, with a whole batch where there are several replicas."""
-        lm_adapter.check_rows([self.causal_lm.backbone], iterator)
-        first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
-        super()._maybe_symbolic_build(*first)
+    def limits(self) -> Limits:
+        causal_lm = self.causal_lm
+        return Limits.of([causal_lm.backbone], causal_lm.preprocessor, self.response_length)
 
     def call(self, inputs):
         return self.scores(checked(inputs))

@@ -111,8 +111,11 @@ class Gradients:
         )
         loss, logs = trainer.objective(stats, minibatch)
         if minibatch.kl_weights is not None:
+            # Elsewhere k3 could overflow, and nothing times infinity is no number.
+            counts_here = ops.logical_and(mask, minibatch.kl_weights != 0)
+            pair = (stats.logprobs, minibatch.ref_logprobs)
             kl = kl_estimators.ESTIMATORS[trainer.kl_estimator](
-                stats.logprobs, minibatch.ref_logprobs
+                *(masking.zero_outside(x, counts_here) for x in pair)
             )
             logs = {**logs, "loss/kl": minibatch.kl_weights * kl}
             loss = loss + logs["loss/kl"]

@@ -7,9 +7,14 @@ from typing import Any
 
 import keras
 
+from kerasrlhf import adapters, replica
+from kerasrlhf.data.limits import Limits
+from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.models import fitting
+from kerasrlhf.trainers.interruption import Interruption
 from kerasrlhf.trainers.replay import Replay
 from kerasrlhf.trainers.statistics import (
+    MODES,
     SHOWN,
     VALIDATED,
     rollout_statistics,
@@ -22,14 +27,15 @@ class IterativeModel(keras.Model):
     """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
     `fit`, callbacks, history and validation are Keras' own: only what is done with a batch is
-    given. A subclass has `iterate`, `collect` and `pass_over`. What is overridden here beyond that
-    checks arguments, so that a mistake is found before the first batch, and calls Keras.
+    given. A subclass has `iterate`, `collect`, `pass_over` and `iteration`. What is overridden here
+    beyond that checks arguments, so that a mistake is found before the first batch, has signals end
+    `fit` between iterations, and calls Keras.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._trackers, self._validation = trackers(SHOWN), trackers(VALIDATED)
-        self.replay = Replay()
+        self.replay, self.interruption = Replay(), Interruption()
 
     def iterate(self, batch: dict) -> dict[str, float]:
         """One iteration on a batch of prompts; its statistics by name."""
@@ -37,6 +43,10 @@ class IterativeModel(keras.Model):
 
     def collect(self, batch: dict, index: int = 0) -> Any:
         """Samples and scores prompts without learning from them."""
+        raise NotImplementedError
+
+    def limits(self) -> Limits:
+        """What prompts the model can read and answer."""
         raise NotImplementedError
 
     def pass_over(self, iteration: int) -> None:
@@ -56,7 +66,17 @@ class IterativeModel(keras.Model):
     def fit(self, *args, **kwargs):
         fitting.check_fit(self, super().fit, args, kwargs, "prompts")
         self._check_scope()
-        return super().fit(*args, **kwargs)
+        given = fitting.last_callbacks_last(super().fit, args, kwargs)
+        fitting.set_modes(given.arguments.get("callbacks"), MODES)
+        if isinstance(given.arguments.get("x"), TokenizedDataset):
+            # The order of a pass belongs to the iterations before it: a dataset that was read
+            # before begins where this run does.
+            given.arguments["x"] = given.arguments["x"].in_step_with(self._batches_before)
+        try:
+            with self.interruption.watching():
+                return super().fit(*given.args, **given.kwargs)
+        finally:
+            self.replay.stop()
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
@@ -75,6 +95,16 @@ class IterativeModel(keras.Model):
     def save(self, *args, **kwargs):
         raise ValueError(fitting.saving_advice(self))
 
+    def save_weights(self, *args, **kwargs):
+        """As in Keras; LoRA adapters are saved beside the weights that they adapt."""
+        with adapters.kept_apart(self):
+            super().save_weights(*args, **kwargs)
+
+    def load_weights(self, *args, **kwargs):
+        """As in Keras, of a file of `save_weights`."""
+        with adapters.kept_apart(self):
+            super().load_weights(*args, **kwargs)
+
     def _check_scope(self):
         """Everything that training changes must belong to the strategy that it runs under."""
         strategy, name = self.distribute_strategy, type(self).__name__
@@ -88,16 +118,24 @@ class IterativeModel(keras.Model):
             batch = next(iterator)
             recorded = self.replay.next()
             if recorded is None:
-                statistics = self.iterate(batch)
-                self.replay.record(shown_statistics(statistics))
+                with self.interruption.iteration():
+                    shown = shown_statistics(self.iterate(batch))
+                    self.replay.record(shown, self._whole(batch))
                 recorded = self.replay.records[-1]
             else:
+                self.replay.compare(self._whole(batch))
                 self.pass_over(self.replay.position - 1)
             for name, tracker in self._trackers.items():
                 tracker.update_state(recorded[name])
             return {name: tracker.result() for name, tracker in self._trackers.items()}
 
         self.train_function = train_function
+
+    def _batches_before(self):
+        return int(self.iteration.numpy()) - self.replay.remaining
+
+    def _whole(self, batch):
+        return replica.gather(self.distribute_strategy, batch)
 
     def make_test_function(self, force=False):
         for tracker in self._validation.values():

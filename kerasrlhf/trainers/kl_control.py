@@ -73,7 +73,11 @@ class AdaptiveKL(FixedKL):
         Args:
             kl: float, nats a sequence over the whole batch of all replicas.
             episodes: int, responses in that batch.
+
+        Raises:
+            ValueError: If `kl` is not finite; the coefficient stays as it is.
         """
+        kl = require_number("kl", kl)
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         # However long the iteration, the coefficient stays positive.
         self.coef.assign(self.coef.numpy() * max(1.0 + error * episodes / self.horizon, 0.1))

@@ -96,7 +96,7 @@ class KTO(DirectTrainer):
                 "received a batch of one row. Use a batch size of at least 2."
             )
         kl = replica.batch_mean(self._rewards(mismatched(inputs)))
-        others = ops.shape(inputs["token_ids"])[0] > 1 if alone else True
+        others = replica.batch_rows(inputs["token_ids"]) > 1
         return ops.where(others, ops.maximum(kl, 0.0), 0.0)
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
+from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
 from kerasrlhf.models import fitting, lm_adapter
@@ -23,7 +24,7 @@ from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collect import Collected
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
-from kerasrlhf.trainers import checks, updates
+from kerasrlhf.trainers import checks, soundness, updates
 from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.parts import Parts
@@ -36,6 +37,7 @@ from kerasrlhf.types import (
     require_bool,
     require_int,
     require_number,
+    require_seed,
 )
 
 
@@ -76,8 +78,9 @@ class OnPolicyTrainer(IterativeModel):
             iteration makes no further updates on its rollout or on older ones.
         importance_cap: float or None. Log-probabilities are read as training reads them, and
             advantages count `min(p_trained / p_sampled, importance_cap)` times: truncated
-            importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` or
-            a memory the weights are there anyway, and None does not cap them.
+            importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` the
+            weights are there anyway, and None does not cap them. Rollouts of a memory have weights
+            of whole responses besides, see `memory`.
         mask_overlong: bool. Responses without a stop token teach nothing themselves; in the
             baselines of others they count.
         temperature_schedule: callable from the iteration to the temperature, such as a Keras
@@ -90,8 +93,13 @@ class OnPolicyTrainer(IterativeModel):
         reverse_coef: float. Weight of the loss of predicting the prompt from the response.
         reverse_reward: float. Weight in the score of the mean log-probability that the reference
             gives the prompt's tokens after the response: responses that tell of their prompt.
-        memory: `RolloutMemory` or None. Rollouts are kept there and older ones reused.
+        memory: `RolloutMemory` or None. Rollouts are kept there and older ones reused. A response
+            of an older one counts `min(1, p_today / p_then)` times, both of the whole response
+            (`functional.policy_losses.response_weights`): in advantages, in the KL of the loss,
+            and in how far values move to its returns.
         memory_reuse: int. Older rollouts that an iteration learns from, after its own.
+        reward_timeout: float or None. Seconds that a reward function may take for a batch; then
+            `fit` ends with a `TimeoutError` that names it. Functions run in threads of their own.
         seed: int. With the iteration it determines every sample and permutation.
         **options: `score_scale`, `score_clip`, `score_running_scale`, `score_per_token`,
             `repetition_penalty`, `repetition_ngram`, `overlong_buffer`, `overlong_penalty`,
@@ -103,6 +111,9 @@ class OnPolicyTrainer(IterativeModel):
     """
 
     learns_values = False
+    max_skipped_updates = 3
+    """Updates that are skipped because a gradient or a loss is not finite; so many in a row end
+    the run with a `FloatingPointError`."""
 
     def __init__(
         self,
@@ -132,6 +143,7 @@ class OnPolicyTrainer(IterativeModel):
         reverse_reward: float = 0.0,
         memory: RolloutMemory | None = None,
         memory_reuse: int = 1,
+        reward_timeout: float | None = None,
         seed: int = 0,
         name: str | None = None,
         **options: Any,
@@ -160,7 +172,8 @@ class OnPolicyTrainer(IterativeModel):
         self.reverse_coef = require_number("reverse_coef", reverse_coef, minimum=0.0)
         self.reverse_reward = require_number("reverse_reward", reverse_reward, minimum=0.0)
         self.memory_reuse = require_int("memory_reuse", memory_reuse, minimum=0)
-        self.seed = require_int("seed", seed, minimum=0)
+        self.reward_timeout = checks.optional("reward_timeout", reward_timeout)
+        self.seed = require_seed(seed)
         rules = ScoreRules.of(options)
         can_end = bool(actor.stop_token_ids(sampler))
         rules.check(can_end, sampler.length)
@@ -173,7 +186,12 @@ class OnPolicyTrainer(IterativeModel):
         # In one opaque object: Keras would put frozen networks, also those that a property gives,
         # into every checkpoint.
         self._parts = Parts(
-            Reference.of(actor.causal_lm, reference), reward, rules, ptx_data, memory
+            Reference.of(actor.causal_lm, reference),
+            reward,
+            rules,
+            ptx_data,
+            memory,
+            actor.limits(),
         )
         self.built = True
 
@@ -209,11 +227,22 @@ class OnPolicyTrainer(IterativeModel):
             **extras: tensors `(batch, …)` that `objective` is to find in `minibatch.extras`.
         """
         mask = rollout.response_mask
+        is_old = rollout.drift is not None
+        sampled = rollout.logprobs - rollout.drift if is_old else rollout.logprobs
         weights = ops.ones(mask.shape)
         if self.reweighs:
+            # Of training to sampling, both by the policy that sampled.
             weights = policy_losses.importance_weights(
-                rollout.logprobs, rollout.behavior_logprobs, self.importance_cap
+                sampled, rollout.behavior_logprobs, self.importance_cap
             )
+        if is_old:
+            # Of the policy as it is to the one that sampled.
+            whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
+            weights = whole * weights
+            if targets is not None:
+                # With other weights than the policy the critic would be the baseline of other
+                # responses.
+                targets = rollout.values + whole * (targets - rollout.values)
         if len(advantages.shape) == 1:
             advantages = advantages[:, None]
         return Experience(
@@ -230,12 +259,24 @@ class OnPolicyTrainer(IterativeModel):
             extras=extras or None,
         )
 
+    def get_weights(self) -> list[np.ndarray]:
+        """Returns the values of all weights but the iteration counter.
+
+        So callbacks that restore the best weights do not bring back the random numbers of
+        iterations that are done. `save_weights` and `callbacks.Resume` keep the counter.
+        """
+        return [v.numpy() for v in self.weights if v is not self.iteration]
+
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        """Sets what `get_weights` returned; the iteration counter stays as it is."""
+        place = next(i for i, v in enumerate(self.weights) if v is self.iteration)
+        counter = self.iteration.numpy()
+        super().set_weights([*weights[:place], counter, *weights[place:]])
+
     @property
     def reweighs(self) -> bool:
-        """Whether what is trained may differ from what was sampled from."""
-        return (
-            self.importance_cap is not None or self.sampler.epsilon > 0 or self.memory is not None
-        )
+        """Whether training may see other probabilities than those that were sampled from."""
+        return self.importance_cap is not None or self.sampler.epsilon > 0
 
     @property
     def reference(self) -> Reference:
@@ -297,6 +338,7 @@ class OnPolicyTrainer(IterativeModel):
             if isinstance(part.reward, Scorer):
                 fitting.check_scope(strategy, f"the reward {part.name}", part.reward.variables)
         checks.check_unscaled(self.actor, self.optimizer)
+        checks.check_steps(self.optimizer)
         with strategy.scope():
             self.optimizer.build(self.trainable_variables)
         self._parts.compile(self, strategy)
@@ -321,11 +363,23 @@ class OnPolicyTrainer(IterativeModel):
             replica.replicas(self.distribute_strategy),
         )
         start = time.perf_counter()
-        collected = self._collect(batch, iteration, self._including)
+        moments = [RunningMoments(*self.score_moments.numpy())]
+
+        def including(raw):
+            """The running deviation of scores with those of this rollout; a rule asks for it."""
+            moments.append(moments[0].including(raw))
+            return moments[-1].deviation
+
+        collected = self._collect(batch, iteration, including)
         heat = self._temperature(iteration)
         statistics = rollout_statistics(collected)
+        soundness.check_rollout(statistics, iteration)
+        # Up to here nothing has changed, and a signal may end the iteration.
+        self.interruption.hold()
+        self.score_moments.assign(moments[-1])
         statistics |= updates.learn_all(self, collected.rollout, iteration, texts, heat)
         statistics |= updates.learn_texts(self, iteration, texts)
+        soundness.check_weights(self._parts.are_finite(), iteration)
         episodes = len(collected.raw_scores)
         self.kl.update(statistics["objective/kl"], episodes=episodes)
         self.iteration.assign_add(1)
@@ -355,11 +409,19 @@ class OnPolicyTrainer(IterativeModel):
     def _check_batch(self, batch: Any) -> dict:
         """The whole batch on the host, checked against sampler, minibatches and replicas."""
         batch = checks.checked_batch(batch, self.distribute_strategy)
-        rows, columns = (int(size) for size in batch["token_ids"].shape)
-        self.actor.check_length(columns, self.sampler)
-        replicas = replica.replicas(self.distribute_strategy)
-        checks.check_division(rows, self.num_minibatches, self.micro_batches, replicas)
+        rows = int(batch["token_ids"].shape[0])
+        self.limits().check_batch(batch)
+        replica.check_division(
+            "prompts",
+            rows,
+            minibatches=self.num_minibatches,
+            micro_batches=self.micro_batches,
+            replicas=replica.replicas(self.distribute_strategy),
+        )
         return batch
+
+    def limits(self) -> Limits:
+        return self.actor.limits(self.sampler)
 
     def collect(self, batch: dict, index: int = 0) -> Collected:
         """Samples and scores prompts without learning from them, or exploring by `epsilon`.
@@ -391,9 +453,3 @@ class OnPolicyTrainer(IterativeModel):
             including or (lambda raw: RunningMoments(*self.score_moments.numpy()).deviation),
             including is not None,
         )
-
-    def _including(self, raw):
-        """The running deviation of scores with those of a new rollout; a rule asks for it."""
-        moments = RunningMoments(*self.score_moments.numpy()).including(raw)
-        self.score_moments.assign(moments)
-        return moments.deviation

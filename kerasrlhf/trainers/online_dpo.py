@@ -110,7 +110,9 @@ class OnlineDPO(OnPolicyTrainer):
         logits = extras["beta"] * ops.repeat(ops.sum(signed, axis=1), self.group_size)
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
-        loss = ops.broadcast_to((self._paired(minibatch) * losses)[:, None], mask.shape)
+        # Two of a group are in the loss: their mean, and not that over the group, is a prompt's.
+        losses = 0.5 * self.group_size * self._paired(minibatch) * losses
+        loss = ops.broadcast_to(losses[:, None], mask.shape)
         # Half, where there is no better one or the policy prefers neither.
         right = 0.5 + 0.5 * ops.sign(logits) * ops.sign(q - 0.5)
         agrees = ops.broadcast_to(right[:, None], mask.shape)

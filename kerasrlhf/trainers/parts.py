@@ -7,22 +7,25 @@ from typing import Any
 import tensorflow as tf
 
 from kerasrlhf import replica
+from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collect import Collector
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rules import ScoreRules
 from kerasrlhf.trainers.gradients import Gradients
+from kerasrlhf.trainers.soundness import SkippedUpdates
 
 
 class Parts:
     """What a trainer holds without Keras tracking it: frozen networks and compiled functions.
 
     Attributes:
-        reference, reward, rules, memory: as given.
+        reference, reward, rules, memory: as given; `limits` are those of the actor.
         collect, estimate, take, update, learn_text: the compiled parts of an iteration; None before
             `compile`.
         statistics, last: of the last iteration.
+        skipped: `SkippedUpdates`, and `are_finite` says whether all trained weights are finite.
     """
 
     def __init__(
@@ -32,12 +35,16 @@ class Parts:
         rules: ScoreRules,
         ptx_data: tf.data.Dataset | None,
         memory: RolloutMemory | None,
+        limits: Limits,
     ):
         self.reference, self.reward, self.rules = reference, reward, rules
         self.memory = memory
         self.collect = self.estimate = self.take = self.update = self.learn_text = None
         self.statistics, self.last = {}, None
-        self._texts = iter(ptx_data.repeat()) if ptx_data is not None else None
+        self.skipped, self.are_finite = None, None
+        self._texts = None
+        if ptx_data is not None:
+            self._texts = Guard(limits).batches(ptx_data.repeat())
 
     def compile(self, trainer: Any, strategy: tf.distribute.Strategy) -> None:
         """Builds the compiled parts of a trainer that Keras has compiled."""
@@ -54,6 +61,7 @@ class Parts:
             group_size=trainer.group_size,
             reread=trainer.importance_cap is not None,
             reverse_reward=trainer.reverse_reward,
+            reward_timeout=trainer.reward_timeout,
         )
         self.estimate = replica.compiled(trainer.estimate, jit_compile)
         self.take = replica.compiled(minibatches.take, jit_compile=False)
@@ -61,6 +69,8 @@ class Parts:
         optimised = (trainer.optimizer, trainer.trainable_variables, strategy, jit_compile)
         self.update = replica.update(gradients.of_minibatch, *optimised, prepare=gradients.counted)
         self.learn_text = replica.update(gradients.of_text, *optimised)
+        self.skipped = SkippedUpdates(trainer.max_skipped_updates)
+        self.are_finite = replica.all_finite(trainer.trainable_variables, strategy, jit_compile)
         if trainer.run_eagerly:
             for name in ("collect", "estimate", "take", "update", "learn_text"):
                 setattr(self, name, replica.line_by_line(getattr(self, name)))
@@ -81,14 +91,10 @@ class Parts:
         if self._texts is None:
             return [None] * count
         batches = [self._next_texts() for _ in range(count)]
-        multiple = micro_batches * replicas
         for rows in (int(weights.shape[0]) for _, _, weights in batches):
-            if rows % multiple:
-                raise ValueError(
-                    f"A batch of {rows} texts of `ptx_data` cannot be divided into {micro_batches} "
-                    f"micro-batches on {replicas} replicas. Use a batch size that is a multiple of "
-                    f"{multiple}, and drop a smaller last batch (`drop_remainder=True`)."
-                )
+            replica.check_division(
+                "texts of `ptx_data`", rows, micro_batches=micro_batches, replicas=replicas
+            )
         return [(*batch, tf.maximum(tf.reduce_sum(batch[-1]), 1.0)) for batch in batches]
 
     def skip_ptx_batches(self, count: int) -> None:

@@ -26,7 +26,9 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
         cliprange_high: float, above 0. How far the ratio counts upward, when that differs.
         group_baseline: bool. Scores are first reduced by the mean of their group, which takes a
-            `group_size` of at least 2 (the form for several responses to a prompt).
+            `group_size` of at least 2 (the paper's form for several responses to a prompt).
+        kl_in: `"reward"` or `"loss"`. None: the paper's, `"loss"` (with k2) for `group_baseline`
+            and `"reward"` (with k1) otherwise.
         **kwargs: those of `OnPolicyTrainer`.
 
     Raises:
@@ -53,6 +55,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         cliprange: float = 0.2,
         cliprange_high: float | None = None,
         group_baseline: bool = False,
+        kl_in: str | None = None,
         **kwargs: Any,
     ):
         self.gamma = checks.unit_interval("gamma", gamma)
@@ -61,7 +64,8 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         self.group_baseline = require_bool("group_baseline", group_baseline)
         if group_baseline:
             checks.check_group(kwargs.get("group_size", 1))
-        super().__init__(*args, **kwargs)
+        kl_in = kl_in or ("loss" if group_baseline else "reward")
+        super().__init__(*args, kl_in=kl_in, **kwargs)
 
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask

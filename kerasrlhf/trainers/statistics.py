@@ -14,6 +14,7 @@ from kerasrlhf.rollouts.collect import Collected
 
 SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
 VALIDATED = ("score", "kl", "length")
+MODES = {"score": "max"}
 _PLACES = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
 
 

@@ -29,7 +29,8 @@ def learn_all(
         temperature: float32 scalar in place of the sampler's, or None.
 
     Returns:
-        Means over the updates on the iteration's own rollout by name; `policy/updates` counts all.
+        Means over the updates on the iteration's own rollout by name; `policy/updates` and
+        `policy/skipped_updates` count all.
     """
     memory, share = trainer.memory, _updates_with_text(trainer)
     statistics, far = learn(trainer, rollout, iteration, texts[:share], temperature)
@@ -43,7 +44,8 @@ def learn_all(
         old = old._replace(kl_coef=rollout.kl_coef, iteration=rollout.iteration)
         share_texts = texts[count * share : (count + 1) * share]
         found, far = learn(trainer, old, iteration, share_texts, temperature, reuse=count)
-        statistics["policy/updates"] += found["policy/updates"]
+        for name in ("policy/updates", "policy/skipped_updates"):
+            statistics[name] += found[name]
     memory.add(iteration, rollout)
     return statistics
 
@@ -86,6 +88,7 @@ def learn(
     for index, text in zip(order, texts or [None] * len(order), strict=True):
         minibatch = Experience(*trainer._parts.take(experience, tf.constant(index)))
         logs.append(trainer.train_step(minibatch, text, temperature))
+        trainer._parts.skipped.after(logs[-1], iteration)
         far = _has_gone_far(trainer, logs)
         if far:
             break
@@ -100,12 +103,18 @@ def learn(
 
 def _means(trainer, logs, iteration):
     logs = [{name: float(value) for name, value in log.items()} for log in logs]
-    dtype = trainer.actor.causal_lm.backbone.compute_dtype
-    checks.check_first_ratio(logs[0]["policy/ratio_error"], dtype, iteration)
-    statistics = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
+    done = [log for log in logs if not log["policy/skipped"]]
+    if not logs[0]["policy/skipped"]:
+        dtype = trainer.actor.causal_lm.backbone.compute_dtype
+        checks.check_first_ratio(logs[0]["policy/ratio_error"], dtype, iteration)
+    statistics = {name: float(np.mean([log[name] for log in done or logs])) for name in logs[0]}
+    # With the skipped ones, so that `TerminateOnNaN` and people see them.
+    statistics["loss/total"] = float(np.mean([log["loss/total"] for log in logs]))
     # Of the first update only: afterwards the policy has moved and the error means nothing.
     statistics["policy/ratio_error"] = logs[0]["policy/ratio_error"]
-    return {**statistics, "policy/updates": float(len(logs))}
+    del statistics["policy/skipped"]
+    counts = {"policy/updates": len(done), "policy/skipped_updates": len(logs) - len(done)}
+    return {**statistics, **{name: float(count) for name, count in counts.items()}}
 
 
 def _has_gone_far(trainer, logs):
@@ -119,7 +128,11 @@ def _has_gone_far(trainer, logs):
 def learn_texts(trainer: Any, iteration: int, texts: list) -> dict[str, float]:
     """The language-modelling steps of an iteration: batches behind those of the updates."""
     steps = texts[_updates_with_text(trainer) * _rollouts_of(trainer, iteration) :]
-    losses = [float(trainer._parts.learn_text(*text)["loss/ptx"]) for text in steps]
+    losses = []
+    for text in steps:
+        logs = trainer._parts.learn_text(*text)
+        trainer._parts.skipped.after(logs, iteration)
+        losses.append(float(logs["loss/ptx"]))
     return {"loss/lm": float(np.mean(losses))} if losses else {}
 
 

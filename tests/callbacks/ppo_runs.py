@@ -17,7 +17,17 @@ class Run:
     start without it.
     """
 
-    def __init__(self, seed=0, lora=False, optimizer=None, vocab=helpers.VOCAB, dtype=None):
+    def __init__(
+        self,
+        seed=0,
+        lora=False,
+        optimizer=None,
+        vocab=helpers.VOCAB,
+        dtype=None,
+        jit_compile=False,
+        trained=False,
+        **options,
+    ):
         backbone = keras_hub.models.GPT2Backbone(
             vocabulary_size=vocab,
             num_layers=1,
@@ -33,6 +43,8 @@ class Run:
         if lora:
             keras.utils.set_random_seed(5)
             language_model.backbone.enable_lora(2)
+        if trained:
+            helpers.filled(language_model.backbone, seed=4)
         self.trainer = rlhf.PPO(
             rlhf.ActorCritic(language_model),
             lambda prompts, responses: self.reward(prompts, responses),
@@ -41,8 +53,10 @@ class Run:
             update_epochs=2,
             num_minibatches=2,
             seed=seed,
+            **options,
         )
-        self.trainer.compile(optimizer or keras.optimizers.Adam(1e-2), jit_compile=False)
+        optimizer = optimizer or keras.optimizers.Adam(1e-2)
+        self.trainer.compile(optimizer, jit_compile=jit_compile)
         self._start = self.variables()
         self._load_data()
 

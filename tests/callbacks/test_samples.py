@@ -50,6 +50,40 @@ def test_passed_over_iterations_are_not_shown(run, tmp_path):
     assert [row["iteration"] for row in read(path)] == [1, 2, 3, 4]
 
 
+def test_each_iteration_of_a_resumed_run_stands_there_once(run, tmp_path):
+    """Also where lines were written of iterations that are done again, the last one in part."""
+    path = tmp_path / "samples.jsonl"
+
+    def callbacks():
+        samples = [
+            rlhf.callbacks.Samples(count=1, path=path, printer=lambda line: None) for _ in range(2)
+        ]
+        return [rlhf.callbacks.Resume(tmp_path), *samples]
+
+    run.fit(2, callbacks())
+    expected = path.read_text()
+    for name in ("resume.json", "resume-former.json"):
+        (tmp_path / name).unlink()
+    run.again().fit(1, callbacks()[:1])
+    path.write_text(expected + '{"iteration": 5, "prom')
+    run.again().fit(2, callbacks())
+    assert path.read_text() == expected
+    assert [row["iteration"] for row in read(path)] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_run_that_begins_anew_leaves_the_lines_of_an_older_one(run, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    expected = []
+    for epochs in (1, 2, 1):
+        samples = rlhf.callbacks.Samples(count=1, path=path, printer=lambda line: None)
+        run.again().fit(epochs, [samples])
+        expected.append(path.read_text())
+    former = [tmp_path / f"samples-former-{number}.jsonl" for number in (1, 2)]
+    assert [file.read_text() for file in [*former, path]] == expected
+    run.fit(1, [samples])  # goes on
+    assert [row["iteration"] for row in read(path)] == [1, 2, 3, 4]
+
+
 def test_default_printer_writes_to_standard_output(run, capsys):
     rlhf.callbacks.Samples(prompts=["ab"]).show(run.trainer)
     assert "Samples after iteration 0:\n  score " in capsys.readouterr().out

@@ -14,9 +14,9 @@ import kerasrlhf as rlhf
 from kerasrlhf.callbacks.tensorboard import last_steps, markdown_table
 
 
-def read(folder):
+def read(folder, accumulator=EventAccumulator):
     """Tag -> [(step, value)] as TensorBoard shows them."""
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events = accumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
     return {
         tag: [(e.step, tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
@@ -78,6 +78,15 @@ def test_a_resumed_run_has_every_step_once(run, tmp_path, resume_first):
     assert steps(read(tmp_path)["val/score"]) == [2, 4, 6]
 
 
+def test_no_step_is_lost_between_two_callbacks(run, tmp_path):
+    """`Resume` stands before the callback that ends the run, and TensorBoard behind it."""
+    both = [rlhf.callbacks.Resume(tmp_path), rlhf.callbacks.TensorBoard(tmp_path, samples=0)]
+    with pytest.raises(Crash):
+        run.fit(2, [both[0], CrashIn(2), both[1]])
+    run.again().fit(2, both)
+    assert steps(read(tmp_path)["objective/kl"]) == [1, 2, 3, 4]
+
+
 def test_a_new_run_takes_the_place_of_an_older_one(run, tmp_path):
     run.fit(2, [rlhf.callbacks.TensorBoard(tmp_path)])
     run.again().fit(1, [rlhf.callbacks.TensorBoard(tmp_path)])
@@ -85,6 +94,13 @@ def test_a_new_run_takes_the_place_of_an_older_one(run, tmp_path):
     shown.Reload()  # what the pages of TensorBoard are made from
     assert [e.step for e in shown.Tensors("objective/kl")] == [1, 2]
     assert last_steps(tmp_path)["objective/kl"] == 2
+
+
+def test_event_files_of_one_folder_are_of_different_seconds(run, tmp_path):
+    for _ in range(2):
+        run.again().fit(1, [rlhf.callbacks.TensorBoard(tmp_path, samples=0)])
+    first, second = (int(path.name.split(".")[3]) for path in tmp_path.iterdir())
+    assert first != second
 
 
 def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(run, tmp_path):

@@ -88,6 +88,22 @@ def test_importance_weights_against_a_loop(cap):
         policy_losses.importance_weights(NEW, OLD[:2])
 
 
+def test_response_weights_against_a_loop():
+    found = np.array(policy_losses.response_weights(NEW, OLD, MASK))
+    assert found.shape == (5,) and found[3] == 1.0  # no true position
+    for row, weight in enumerate(found):
+        ratio = 1.0
+        for new, old, inside in zip(NEW[row], OLD[row], MASK[row], strict=True):
+            ratio *= np.exp(float(new) - float(old)) if inside else 1.0
+        assert weight == pytest.approx(min(ratio, 1.0), rel=1e-4)
+    assert 0 < found.min() < 0.9 and (found == 1).sum() < 5
+    huge = policy_losses.response_weights(NEW + 1e4, OLD, MASK)
+    np.testing.assert_array_equal(huge, np.ones(5))
+    np.testing.assert_allclose(policy_losses.response_weights(NEW - 1e4, OLD, MASK)[0], 0.0)
+    with pytest.raises(ValueError, match="shape"):
+        policy_losses.response_weights(NEW, OLD, MASK[:, :2])
+
+
 @pytest.mark.parametrize(("high", "dual"), [(None, None), (0.6, None), (None, 1.5), (0.4, 3.0)])
 def test_clipping_upward_and_of_bad_tokens_against_a_loop(high, dual):
     """Yu et al. 2025, eq. 10, and Ye et al. 2019, eq. 5."""

@@ -1,5 +1,7 @@
 """A bounded memory of rollouts: what it keeps, what it draws, and how old rollouts are learnt."""
 
+import functools
+
 import helpers
 import keras
 import numpy as np
@@ -143,11 +145,49 @@ def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learnt):
     np.testing.assert_array_equal(old.behavior_logprobs, fresh.behavior_logprobs)
     assert np.abs(old.logprobs - fresh.logprobs).max() > 1e-3
     assert int(old.iteration) == iteration == 1
-    weights = np.minimum(np.exp(np.array(old.logprobs) - old.behavior_logprobs), 1.1)
-    level = old._replace(behavior_logprobs=old.logprobs)
-    expected = np.array(made.estimate(level).advantages) * weights
+    moved = np.where(inside, np.array(old.logprobs) - fresh.logprobs, 0.0)
+    weights = np.minimum(np.exp(moved.sum(axis=1)), 1.0)[:, None]
+    plain = made.estimate(old._replace(drift=None, behavior_logprobs=old.logprobs))
+    expected = np.array(plain.advantages) * weights
     np.testing.assert_allclose(experience.advantages, np.where(inside, expected, 0), atol=1e-5)
-    assert weights[inside].max() == pytest.approx(1.1) and weights[inside].min() < 1.0
+    values = np.array(old.values)
+    targets = values + weights * (np.array(plain.returns) - values)
+    np.testing.assert_allclose(experience.returns, np.where(inside, targets, 0), atol=1e-5)
+    assert weights.max() == 1.0 and weights.min() < 0.999
+    # Advantages are whitened: what is left of them is not small by itself.
+    assert np.abs(np.array(plain.advantages) * (1 - weights)).max() > 1e-3
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "reinforce++"])
+def test_a_token_that_was_rare_and_is_likely_counts_once_at_most(algorithm):
+    """1e-4 to 0.9 would be a weight of 9,000 by itself; and a response that is gone, nothing."""
+    options = {"sampler": SAMPLER, "kl": rlhf.FixedKL(0.1), "group_size": 2, "reference": None}
+    made = {
+        "rloo": rlhf.RLOO,
+        "grpo": functools.partial(rlhf.GRPO, kl_in="loss"),
+        "reinforce++": rlhf.REINFORCEPlusPlus,
+    }[algorithm](
+        helpers.actor(num_layers=1), helpers.token_reward, memory=RolloutMemory(2), **options
+    )
+    mask = np.array([[False, True, True], [False, True, True]])
+    then = np.where(mask, np.log([[1e-4, 1e-4, 0.5], [0.5, 0.5, 0.5]]), 0.0).astype("float32")
+    now = np.where(mask, np.log([[1e-4, 0.9, 0.4], [0.5, 0.1, 0.25]]), 0.0).astype("float32")
+    old = numbered(0)._replace(
+        response_mask=mask,
+        logprobs=now,
+        ref_logprobs=now,
+        behavior_logprobs=then,
+        drift=now - then,
+        scores=np.array([1.0, 0.0], "float32"),
+        kl_coef=np.float32(0.1),
+    )
+    found, plain = made.estimate(old), made.estimate(old._replace(drift=None))
+    weights = np.array([[1.0], [0.1]])  # min(1, 9000 * 0.8), 0.2 * 0.5
+    expected = np.array(plain.advantages) * weights
+    np.testing.assert_allclose(found.advantages, expected, rtol=1e-5)
+    assert np.abs(expected).min(where=mask, initial=9.0) > 0.01
+    if found.kl_weights is not None:
+        np.testing.assert_allclose(found.kl_weights, 0.1 * weights * np.ones(3), rtol=1e-5)
 
 
 def test_the_memory_can_be_looked_at(learnt):

@@ -110,20 +110,30 @@ def test_advantages_of_groups_against_loops(make, case):
     np.testing.assert_allclose(found.advantages, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("gamma, group_baseline", [(1.0, False), (0.8, False), (1.0, True)])
-def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline):
-    """Hu et al. 2025: rewards to come, whitened over all tokens of the batch."""
+PLUS_PLUS = [(1.0, False, None), (0.8, False, None), (1.0, True, None), (1.0, True, "reward")]
+
+
+@pytest.mark.parametrize("gamma, group_baseline, kl_in", PLUS_PLUS)
+def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, kl_in):
+    """Hu et al. 2025: rewards to come, whitened over all tokens of the batch.
+
+    With a baseline from the group the KL is a term of the loss, by k2.
+    """
     scores = ROLLOUT.scores
     if group_baseline:
         scores = of_groups(scores, lambda one, _, everyone: one - mean(everyone))
     rewards, expected = per_token_rewards(scores), np.zeros(SHAPE)
+    if group_baseline and kl_in is None:
+        rewards = per_token_rewards(scores, coef=0.0)
     for row in range(ROWS):
         places = np.flatnonzero(MASK[row])
         for t in places:
             expected[row, t] = sum(gamma ** (s - t) * rewards[row, s] for s in places if s >= t)
     inside = expected[MASK]
     expected[MASK] = (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8)
-    trainer = make(rlhf.REINFORCEPlusPlus, gamma=gamma, group_baseline=group_baseline)
+    trainer = make(rlhf.REINFORCEPlusPlus, gamma=gamma, group_baseline=group_baseline, kl_in=kl_in)
+    place = kl_in or ("loss" if group_baseline else "reward")
+    assert (trainer.kl_in, trainer.kl_estimator) == (place, "k2" if place == "loss" else "k1")
     np.testing.assert_allclose(trainer.estimate(ROLLOUT).advantages, expected, atol=1e-5)
 
 
@@ -233,7 +243,7 @@ def test_online_dpo_against_the_formula(make, labels):
         if labels == "soft":
             q = 1 / (1 + np.exp(float(ROLLOUT.scores[worst] - ROLLOUT.scores[best])))
         pair = -q * np.log(1 / (1 + np.exp(-h))) - (1 - q) * np.log(1 / (1 + np.exp(h)))
-        expected[[best, worst]] = pair
+        expected[[best, worst]] = pair * GROUP / 2  # the mean over the group is the pair's
     np.testing.assert_allclose(np.where(MASK, loss, 0.0), np.where(MASK, expected, 0.0), atol=1e-5)
     assert np.count_nonzero(expected) < expected.size, "one of three is in no pair"
 
@@ -263,7 +273,8 @@ def test_with_soft_labels_equally_good_responses_deserve_the_same_log_ratio(make
     h = COEF * (ratios[0] - ratios[1])  # the first group's scores are equal in both cases
     expected = 0.5 * np.log1p(np.exp(-h)) + 0.5 * np.log1p(np.exp(h))
     found = np.where(MASK, loss, 0.0)[:GROUP].max(axis=1)
-    np.testing.assert_allclose(found, [expected, expected, 0.0], rtol=1e-5)
+    scaled = expected * GROUP / 2
+    np.testing.assert_allclose(found, [scaled, scaled, 0.0], rtol=1e-5)
     assert expected > np.log(2.0)
 
 

@@ -35,7 +35,8 @@ def scripted(made, moved=()):
 
     def train_step(minibatch, *_):
         seen.append(minibatch)
-        return {"policy/approxkl": next(changes, 0.0), "policy/ratio_error": 0.0}
+        logs = dict.fromkeys(("policy/ratio_error", "policy/skipped", "loss/total"), 0.0)
+        return {**logs, "policy/approxkl": next(changes, 0.0)}
 
     made.train_step = train_step
     return seen
@@ -52,6 +53,7 @@ def acting():
         (0.2, [0.0, 0.1, 0.1, 0.31, 9.0, 9.0], 4),  # means 0.05 and 0.205
         (0.2, [0.0, 0.1, 0.3, 0.1, 0.3, 0.1], 6),  # exactly 0.2 is not above it
         (0.2, [0.3, 0.3], 2),
+        (0.2, [0.0, 0.3, 0.5, 0.0, 9.0, 9.0], 4),  # the whole epoch counts, not its end
         (None, [9.0] * 6, 6),
     ],
 )

@@ -1,0 +1,134 @@
+"""The batches of a dataset as a function of how many were read before.
+
+A dataset that counts its own passes begins at the first one in every process. Where the order is a
+function of a number that training saves, a run that was interrupted goes on with the order that it
+would have had.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from kerasrlhf import replica
+
+
+class Passes:
+    """Passes over a dataset, each a function of the number of batches before it.
+
+    Args:
+        make: Function of an int64 scalar tensor, the batches read before, to the
+            `tf.data.Dataset` that comes next.
+        count: `int`, batches of a pass, as `tf.data.Dataset.cardinality` gives it.
+        unit: `int`, batches between the beginnings of two passes; `None` means `count`.
+        is_fixed: Whether all passes are the same.
+
+    Attributes:
+        count, unit, is_fixed: As given.
+
+    Example:
+
+    >>> ordered = Passes.shuffled({"x": [0, 1, 2, 3]}, rows=4, batch_size=2, seed=0, whole=True)
+    >>> ordered.count, ordered.repeat(3).count
+    (2, 6)
+    """
+
+    def __init__(self, make, count, unit=None, is_fixed=False):
+        self._make = make
+        self.count = count
+        self.unit = max(count if unit is None else unit, 1)
+        self.is_fixed = is_fixed
+
+    @classmethod
+    def fixed(cls, dataset):
+        """Every pass is that of `dataset`."""
+        return cls(lambda step: dataset, int(dataset.cardinality()), is_fixed=True)
+
+    @classmethod
+    def shuffled(cls, columns, rows, batch_size, seed, whole):
+        """All rows of some arrays in an order that is a function of the seed and of the pass.
+
+        `tf.data.Dataset.shuffle` mixes the global seed into its own, so that the order would depend
+        on `keras.utils.set_random_seed`.
+
+        Args:
+            columns: A structure of arrays `(rows, ...)`.
+            rows: `int`.
+            batch_size: `int`, rows of a batch.
+            seed: `int`.
+            whole: Whether a last batch of fewer rows is left out.
+        """
+        columns = tf.data.Dataset.from_tensors(columns).get_single_element()
+        count = rows // batch_size if whole else -(-rows // batch_size)
+
+        def take(index):
+            return tf.nest.map_structure(lambda column: tf.gather(column, index), columns)
+
+        def make(step):
+            order = tf.data.Dataset.from_tensor_slices(_order(seed, step // max(count, 1), rows))
+            return order.batch(batch_size, drop_remainder=whole).map(take)
+
+        return cls(make, count)
+
+    def then(self, transform):
+        """Each pass transformed by a function of datasets, such as `take` or `skip`."""
+        some = tf.data.Dataset.range(self.count if self.count >= 0 else 1)
+        count = int(transform(some if self.count >= 0 else some.repeat()).cardinality())
+        if self.is_fixed:
+            return Passes.fixed(transform(self._make(0)))
+        if count < 0:
+            return Passes(lambda step: transform(self._make(step)), count, self.unit)
+        before = self.unit if self.count >= 0 else count
+
+        def make(step):
+            return transform(self._make(step // max(count, 1) * before))
+
+        return Passes(make, count)
+
+    def repeat(self, times=None):
+        """Several passes as one, or passes without end, each with an order of its own."""
+        if self.count < 0:
+            return self
+
+        def passed(number):
+            return self._make(number * self.unit)
+
+        if times is None or times < 0:
+
+            def endless(step):
+                numbers = tf.data.Dataset.range(step // self.unit, tf.int64.max)
+                return numbers.flat_map(passed).skip(step % self.unit)
+
+            return Passes(endless, tf.data.INFINITE_CARDINALITY, self.unit)
+        count = self.count * times
+
+        def make(step):
+            first = step // max(count, 1) * times
+            return tf.data.Dataset.range(first, first + times).flat_map(passed)
+
+        return Passes(make, count, is_fixed=self.is_fixed)
+
+    def read(self, position):
+        """A dataset that asks for the number of batches before it whenever it is iterated over.
+
+        Args:
+            position: Function without arguments that returns an `int`. It is called in a thread of
+                `tf.data`.
+        """
+
+        def begin(_):
+            step = tf.numpy_function(lambda: np.int64(position()), [], tf.int64)
+            step.set_shape([])
+            return self._make(step)
+
+        if self.is_fixed:
+            return self._make(tf.constant(0, tf.int64))
+        dataset = tf.data.Dataset.range(1).flat_map(begin)
+        return dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+
+
+def _order(seed, number, rows):
+    """A permutation int64 `(rows,)`."""
+    # Rows are not shuffled with the numbers that sample their responses.
+    stream = tf.constant(replica.stream(seed, "data"), tf.int64)
+    key = tf.stack([stream, tf.cast(number, tf.int64)])
+    bits = tf.random.stateless_uniform([rows], key, None, None, tf.int64)
+    return tf.argsort(bits, stable=True)

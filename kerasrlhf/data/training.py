@@ -1,0 +1,89 @@
+"""What data and the model that is trained on them must agree on, whoever calls `fit`."""
+
+import keras
+import tensorflow as tf
+
+from kerasrlhf import adapters, replica
+from kerasrlhf.data.limits import Limits
+
+
+def prepared(model, dataset):
+    """Returns the batches of a `TokenizedDataset` as `fit` of a keras-hub task trains on them.
+
+    The rows must fit the model. Each pass has the order that belongs to the steps which the model's
+    optimizer has done, several replicas learn what one device learns, and what saves weights keeps
+    LoRA adapters apart.
+
+    Args:
+        model: A keras-hub `CausalLM`. Methods of it are replaced.
+        dataset: A `TokenizedDataset`.
+
+    Raises:
+        ValueError: If rows are too long for the model, or tokens of another vocabulary.
+    """
+    backbone = getattr(model, "backbone", None)
+    if backbone is not None:
+        Limits.of([backbone], getattr(model, "preprocessor", None)).check_dataset(dataset)
+    adapters.keep_apart(model)
+    if replica.is_distributed(model.distribute_strategy):
+        _train_whole_batches(model)
+    return in_step(model, dataset)
+
+
+def in_step(model, dataset):
+    """The passes of a `TokenizedDataset` in the orders that belong to the steps of a model.
+
+    A step of the optimizer is a batch. Its counter is saved and restored with the weights, by
+    `keras.callbacks.BackupAndRestore` too, and so is the order of the data.
+    """
+
+    def position():
+        optimizer = getattr(model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        # `iterations` would count the accumulated gradients of several batches as one.
+        return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+    return dataset.in_step_with(position)
+
+
+def whole_batch_loss(model, loss, y_pred, sample_weight):
+    """The loss of the batch of all replicas, of which Keras has computed that of one share.
+
+    Keras averages the losses of replicas, and so do their gradients: shares with fewer rows, or
+    fewer tokens that count, would weigh too much. For `compute_loss`.
+
+    Args:
+        model: The compiled model.
+        loss: What `compute_loss` of Keras returns, divided by the number of replicas.
+        y_pred: Predictions `(rows, ...)`.
+        sample_weight: Weights `(rows, ...)` or `None`.
+
+    Returns:
+        A scalar. Its value is the whole loss divided by the number of replicas, the same on all of
+        them; its gradients add up to that of the whole loss.
+    """
+    losses = keras.tree.flatten(model._compile_loss._user_loss)
+    reductions = {getattr(x, "reduction", None) or "mean" for x in losses}
+    if "sum" in reductions:
+        part = None
+    elif "mean_with_sample_weight" in reductions and sample_weight is not None:
+        part = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+    else:
+        part = tf.cast(tf.shape(keras.tree.flatten(y_pred)[0])[0], tf.float32)
+    return replica.whole_loss(loss, part)
+
+
+def _train_whole_batches(model):
+    """Has `fit` of a stock model learn on several replicas what it would on one device."""
+    if "compute_loss" in vars(model):
+        return
+    compute_loss, build = model.compute_loss, model._maybe_symbolic_build
+
+    def whole(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = compute_loss(x, y, y_pred, sample_weight, training)
+        return whole_batch_loss(model, loss, y_pred, sample_weight)
+
+    def built(iterator=None, data_batch=None):
+        build(*replica.first_batch(model.distribute_strategy, iterator, data_batch))
+
+    model.compute_loss, model._maybe_symbolic_build = whole, built

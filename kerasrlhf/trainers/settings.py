@@ -1,0 +1,198 @@
+"""What a run was set to, as plain values: to compare a run that goes on with the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts import weighted
+
+# Networks and data have fingerprints of their own; the others do not change what is computed.
+_LEFT_OUT = {"self", "actor", "reward", "reference", "ptx_data", "memory", "reward_timeout", "name"}
+_PLAIN = (type(None), bool, int, float, str)
+# Of a Keras config. Names hold counters of the process.
+_OF_KERAS = {"name", "trainable", "dtype", "module", "registered_name"}
+
+
+def settings_of(trainer: Any) -> dict[str, Any]:
+    """Returns everything that determines a run in addition to its data and what it has learned.
+
+    These are the arguments of the trainer's class and of the classes that it is made from, as far
+    as it keeps them under their names, the optimizer's, and fingerprints of the reward and of the
+    reference.
+
+    Args:
+        trainer: compiled on-policy trainer.
+
+    Returns:
+        Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
+        numbers, strings, booleans, lists and None.
+    """
+    parts = trainer._parts
+    names = dict.fromkeys(
+        parameter.name
+        for kind in type(trainer).__mro__
+        if issubclass(kind, keras.Model) and "__init__" in vars(kind)
+        for parameter in inspect.signature(kind.__init__).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
+    found = {
+        name: describe(getattr(trainer, name))
+        for name in names
+        if name not in _LEFT_OUT and hasattr(trainer, name)
+    }
+    found["rules"] = describe(parts.rules)
+    found["optimizer"] = describe(trainer.optimizer)
+    # Names of models hold counters of the process, those of a dict are the user's.
+    is_named = isinstance(parts.reward, dict)
+    found["reward"] = {
+        part.name if is_named else str(index): {
+            "is": _describe_reward(part.reward),
+            "weight": part.weight,
+        }
+        for index, part in enumerate(weighted.parts_of(parts.reward))
+    }
+    found["reference"] = fingerprint(parts.reference.frozen_values())
+    # As they are read back from a file.
+    return json.loads(json.dumps(_flat(found)))
+
+
+def describe(value: Any) -> Any:
+    """Returns a plain value that differs where two settings do; nested in dicts and lists.
+
+    Functions are told apart by their names and their code, line numbers and comments left out,
+    by default arguments and by plain values that they enclose.
+
+    Example:
+        >>> describe(functools.partial(round, ndigits=1))
+        {'class': 'partial', 'of': 'round', 'args': [], 'keywords': {'ndigits': 1}}
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, dict):
+        return {str(name): describe(entry) for name, entry in value.items()}
+    if hasattr(value, "_asdict"):  # a named tuple
+        return {"class": type(value).__name__, **describe(value._asdict())}
+    if isinstance(value, (list, tuple)):
+        return [describe(entry) for entry in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(describe(entry)) for entry in value)
+    name = type(value).__name__
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": name, **fields}
+    if isinstance(value, functools.partial):
+        described = {"args": describe(value.args), "keywords": describe(value.keywords)}
+        return {"class": "partial", "of": describe(value.func), **described}
+    if hasattr(value, "get_config"):
+        return {"class": name, **_config(value)}
+    return _describe_function(value) if callable(value) else name
+
+
+def fingerprint(values: Iterable[Any]) -> str:
+    """Returns a short checksum of tensors or variables.
+
+    Example:
+        >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(2)]) != fingerprint([np.ones(2)])
+        True
+    """
+    checksum = hashlib.sha256()
+    for value in values:
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        checksum.update(f"{array.dtype} {array.shape};".encode())
+        checksum.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return checksum.hexdigest()[:16]
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ, each as it was and as it is; None where there is none.
+
+    Example:
+        >>> changes({"cliprange": 0.2, "seed": 0}, {"cliprange": 0.3, "seed": 0})
+        {'cliprange': (0.2, 0.3)}
+    """
+    names = sorted({*before, *after})
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(settings, prefix=""):
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _config(value):
+    """The config of a Keras object without names; empty where it has none."""
+
+    def without_names(config):
+        if not isinstance(config, dict):
+            return describe(config)
+        return {k: without_names(v) for k, v in config.items() if k not in _OF_KERAS}
+
+    try:
+        return without_names(value.get_config())
+    except NotImplementedError:  # Keras cannot tell the arguments of a class without the method.
+        return {}
+
+
+def _describe_reward(reward: Scorer | Callable) -> Any:
+    if isinstance(reward, Scorer):
+        return f"{type(reward).__name__} of weights {fingerprint(reward.variables)}"
+    return describe(reward)
+
+
+def _describe_function(function):
+    """Its name, and a checksum of its code where it has one."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    inner = getattr(function, "__func__", function)
+    if not isinstance(inner, types.FunctionType):
+        inner = inspect.getattr_static(type(function), "__call__", None)
+    if not isinstance(inner, types.FunctionType):
+        return name
+    cells = [cell.cell_contents for cell in inner.__closure__ or () if _is_filled(cell)]
+    around = [_enclosed(x) for x in (inner.__defaults__, inner.__kwdefaults__, *cells)]
+    text = repr((_code(inner.__code__), around))
+    return f"{name} of code {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _code(code):
+    constants = [
+        _code(x) if isinstance(x, types.CodeType) else describe(x)
+        for x in code.co_consts
+        if x is not Ellipsis
+    ]
+    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
+
+
+def _enclosed(value):
+    """Plain values as they are, functions by name, of all else the class: it may refer to us."""
+    if isinstance(value, (dict, list, tuple)):
+        entries = value.items() if isinstance(value, dict) else value
+        return [_enclosed(entry) for entry in entries]
+    if isinstance(value, _PLAIN):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _is_filled(cell):
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False

@@ -1,0 +1,84 @@
+"""What ends a run whose numbers are not finite any more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_REMEDIES = (
+    "Lower the learning rate, set `global_clipnorm` of the optimizer, or shorten the rollout's use "
+    "(`update_epochs`). `callbacks.Resume` and checkpoints still have the states before."
+)
+
+
+class SkippedUpdates:
+    """Counts updates in a row that were skipped because a gradient or a loss was not finite.
+
+    Args:
+        limit: int. So many in a row end the run.
+
+    Example:
+        >>> skipped = SkippedUpdates(limit=2)
+        >>> skipped.after({"policy/skipped": 1.0}, iteration=0)
+        >>> skipped.after({"policy/skipped": 0.0}, iteration=0)
+        >>> skipped.in_a_row
+        0
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.in_a_row = limit, 0
+
+    def after(self, logs: dict[str, Any], iteration: int) -> None:
+        """Takes note of an update.
+
+        Args:
+            logs: dict of its statistics; `policy/skipped` is 1 where it was skipped.
+            iteration: int, for the message.
+
+        Raises:
+            FloatingPointError: If it is the last one of `limit` in a row.
+        """
+        self.in_a_row = self.in_a_row + 1 if logs["policy/skipped"] else 0
+        if self.in_a_row >= self.limit:
+            self.in_a_row = 0
+            name = first_not_finite(logs)
+            what = f"`{name}` is {logs[name]}" if name else "the gradient is not finite"
+            raise FloatingPointError(
+                f"{self.limit} updates in a row were skipped, the last one in iteration "
+                f"{iteration}, because {what}. {_REMEDIES}"
+            )
+
+
+def first_not_finite(statistics: dict[str, float]) -> str | None:
+    """Returns the name of the first statistic that is not finite, or None.
+
+    Example:
+        >>> first_not_finite({"objective/score": 1.0, "objective/kl": float("nan")})
+        'objective/kl'
+    """
+    return next((name for name, x in statistics.items() if not math.isfinite(float(x))), None)
+
+
+def check_rollout(statistics: dict[str, float], iteration: int) -> None:
+    """Raises a `FloatingPointError` for a rollout that says that the policy is broken.
+
+    Args:
+        statistics: dict from `rollout_statistics`.
+        iteration: int, for the message.
+    """
+    # What reward functions log is theirs.
+    own = {name: x for name, x in statistics.items() if name.startswith("objective/")}
+    name = first_not_finite(own)
+    if name is not None:
+        raise FloatingPointError(
+            f"`{name}` of the sampled responses is {statistics[name]} in iteration {iteration}: "
+            f"the policy's numbers are not finite any more. {_REMEDIES}"
+        )
+
+
+def check_weights(are_finite: bool, iteration: int) -> None:
+    """Raises a `FloatingPointError` for weights that are not finite after an iteration."""
+    if not are_finite:
+        raise FloatingPointError(
+            f"Weights of the actor are not finite after iteration {iteration}. {_REMEDIES}"
+        )
