@@ -62,7 +62,10 @@ def settings_of(trainer: Any) -> dict[str, Any]:
         }
         for index, part in enumerate(weighted.parts_of(parts.reward))
     }
-    found["reference"] = fingerprint(parts.reference.frozen_values())
+    # With adapters the reference is made of weights that are saved and loaded with the actor's.
+    saved = {id(v) for v in trainer.variables}
+    frozen = [v for v in parts.reference.frozen_values() if id(v) not in saved]
+    found["reference"] = fingerprint(frozen)
     # As they are read back from a file.
     return json.loads(json.dumps(_flat(found)))
 
