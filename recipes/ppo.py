@@ -58,6 +58,8 @@ class Config:
         samples: Responses shown at every validation.
         distribute: One replica a GPU.
         resume: Go on from the state in output.
+        on_change: What to do where settings are not those of the run that goes on, such as more
+            iterations, over which the learning rate falls to 0.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -91,6 +93,7 @@ class Config:
     samples: int = 3
     distribute: bool = False
     resume: bool = False
+    on_change: Literal["refuse", "warn"] = "refuse"
     jit_compile: bool = True
     seed: int = 0
 
@@ -145,7 +148,9 @@ class Config:
 
 def main(config):
     keras.utils.set_random_seed(config.seed)
-    resume = rlhf.callbacks.Resume(config.output / "state", every=config.save_every)
+    resume = rlhf.callbacks.Resume(
+        config.output / "state", every=config.save_every, on_change=config.on_change
+    )
     if resume.has_state and not config.resume:
         raise ValueError(
             f"{config.output} holds the state of a run. Go on with --resume, or name another "

@@ -50,6 +50,8 @@ class Config:
         cliprange: How far the ratio counts, as in PPO, for several updates; none for no limit.
         missing_end_score: Score of a response without end token; none for the reward's own.
         resume: Go on from the state in output.
+        on_change: What to do where settings are not those of the run that goes on, such as more
+            iterations, over which the learning rate falls to 0.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -76,6 +78,7 @@ class Config:
     cliprange: float | None = None
     missing_end_score: float | None = None
     resume: bool = False
+    on_change: Literal["refuse", "warn"] = "refuse"
     jit_compile: bool = True
     seed: int = 0
 
@@ -99,7 +102,9 @@ class Config:
 
 def main(config):
     keras.utils.set_random_seed(config.seed)
-    resume = rlhf.callbacks.Resume(config.output / "state", every=config.validate_every)
+    resume = rlhf.callbacks.Resume(
+        config.output / "state", every=config.validate_every, on_change=config.on_change
+    )
     if resume.has_state and not config.resume:
         raise ValueError(f"{config.output} holds a run: go on with --resume, or change --output.")
     rloo = build(config)

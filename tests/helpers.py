@@ -83,7 +83,8 @@ def widened(batch, columns, token=9):
 def draw_eagerly(actor, batch, sampler, seed=0):
     """`actor.generate` without tracing anything."""
     ids, mask = (keras.ops.convert_to_tensor(batch[k]) for k in ("token_ids", "padding_mask"))
-    return actor.sample(ids, mask, replica.uniforms(seed, 0, len(ids), sampler.length), sampler)
+    uniforms = replica.uniforms(replica.stream(seed, "generate"), 0, len(ids), sampler.length)
+    return actor.sample(ids, mask, uniforms, sampler)
 
 
 def arrays(record):

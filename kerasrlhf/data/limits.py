@@ -211,17 +211,11 @@ class Guard:
 
     def batches(self, dataset):
         """Returns an iterator over the batches of a dataset, checked as `checked` does."""
-        batches = iter(self.checked(dataset))
-
-        def each():
-            while True:
-                with self.raising():
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                yield batch
-
-        return each()
+        if hasattr(dataset, "in_step_with"):
+            self.limits.check_dataset(dataset)
+            return iter(dataset)
+        self.limits.check_length(_row_length(dataset.element_spec))
+        return (self._checked_batch(batch) for batch in dataset)
 
     @contextlib.contextmanager
     def raising(self):

@@ -122,8 +122,8 @@ def test_m13_the_list_of_options_is_complete():
     prefixed = {"scale", "clip", "running_scale", "per_token"}
     rules = {f"score_{name}" if name in prefixed else name for name in ScoreRules._fields}
     assert parameters(PPO.__init__) | parameters(OnPolicyTrainer.__init__) | rules == (
-        {*OPTIONS} | {"ptx_data"}
-    )
+        {*OPTIONS} | {"ptx_data", "reward_timeout"}
+    ), "a time-out changes no weights: tests/rollouts/test_timeouts.py"
 
 
 @pytest.mark.parametrize("name", sorted({*OPTIONS} - {"micro_batches"}))
