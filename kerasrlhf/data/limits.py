@@ -44,7 +44,8 @@ class Limits(NamedTuple):
     Attributes:
         network: `str`, the name of the network, for messages.
         positions: `int`, tokens of a row at most; `None` where any length can be read.
-        vocabulary: `int`, token ids that the model has embeddings for.
+        vocabulary: `int`, token ids that the model has embeddings for; `None` where its backbone
+            does not say.
         tokenizer: The model's keras-hub tokenizer, or `None`.
         response: `int`, tokens of a response that are read at most; `None` for all.
         sampled: `int`, tokens that are sampled behind a row.
@@ -52,7 +53,7 @@ class Limits(NamedTuple):
 
     network: str
     positions: int | None
-    vocabulary: int
+    vocabulary: int | None
     tokenizer: Any = None
     response: int | None = None
     sampled: int = 0
@@ -62,10 +63,12 @@ class Limits(NamedTuple):
         """Of networks that read the same rows."""
         sizes = [getattr(backbone, "max_sequence_length", None) for backbone in backbones]
         positions = min((int(size) for size in sizes if size), default=None)
+        entries = [getattr(backbone, "vocabulary_size", None) for backbone in backbones]
+        entries = [int(count) for count in entries if count is not None]
         return cls(
             type(backbones[0]).__name__,
             positions,
-            min(int(backbone.vocabulary_size) for backbone in backbones),
+            min(entries, default=None),
             getattr(preprocessor, "tokenizer", None),
             response,
         )
@@ -104,6 +107,8 @@ class Limits(NamedTuple):
             padding_mask: Array of the same shape, true at real tokens; `None` means all.
             name: `str`, what they are, for the message.
         """
+        if self.vocabulary is None:
+            return
         ids = np.asarray(token_ids)
         bad = (ids < 0) | (ids >= self.vocabulary)
         if padding_mask is not None:
@@ -131,7 +136,7 @@ class Limits(NamedTuple):
             return
         if self.tokenizer is None:
             found = token_count(tokenizer)
-            if found > self.vocabulary:
+            if self.vocabulary is not None and found > self.vocabulary:
                 raise ValueError(
                     f"The data's tokenizer has {found} tokens, and {self.network} has embeddings "
                     f"for {self.vocabulary}. Make the data with the model's own preprocessor."

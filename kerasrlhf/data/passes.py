@@ -5,6 +5,8 @@ function of a number that training saves, a run that was interrupted goes on wit
 would have had.
 """
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -120,9 +122,22 @@ class Passes:
             return self._make(step)
 
         if self.is_fixed:
-            return self._make(tf.constant(0, tf.int64))
-        dataset = tf.data.Dataset.range(1).flat_map(begin)
+            with _traced():
+                return self._make(tf.constant(0, tf.int64))
+        with _traced():
+            dataset = tf.data.Dataset.range(1).flat_map(begin)
         return dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+
+
+@contextlib.contextmanager
+def _traced():
+    """Keeps TensorFlow from warning, while it runs functions line by line, that datasets do not."""
+    line_by_line = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(line_by_line)
 
 
 def _order(seed, number, rows):

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 
+from kerasrlhf import replica
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.scalar_head import ScalarHead
@@ -78,7 +79,9 @@ def test_n9_responses_of_the_initial_policy_score_mean_zero_and_variance_one(pla
     prompts = ["bcd", "e", "fgha", "ca"] * 64
     sampler = Sampler(length=4)
     plain.normalize(prompts, policy=policy, sampler=sampler, seed=5)
-    responses, ended = policy.generate(prompts, sampler, seed=5, return_ended=True)
+    responses, ended = policy.generate(
+        prompts, sampler, seed=replica.stream(5, "normalize"), return_ended=True
+    )
     scores = plain.score(prompts, responses, batch_size=256, ended=ended)
     assert len(set(responses)) > 100 and 0 < ended.sum() < 256
     assert scores.mean() == pytest.approx(0.0, abs=1e-4)

@@ -116,7 +116,7 @@ def fitted():
     model = ProcessRewardModel(helpers.lm(texts=True, num_layers=1), separator=SEPARATOR)
     model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
     dataset = data.stepwise(steps(32, 0), model.preprocessor, 16, separator=SEPARATOR)
-    return model, model.fit(dataset, epochs=30, verbose=0).history
+    return model, model.fit(dataset, epochs=60, verbose=0).history
 
 
 def test_steps_are_learnt(fitted):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import kerasrlhf as rlhf
+from kerasrlhf import replica
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter
@@ -250,7 +251,11 @@ def test_normalising_on_responses_of_the_model_it_came_from(fitted):
     prompts = PROMPTS * 2
     constants = model.normalize(prompts, 1.0, 2.0, sampler=sampler, seed=5)
     responses, ended = ActorCritic(causal_lm).generate(
-        prompts, sampler, seed=5, return_ended=True, jit_compile=False
+        prompts,
+        sampler,
+        seed=replica.stream(5, "normalize"),
+        return_ended=True,
+        jit_compile=False,
     )
     scores = model.score(prompts, responses, ended=ended)
     assert scores.mean() == pytest.approx(1.0, abs=1e-3)
@@ -273,7 +278,7 @@ def test_normalising_on_a_given_policy():
     policy = helpers.actor(texts=True)
     policy.generate = generate
     model.normalize(PROMPTS, policy=policy, seed=3)
-    assert asked == [(PROMPTS, Sampler(length=32), 3)]
+    assert asked == [(PROMPTS, Sampler(length=32), replica.stream(3, "normalize"))]
     assert model.score(PROMPTS, RESPONSES, ended=ended).mean() == pytest.approx(0.0, abs=1e-4)
     with pytest.raises(ValueError, match="needs responses of the initial policy"):
         model.normalize(PROMPTS)
@@ -320,7 +325,11 @@ def test_responses_come_from_the_preset_whatever_training_did(tmp_path):
     sampler = Sampler(length=4)
     model.normalize(PROMPTS * 2, 1.0, 2.0, sampler=sampler, seed=5)
     responses, ended = ActorCritic(causal_lm).generate(
-        PROMPTS * 2, sampler, seed=5, return_ended=True, jit_compile=False
+        PROMPTS * 2,
+        sampler,
+        seed=replica.stream(5, "normalize"),
+        return_ended=True,
+        jit_compile=False,
     )
     scores = model.score(PROMPTS * 2, responses, ended=ended)
     assert scores.mean() == pytest.approx(1.0, abs=1e-3)

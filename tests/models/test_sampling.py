@@ -34,7 +34,7 @@ def repeated(drawn):
     # Together, because setting a seed, as every test does, empties the cache of compiled code.
     actor, batch, _ = drawn
     same = {name: np.repeat(x[5:6], len(LENGTHS), axis=0) for name, x in batch.items()}
-    calls = ((batch, 3), (batch, 4), (same, 3))
+    calls = ((batch, 3), (batch, 4), (same, 4))
     return [helpers.arrays(actor.generate(b, SAMPLER, seed))["token_ids"] for b, seed in calls]
 
 
