@@ -44,6 +44,20 @@ def kept_apart(model: keras.Model) -> Iterator[None]:
             del layer.save_own_variables, layer.load_own_variables
 
 
+class AdaptedModel(keras.Model):
+    """A model whose files of weights keep its LoRA adapters apart; abstract."""
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, *args, **kwargs):
+        with kept_apart(self):
+            super().save_weights(*args, **kwargs)
+
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, *args, **kwargs):
+        with kept_apart(self):
+            super().load_weights(*args, **kwargs)
+
+
 def keep_apart(model: keras.Model) -> None:
     """Has `save_weights` and `load_weights` of a stock model keep its adapters apart.
 

@@ -28,7 +28,7 @@ class Resume(iterations.IterationCallback):
     same it only passes over.
 
     What this asks of the caller: build model, trainer and dataset with the same seeds. Datasets of
-    `kerasrlhf.data` may have been read before; another one is to be built anew. Other callbacks
+    `kerasrlhf.data` may have been read before; build any other one again. Other callbacks
     run during passed-over epochs too, and one that reads weights there sees those of the loaded
     state.
 
@@ -200,7 +200,7 @@ class Resume(iterations.IterationCallback):
         if len(recorded) == len(found):
             self._differs(
                 f"the prompts of iteration {iteration} are others, or in another order. (A "
-                "`tf.data.Dataset` that was read before may be at another order: build it anew.)"
+                "`tf.data.Dataset` that was read before may be at another order: build it again.)"
             )
         else:
             self._differs(f"batch_size was {len(recorded)} and is {len(found)}")

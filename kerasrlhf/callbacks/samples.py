@@ -31,7 +31,7 @@ class Samples(iterations.IterationCallback):
         path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
             `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed takes out
             what an interrupted one had written of iterations that are done again, so that each
-            stands there once. A run that begins anew leaves the lines of an older one in a file
+            stands there once. A run that starts over leaves the lines of an older one in a file
             of their own, `samples-former-1.jsonl` beside `samples.jsonl`.
         printer: called with each line; default: standard output. `lambda line: None` for silence.
         template: how messages of `prompts` become a text, see `data.dialogue`.

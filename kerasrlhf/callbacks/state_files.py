@@ -23,9 +23,9 @@ _WEIGHTS = "resume-{iteration:08d}{again}.npz"
 class StateFiles:
     """Writes states of a run to a folder, and reads the newest one that is whole.
 
-    A state is a JSON file with everything that is not an array and, beside it, an `.npz` file
-    that it names, both with checksums. The JSON file is written last, so that the state before
-    counts until the new one is complete and on the disk. The state before stays as
+    A state is a JSON file with everything that is not an array and an `.npz` file that it names,
+    both with checksums. The JSON file is written last, so that the state before counts until the
+    new one is complete and on the disk. The state before stays as
     `resume-former.json` with its arrays.
 
     Args:
@@ -112,7 +112,7 @@ class StateFiles:
                 path.unlink()
 
     def rewrite(self, state: dict[str, Any]) -> None:
-        """Writes a state anew whose arrays are those of the newest."""
+        """Writes a state again whose arrays are those of the newest."""
         self._kept[-1] = _signed({**state, "arrays": self._kept[-1]["arrays"]})
         files.write_json(self.path, self._kept[-1])
 
@@ -136,7 +136,7 @@ class StateFiles:
             raise ValueError(
                 f"The state in {str(path)!r} is of version {state['version']!r}, and this package "
                 f"writes and reads version {VERSION}. Finish the run with the package that it was "
-                "begun with, or begin anew in another directory."
+                "begun with, or start over in another directory."
             )
         if state.get("checksum") != _signed(state)["checksum"]:
             raise _Damage(path, "its contents do not have the checksum that was written with them")
@@ -145,7 +145,7 @@ class StateFiles:
     def _read_arrays(self, path, described):
         weights = self.directory / described["file"]
         if not weights.is_file():
-            raise _Damage(path, f"it needs {weights.name!r} beside it, which is missing")
+            raise _Damage(path, f"it needs {weights.name!r} in the same folder, and it is missing")
         try:
             checksum = _file_checksum(weights)
         except OSError as error:
@@ -163,7 +163,7 @@ class _Damage(Exception):
     def __init__(self, path, what):
         super().__init__(
             f"The state of the run in {str(path)!r} is damaged: {what}. Put the file back from a "
-            "copy, or begin anew in another directory."
+            "copy, or start over in another directory."
         )
 
 

@@ -32,7 +32,7 @@ def _check_reward_model(critic):
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
-class ActorCritic(keras.Model):
+class ActorCritic(adapters.AdaptedModel):
     """A keras-hub `CausalLM` with a value head: the policy and the critic of PPO.
 
     The language model is used as it is, not copied: what training changes is `causal_lm`, which
@@ -154,16 +154,6 @@ class ActorCritic(keras.Model):
             keras.saving.save_weights(self.value_head, folder / _HEAD)
             if self.critic is not None:
                 self.critic.save_to_preset(str(folder / _CRITIC))
-
-    def save_weights(self, *args, **kwargs):
-        """As in Keras; LoRA adapters are saved beside the weights that they adapt."""
-        with adapters.kept_apart(self):
-            super().save_weights(*args, **kwargs)
-
-    def load_weights(self, *args, **kwargs):
-        """As in Keras, of a file of `save_weights`."""
-        with adapters.kept_apart(self):
-            super().load_weights(*args, **kwargs)
 
     def call(self, inputs):
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]

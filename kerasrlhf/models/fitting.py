@@ -18,7 +18,7 @@ from kerasrlhf.data.training import in_step, whole_batch_loss
 from kerasrlhf.types import require_int
 
 
-class FittedModel(keras.Model):
+class FittedModel(adapters.AdaptedModel):
     """A model that stock `fit` of Keras trains on rows of token ids; abstract.
 
     Every way in checks that the data fit the model. Several replicas learn what one device learns,
@@ -91,16 +91,6 @@ class FittedModel(keras.Model):
 
     def save(self, *args, **kwargs):
         raise ValueError(saving_advice(self))
-
-    @functools.wraps(keras.Model.save_weights)
-    def save_weights(self, *args, **kwargs):
-        with adapters.kept_apart(self):
-            super().save_weights(*args, **kwargs)
-
-    @functools.wraps(keras.Model.load_weights)
-    def load_weights(self, *args, **kwargs):
-        with adapters.kept_apart(self):
-            super().load_weights(*args, **kwargs)
 
 
 def check_fit(model: keras.Model, fit: Callable, args: tuple, kwargs: dict, *expected: str) -> None:

@@ -23,7 +23,7 @@ from kerasrlhf.trainers.statistics import (
 )
 
 
-class IterativeModel(keras.Model):
+class IterativeModel(adapters.AdaptedModel):
     """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
     `fit`, callbacks, history and validation are Keras' own: only what is done with a batch is
@@ -94,16 +94,6 @@ class IterativeModel(keras.Model):
 
     def save(self, *args, **kwargs):
         raise ValueError(fitting.saving_advice(self))
-
-    def save_weights(self, *args, **kwargs):
-        """As in Keras; LoRA adapters are saved beside the weights that they adapt."""
-        with adapters.kept_apart(self):
-            super().save_weights(*args, **kwargs)
-
-    def load_weights(self, *args, **kwargs):
-        """As in Keras, of a file of `save_weights`."""
-        with adapters.kept_apart(self):
-            super().load_weights(*args, **kwargs)
 
     def _check_scope(self):
         """Everything that training changes must belong to the strategy that it runs under."""

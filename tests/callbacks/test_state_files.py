@@ -66,7 +66,7 @@ def test_without_a_state_before_the_file_is_named_with_a_remedy(damage, name, tm
     if (damage, name) == ("missing", "resume.json"):
         assert not StateFiles(tmp_path).exists
         return
-    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*(damaged|missing).*begin anew"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*(damaged|missing).*start over"):
         StateFiles(tmp_path).read()
 
 
@@ -121,7 +121,7 @@ def test_an_iteration_that_is_saved_twice_does_not_touch_the_first_save(tmp_path
 def test_a_state_of_another_version_is_refused(tmp_path):
     written(tmp_path, 2)
     (tmp_path / "resume.json").write_text(json.dumps({"version": 2, "iteration": 2}))
-    with pytest.raises(ValueError, match=r"version 2.*version 3.*begin anew"):
+    with pytest.raises(ValueError, match=r"version 2.*version 3.*start over"):
         StateFiles(tmp_path).read()
 
 
