@@ -1,4 +1,4 @@
-"""What ends a run whose numbers are not finite any more."""
+"""Errors that end a run whose numbers are no longer finite."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 _REMEDIES = (
-    "Lower the learning rate, set `global_clipnorm` of the optimizer, or shorten the rollout's use "
-    "(`update_epochs`). `callbacks.Resume` and checkpoints still have the states before."
+    "Lower the learning rate or `update_epochs`, or set `global_clipnorm` of the optimizer. "
+    "`callbacks.Resume` and checkpoints have the states before."
 )
 
 
@@ -72,7 +72,7 @@ def check_rollout(statistics: dict[str, float], iteration: int) -> None:
     if name is not None:
         raise FloatingPointError(
             f"`{name}` of the sampled responses is {statistics[name]} in iteration {iteration}: "
-            f"the policy's numbers are not finite any more. {_REMEDIES}"
+            f"the policy's numbers are no longer finite. {_REMEDIES}"
         )
 
 
