@@ -51,7 +51,7 @@ def _choices(runs):
 def draw(lines, path):
     """PNG: score against KL, episodes and seconds; means over seeds thick, seeds thin."""
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), sharey=True)
-    colours = dict(zip(groups(lines), pyplot.get_cmap("tab20").colors, strict=False))
+    colors = dict(zip(groups(lines), pyplot.get_cmap("tab20").colors, strict=False))
     for name, runs in groups(lines).items():
         if name == CHOOSING:
             _draw_choices(axes, runs)
@@ -59,9 +59,9 @@ def draw(lines, path):
         score = np.mean([run["score"] for run in runs], axis=0)
         for axis, field in zip(axes, PANELS, strict=True):
             for run in runs:
-                axis.plot(run[field], run["score"], color=colours[name], lw=0.6, alpha=0.4)
+                axis.plot(run[field], run["score"], color=colors[name], lw=0.6, alpha=0.4)
             x = np.mean([run[field] for run in runs], axis=0)
-            axis.plot(x, score, color=colours[name], lw=2, label=name)
+            axis.plot(x, score, color=colors[name], lw=2, label=name)
     for axis, title in zip(axes, PANELS.values(), strict=True):
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)

@@ -56,7 +56,7 @@ class ExactTrainer:
         causal_lm: the model that is changed.
         prompts: int32 `(prompts, columns)`.
         responses: `Responses`.
-        optimizer: Keras optimiser.
+        optimizer: Keras optimizer.
     """
 
     def __init__(self, causal_lm, prompts, responses, optimizer):

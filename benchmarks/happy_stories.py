@@ -1,4 +1,4 @@
-"""The task of `algorithms.py` and `language_modelling.py`: unhappy openings, happy continuations.
+"""The task of `algorithms.py` and `language_modeling.py`: unhappy openings, happy continuations.
 
 The reward is VADER's sentiment of the continuation itself, so that no reward model stands between
 what is trained and what is measured. All trainers share one actor, which goes back to its start
@@ -76,7 +76,7 @@ class Bench:
             variable.assign(value)
 
     def reset(self, optimizer):
-        """The actor as it was, and an optimiser that has seen nothing."""
+        """The actor as it was, and an optimizer that has seen nothing."""
         self.restore()
         for variable in optimizer.variables:
             if variable is not optimizer._learning_rate:

@@ -187,7 +187,7 @@ class Bench:
         return grpo_optimum.relative_divergence(logprobs, self.reference, self._resting[task, coef])
 
     def reset(self, optimizer):
-        """Weights and optimiser as they were."""
+        """Weights and optimizer as they were."""
         for variable, value in zip(self.trainer.trainable_variables, self._initial, strict=True):
             variable.assign(value)
         for variable in optimizer.variables:

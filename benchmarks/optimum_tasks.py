@@ -44,7 +44,7 @@ def palindrome(score):
 
 
 def smooth_table(seed=11):
-    """A random number for each token at each place and each pair of neighbours, summed.
+    """A random number for each token at each place and each pair of neighbors, summed.
 
     Over all responses the sums are brought to mean 0 and deviation 1.
     """
@@ -90,7 +90,7 @@ def count_up(step=1):
 TASKS = {
     "counting": Task(counting(2), "number of tokens that are 2"),
     "palindrome": Task(palindrome(2.0), "2 for a palindrome of two different tokens (56 of 4,096)"),
-    "smooth": Task(smooth_table(), "random number per token and neighbouring pair, summed"),
+    "smooth": Task(smooth_table(), "random number per token and neighboring pair, summed"),
     "sparse": Task(prefix((2, 6, 1)), "4 for beginning with 2, 6, 1: one response in 512"),
     "ended": Task(ended_sum, "2 if token 0 ends it and its tokens sum to a multiple of 4", True),
     "prompted": Task(count_up(), "number of tokens that count up from the prompt"),

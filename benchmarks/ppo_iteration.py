@@ -1,10 +1,10 @@
-"""Time PPO iterations on a randomly initialised GPT-2: one JSON line on stdout.
+"""Time PPO iterations on a randomly initialized GPT-2: one JSON line on stdout.
 
     python benchmarks/ppo_iteration.py --layers 6 --heads 6 --width 384 --batch 32 \
         --prompt 32 --response 32 --ppo-epochs 4 --mini-batches 4 --iterations 4
 
 An iteration is a whole one: sampling, scoring with reference, critic and reward network,
-advantages, and `ppo-epochs * mini-batches` optimiser steps. The median leaves out the first
+advantages, and `ppo-epochs * mini-batches` optimizer steps. The median leaves out the first
 iteration, which compiles. `--critic separate` has the four networks that other trainers have;
 `shared` puts the value head on the actor's trunk.
 

@@ -13,11 +13,11 @@ from kerasrlhf import (
     presets,
     tasks,
 )
-from kerasrlhf.front import RLHF
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rlhf import RLHF
 from kerasrlhf.rollouts.best_of_n import BestOfN, best_of_n, best_of_n_kl
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.rewards import load_reward

@@ -28,7 +28,7 @@ tf.distribute.MirroredStrategy._collective_key_base = _KeyBase()
 def strategy() -> tf.distribute.Strategy:
     """One replica a GPU or, without GPUs, one a logical CPU device.
 
-    Build models, trainer and optimiser, and call `fit`, inside its scope.
+    Build models, trainer and optimizer, and call `fit`, inside its scope.
 
     Returns:
         A `MirroredStrategy` over all devices; with a single device TensorFlow's default strategy,

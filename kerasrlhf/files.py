@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     a name is removed.
 
     Args:
-        path: file that is to exist afterwards; one that is there is replaced.
+        path: file that is to exist afterward; one that is there is replaced.
 
     Yields:
         The temporary path. The body creates a file there; when the body fails, what stood at
@@ -76,7 +76,7 @@ def replacing_preset(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     begins with, go first and come last, so that no mixture of two presets can be loaded.
 
     Args:
-        folder: preset folder that is to exist afterwards.
+        folder: preset folder that is to exist afterward.
 
     Yields:
         The temporary folder. When the body fails, `folder` stays as it is.

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasrlhf.functional import direct, preferences
+from kerasrlhf.functional import direct_losses, preferences
 from kerasrlhf.types import require_number
 
 
@@ -212,7 +212,7 @@ class IPO(keras.losses.Loss):
         self.beta = require_number("beta", beta, above=0.0)
 
     def call(self, y_true, y_pred):
-        return direct.ipo(y_pred, self.beta)
+        return direct_losses.ipo(y_pred, self.beta)
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}
@@ -259,7 +259,7 @@ class KTO(keras.losses.Loss):
         desirable, y_pred = None, ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] == 1:
             desirable = ops.reshape(y_true, ops.shape(y_pred)) > 0
-        return direct.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)
+        return direct_losses.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)
 
     def get_config(self):
         own = {
@@ -294,7 +294,7 @@ class ORPO(keras.losses.Loss):
         self.coef = require_number("coef", coef, minimum=0.0)
 
     def call(self, y_true, y_pred):
-        return direct.orpo(y_pred, self.coef)
+        return direct_losses.orpo(y_pred, self.coef)
 
     def get_config(self):
         return {**super().get_config(), "coef": self.coef}

@@ -2,8 +2,8 @@
 
 Batches live on the host as whole tensors. Under a `tf.distribute` strategy each replica takes
 its share of the rows, runs an XLA-compiled function on it, and the results come back as whole
-tensors; gradients are summed between compiled parts, because an optimiser cannot stand inside
-one. Without a strategy everything, the optimiser included, is one compiled function.
+tensors; gradients are summed between compiled parts, because an optimizer cannot stand inside
+one. Without a strategy everything, the optimizer included, is one compiled function.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def update(
     jit_compile: bool,
     prepare: Callable = lambda *minibatch: minibatch,
 ) -> Callable:
-    """One optimiser step as a function of a minibatch, the same on one device and on many.
+    """One optimizer step as a function of a minibatch, the same on one device and on many.
 
     Args:
         gradients_and_sums: maps a minibatch (nested tensors `(rows, ...)`, and scalars) to
@@ -324,7 +324,7 @@ def _update_on_replicas(gradients_and_sums, optimizer, variables, strategy, jit_
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients), sums
 
     def apply_on_replica(gradients):
-        # The optimiser sums over replicas once more and clips before it does: clip the sum here,
+        # The optimizer sums over replicas once more and clips before it does: clip the sum here,
         # then hand every replica its share, on which the second clipping has no effect.
         count = tf.distribute.get_replica_context().num_replicas_in_sync
         clipped = optimizer._clip_gradients(gradients)

@@ -51,9 +51,9 @@ class Sampler:
         ValueError: a value of another type or outside its range.
 
     Example:
-        >>> Sampler(length=16, temperature=0.7).trainable
+        >>> Sampler(length=16, temperature=0.7).matches_policy
         True
-        >>> Sampler(length=16, top_k=50).trainable
+        >>> Sampler(length=16, top_k=50).matches_policy
         False
     """
 
@@ -91,7 +91,7 @@ class Sampler:
             )
 
     @property
-    def trainable(self) -> bool:
+    def matches_policy(self) -> bool:
         """Whether samples come from the distribution that log-probabilities describe."""
         return (
             self.temperature > 0
@@ -110,7 +110,7 @@ def _stop_token_ids(ids):
     return tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
 
 
-class Samples(NamedTuple):
+class Responses(NamedTuple):
     """Responses as they were drawn.
 
     token_ids: int32 `(batch, length)`, prompt and response, then padding.
@@ -138,7 +138,7 @@ class Samples(NamedTuple):
 class Rollout(NamedTuple):
     """A scored batch of samples: what `estimate` of a trainer starts from.
 
-    The first fields are those of `Samples`; further:
+    The first fields are those of `Responses`; further:
     ref_logprobs: float32 `(batch, length)`, of the frozen reference.
     scores: float32 `(batch,)`, one number per response, after all rules; of a process reward model
         `(batch, length)`, each at its own token.

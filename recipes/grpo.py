@@ -1,4 +1,4 @@
-"""Group relative policy optimisation, and its form without biases, Dr. GRPO.
+"""Group relative policy optimization, and its form without biases, Dr. GRPO.
 
     python recipes/grpo.py --variant dr_grpo
     python recipes/grpo.py --model runs/sft/model --reward runs/reward/model --prompts prompts.jsonl

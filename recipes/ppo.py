@@ -1,4 +1,4 @@
-"""Step 3 of RLHF: proximal policy optimisation against a reward.
+"""Step 3 of RLHF: proximal policy optimization against a reward.
 
     python recipes/ppo.py --model runs/sft/model --reward runs/reward/model --prompts prompts.jsonl
     python recipes/ppo.py --model gpt2_base_en --reward my_reward.py:score --prompts prompts.jsonl

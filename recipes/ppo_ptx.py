@@ -1,4 +1,4 @@
-"""PPO that keeps its language: four ways to mix language modelling into reinforcement learning.
+"""PPO that keeps its language: four ways to mix language modeling into reinforcement learning.
 
     python recipes/ppo_ptx.py
     python recipes/ppo_ptx.py --ptx-coef 0 --lm-every 2 --lm-steps 4
@@ -6,7 +6,7 @@
         --prompts prompts.jsonl --texts texts.jsonl
 
 `ptx_coef` adds the loss of a batch of texts to every update (PPO-ptx, Ouyang et al. 2022).
-`lm_every` puts steps of language modelling between the iterations. `reverse_coef` adds the loss of
+`lm_every` puts steps of language modeling between the iterations. `reverse_coef` adds the loss of
 predicting the prompt from the response, and `reverse_reward` pays for responses that tell of their
 prompt. The report compares score, KL and the perplexity of held-out texts before and after. In
 `output` stand the policy (`policy`, a keras-hub preset), `report.json` and curves for TensorBoard
@@ -26,7 +26,7 @@ from kerasrlhf.tasks import sentiment, stories
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a policy with PPO and language modelling.
+    """Trains a policy with PPO and language modeling.
 
     Args:
         prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
@@ -38,7 +38,7 @@ class Config:
         model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         ptx_coef: Weight of the texts' loss in every update; 0 for none.
-        lm_every: Iterations between steps of language modelling alone; none for no such steps.
+        lm_every: Iterations between steps of language modeling alone; none for no such steps.
         lm_steps: Such steps in a row.
         reverse_coef: Weight of the loss of the prompt given the response; 0 for none.
         reverse_reward: Score units per nat a prompt token that a response tells; 0 for none.
@@ -122,7 +122,7 @@ def main(config):
         "kl": rlhf.FixedKL(config.kl_coef),
         "seed": config.seed,
     }
-    modelled = rlhf.data.demonstrations(
+    modeled = rlhf.data.demonstrations(
         [{"text": text} for text in texts],
         preprocessor,
         config.text_batch_size,
@@ -135,7 +135,7 @@ def main(config):
         **common,
         update_epochs=config.update_epochs,
         ptx_coef=config.ptx_coef,
-        ptx_data=modelled if config.ptx_coef or config.lm_every else None,
+        ptx_data=modeled if config.ptx_coef or config.lm_every else None,
         lm_every=config.lm_every,
         lm_steps=config.lm_steps,
         reverse_coef=config.reverse_coef,

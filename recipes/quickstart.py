@@ -38,7 +38,7 @@ class Config:
         batch_size: Episodes of a PPO iteration.
         iterations: Iterations of PPO.
         update_epochs: Passes over the episodes of an iteration.
-        num_minibatches: Optimiser steps a pass.
+        num_minibatches: Optimizer steps a pass.
         learning_rate: Of PPO; falls linearly to 0.
         kl_coef: Where the KL coefficient starts.
         kl_target: Nats a continuation that the KL coefficient steers to.

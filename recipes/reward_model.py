@@ -30,7 +30,7 @@ class Config:
             preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         batch_size: Pairs of an update.
-        loss: What is minimised; of two responses they are the same. Margins are bradley_terry's.
+        loss: What is minimized; of two responses they are the same. Margins are bradley_terry's.
         center: Coefficient that keeps the scores' mean near 0, such as 0.01; 0 for none.
         ensemble: Reward models, each with a seed of its own; with several, their mean less their
             standard deviation is the score.
@@ -159,7 +159,7 @@ def main(config):
 
     members = [member(index) for index in range(config.ensemble)]
     reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
-    # On the scale that the loss was minimised at, where differences are log odds.
+    # On the scale that the loss was minimized at, where differences are log odds.
     scores = np.asarray(reward.predict(unseen, verbose=0), "float64")
     gain, bias = normalize(reward) if config.normalize else (1.0, 0.0)
     first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking

@@ -22,7 +22,7 @@ import kerasrlhf as rlhf
 from kerasrlhf import evaluation
 from kerasrlhf.data import records
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.types import require_int, require_number
 
 Sampler, FixedKL, AdaptiveKL = rlhf.Sampler, rlhf.FixedKL, rlhf.AdaptiveKL
@@ -148,7 +148,7 @@ ARGUMENTS = {
     "target_kl of zero": (lambda k: {"target_kl": 0}, "`target_kl` must be above 0"),
     "entropy as text": (lambda k: {"entropy_coef": "0"}, "`entropy_coef` must be a finite number"),
     "memory as int": (lambda k: {"memory": 8}, "must be a `RolloutMemory(capacity)`. Received: 8"),
-    "misspelt": (lambda k: {"update_epoch": 2}, "update_epoch"),
+    "misspelled": (lambda k: {"update_epoch": 2}, "update_epoch"),
     "name of another library": (lambda k: {"clip_range": 0.2}, "clip_range"),
     "learning rate": (lambda k: {"learning_rate": 1e-5}, "learning_rate"),
 }
@@ -164,7 +164,7 @@ USES |= {
     "actor: of an actor": (lambda k: rlhf.ActorCritic(k.actor), "of type ActorCritic"),
     "actor: critic by name": (lambda k: rlhf.ActorCritic(k.lm, "gpt2"), "'gpt2' of type str"),
     "actor: its own critic": (lambda k: rlhf.ActorCritic(k.lm, k.lm), "Pass `critic=None`"),
-    "actor: misspelt preset": (
+    "actor: misspelled preset": (
         lambda k: rlhf.ActorCritic.from_preset("gpt2_bose_en"),
         "could be loaded from the preset 'gpt2_bose_en'",
     ),
@@ -229,7 +229,7 @@ FIT = {
     "epochs as text": (lambda k: ([k.prompts], {"epochs": "2"}), "`epochs` must be an integer"),
     "epochs as float": (lambda k: ([k.prompts], {"epochs": 1.5}), "`epochs` must be an integer"),
     "no steps": (lambda k: ([k.prompts], {"steps_per_epoch": 0}), "must be at least 1"),
-    "misspelt": (lambda k: ([k.prompts], {"epoch": 2}), "unexpected keyword argument 'epoch'"),
+    "misspelled": (lambda k: ([k.prompts], {"epoch": 2}), "unexpected keyword argument 'epoch'"),
     "callback class": (
         lambda k: ([k.prompts], {"callbacks": [keras.callbacks.EarlyStopping]}),
         "Pass `EarlyStopping(...)`",
@@ -417,7 +417,7 @@ USES |= {
 }
 
 FRONT = {
-    "misspelt algorithm": ({"algorithm": "pppo"}, "Did you mean 'ppo'?"),
+    "misspelled algorithm": ({"algorithm": "pppo"}, "Did you mean 'ppo'?"),
     "class as algorithm": ({"algorithm": rlhf.PPO}, "There are ['ppo'"),
     "reward and pairs": ({"preferences": [PAIR]}, "Received both"),
     "no reward": ({"reward": None}, "Received neither"),

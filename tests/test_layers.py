@@ -17,7 +17,7 @@ ORDER = [
     ["models"],
     ["rollouts"],
     ["trainers"],
-    ["callbacks", "evaluation", "environment", "export", "front"],
+    ["callbacks", "evaluation", "environment", "export", "rlhf"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the models: their own list instead of a rank. Whatever comes after the models may use them.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf.functional import direct, preferences
+from kerasrlhf.functional import direct_losses, preferences
 from kerasrlhf.losses import (
     IPO,
     KTO,
@@ -32,25 +32,25 @@ LOSSES = {
         lambda scores: preferences.bradley_terry(scores, label_smoothing=0.2),
     ),
     "best_of_k": (BestOfK, {}, preferences.best_of_k),
-    "ipo": (IPO, {"beta": 0.3}, lambda scores: direct.ipo(scores, 0.3)),
+    "ipo": (IPO, {"beta": 0.3}, lambda scores: direct_losses.ipo(scores, 0.3)),
     "kto": (
         KTO,
         {"desirable_weight": 1.5, "undesirable_weight": 0.5},
-        lambda scores: direct.kto(scores, 1.5, 0.5),
+        lambda scores: direct_losses.kto(scores, 1.5, 0.5),
     ),
-    "orpo": (ORPO, {"coef": 0.3}, lambda scores: direct.orpo(scores, 0.3)),
+    "orpo": (ORPO, {"coef": 0.3}, lambda scores: direct_losses.orpo(scores, 0.3)),
     "plackett_luce": (PlackettLuce, {}, preferences.plackett_luce),
-    "bradley_terry_centred": (
+    "bradley_terry_centered": (
         BradleyTerry,
         {"center_coef": 0.1},
         lambda scores: preferences.bradley_terry(scores) + 0.1 * scores.sum(axis=1) ** 2,
     ),
-    "best_of_k_centred": (
+    "best_of_k_centered": (
         BestOfK,
         {"center_coef": 0.1},
         lambda scores: preferences.best_of_k(scores) + 0.1 * scores.sum(axis=1) ** 2,
     ),
-    "plackett_luce_centred": (
+    "plackett_luce_centered": (
         PlackettLuce,
         {"center_coef": 0.1},
         lambda scores: preferences.plackett_luce(scores) + 0.1 * scores.sum(axis=1) ** 2,
@@ -145,7 +145,7 @@ def test_labels_are_margins():
         np.testing.assert_allclose(loss(labels, scores), plain, rtol=1e-5)
 
 
-def test_step_cross_entropy_is_nats_per_labelled_step():
+def test_step_cross_entropy_is_nats_per_labeled_step():
     scores = np.array([[2.0, -1.0, 50.0], [0.5, 99.0, -3.0]], "float32")
     labels = np.array([[1.0, 0.0, 0.0], [0.25, 0.0, 1.0]], "float32")
     weight = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]], "float32")

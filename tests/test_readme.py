@@ -104,7 +104,7 @@ def test_its_first_commands_are_those_of_ci():
 def test_there_are_commands_for_every_step():
     named = {words[0] for words in scripts()}
     recipes = {f"recipes/{name}.py" for name in ("quickstart", "sft", "reward_model", "ppo")}
-    benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modelling")
+    benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling")
     assert named == recipes | {f"benchmarks/{name}.py" for name in benchmarks}
 
 

@@ -58,7 +58,7 @@ def dpo(folder, sft):
     return smoke(load("dpo"), folder / "dpo", "--model", str(folder / "sft/model"))
 
 
-def test_sft_learns_and_saves_what_it_learnt(folder, sft):
+def test_sft_learns_and_saves_what_it_learned(folder, sft):
     assert sft["perplexity"]["after"] < 0.5 * sft["perplexity"]["before"]
     assert len(sft["samples"]) == 2
     lm = keras_hub.models.CausalLM.from_preset(str(folder / "sft/model"))

@@ -27,7 +27,7 @@ def trainer(acting=None, optimizer=adam, strategy=None, jit_compile=False, **opt
 
     Args:
         acting: makes the actor. None: a tiny GPT-2 with a value head that is not zero.
-        optimizer: makes the optimiser.
+        optimizer: makes the optimizer.
         strategy: None or a `tf.distribute` strategy; all is made in its scope.
         jit_compile: True, False, or None to run eagerly.
         **options: of PPO; `reward_model` makes a reward model.
@@ -51,7 +51,7 @@ def trainer(acting=None, optimizer=adam, strategy=None, jit_compile=False, **opt
 class Trajectory(NamedTuple):
     """What happened in some iterations.
 
-    trainer: as it is afterwards.
+    trainer: as it is afterward.
     weights: trainable arrays before the first iteration and after each.
     statistics: of each iteration.
     rollouts: of each iteration.

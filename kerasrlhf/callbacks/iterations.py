@@ -10,7 +10,7 @@ import numpy as np
 
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
-from kerasrlhf.rollouts.collect import Collected
+from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.types import require_int
 

@@ -21,7 +21,7 @@ _RATE = "optimizer.learning_rate"
 class Resume(iterations.IterationCallback):
     """Saves an on-policy run after its iterations, and goes on from there.
 
-    The same script, started again, ends with the same weights, optimiser slots, KL coefficient,
+    The same script, started again, ends with the same weights, optimizer slots, KL coefficient,
     remembered rollouts and history as a run that nothing interrupted: `fit` loads the last state,
     reads its data from the beginning, and passes over the iterations that are done already, showing
     their recorded statistics and validation results. With more `epochs` it then goes on; with the
@@ -236,7 +236,7 @@ def _variables(trainer: OnPolicyTrainer) -> list[keras.Variable]:
 
 
 def _descriptions(trainer: OnPolicyTrainer) -> list[list[Any]]:
-    """Name, shape and dtype of each; names of optimiser slots hold counters of the process."""
+    """Name, shape and dtype of each; names of optimizer slots hold counters of the process."""
     named = [(v.name, v) for v in trainer.variables]
     named += [("optimizer", v) for v in trainer.optimizer.variables]
     return [[name, list(v.shape), str(v.dtype)] for name, v in named]

@@ -23,7 +23,7 @@ class TensorBoard(iterations.IterationCallback):
     (`objective/…`, `policy/…`, `value/…`, `loss/…`, `time/…`), validation results become `val/…`,
     and the first responses of the batch a table; the step is the iteration. With another Keras
     model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and `val/…`, and the step
-    is the optimiser's.
+    is the optimizer's.
 
     A run that goes on in the same folder (`Resume`) adds what is not there yet, so that every
     step stands there once, also where an interrupted run had come further than its last state. A

@@ -61,7 +61,7 @@ def parse(config_class, argv=None):
     presets = _presets(config_class, fields)
     parser = _parser(config_class, fields, presets)
     argv = sys.argv[1:] if argv is None else argv
-    given, unknown = parser.parse_known_args(_normalise(argv))
+    given, unknown = parser.parse_known_args(_normalize(argv))
     if unknown:
         parser.error(_unknown_message(unknown[0], parser))
     given = vars(given)
@@ -186,7 +186,7 @@ def help_texts(doc):
     return texts
 
 
-def _normalise(argv):
+def _normalize(argv):
     """Dashes in option names, and `--name value` joined to `--name=value`.
 
     Joined, a negative number such as `-1e-5` is not taken for an option.

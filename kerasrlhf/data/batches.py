@@ -262,7 +262,7 @@ def prompts(
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         batch_size: `int`, prompts per batch, which is one iteration.
         max_length: Tokens per prompt at most; `None` means `preprocessor.sequence_length`. Leave
-            room for the response: a model with learnt positions cannot go beyond them.
+            room for the response: a model with learned positions cannot go beyond them.
         pad_to_multiple_of: `int`, at least 1. Rows are padded to a multiple of it, so that sets
             of similar length, such as prompts to train and to validate on, share one shape and
             XLA compiles once for both.

@@ -93,8 +93,8 @@ def calibration(scores_chosen: Any, scores_rejected: Any, bins: int = 5) -> list
     """Accuracy against the size of the score difference (detail P18).
 
     Of a calibrated reward model, pairs whose scores differ by `d` are ordered as people order them
-    in a share of `sigmoid(d)`. Pass scores on the scale that the Bradley-Terry loss was minimised
-    at: a gain that was set afterwards changes the differences.
+    in a share of `sigmoid(d)`. Pass scores on the scale that the Bradley-Terry loss was minimized
+    at: a gain that was set afterward changes the differences.
 
     Args:
         scores_chosen: numbers `(pairs,)`.

@@ -90,9 +90,9 @@ def group_normalized(scores, group_size, epsilon=EPSILON):
     Reference:
         Shao et al. 2024, arXiv 2402.03300, section 4.1.2 (GRPO with outcome supervision).
     """
-    centred = _grouped(group_mean(scores, group_size), group_size)
-    deviation = ops.sqrt(ops.mean(ops.square(centred), axis=1, keepdims=True))
-    return ops.reshape(centred / (deviation + epsilon), (-1,))
+    centered = _grouped(group_mean(scores, group_size), group_size)
+    deviation = ops.sqrt(ops.mean(ops.square(centered), axis=1, keepdims=True))
+    return ops.reshape(centered / (deviation + epsilon), (-1,))
 
 
 def _grouped(scores, group_size):

@@ -52,17 +52,17 @@ def _chosen_logprobs(logits, indices, temperature):
         scaled = float32(logits) / temperature
         # The peak leaves before the rounding: logits near -100 (GPT-2) would cost two digits.
         peak = ops.max(scaled, axis=-1, keepdims=True)
-        normaliser = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1, keepdims=True))
+        normalizer = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1, keepdims=True))
         chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature - peak
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             hit = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), indices)
-            probabilities = ops.exp(float32(logits) / temperature - peak - normaliser)
+            probabilities = ops.exp(float32(logits) / temperature - peak - normalizer)
             slope = (ops.cast(hit, "float32") - probabilities) / temperature
             return ops.cast(slope * upstream[..., None], logits.dtype)
 
-        return (chosen - normaliser)[..., 0], gradient
+        return (chosen - normalizer)[..., 0], gradient
 
     return chosen_logprobs(logits)
 

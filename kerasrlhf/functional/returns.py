@@ -101,7 +101,7 @@ def discounted_sums(x, discount):
 
 
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
-    """Generalised advantage estimates, and the returns that the critic is to learn.
+    """Generalized advantage estimates, and the returns that the critic is to learn.
 
     `delta[t] = rewards[t] + gamma values[t + 1] - values[t]`,
     `advantages[t] = delta[t] + gamma lam advantages[t + 1]`, `returns = advantages + values`; both

@@ -16,7 +16,14 @@ from kerasrlhf.functional import logprobs
 from kerasrlhf.models import lm_adapter, loading, windows
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
-from kerasrlhf.types import Sampler, Samples, TokenStats, require_int, require_sampler, require_seed
+from kerasrlhf.types import (
+    Responses,
+    Sampler,
+    TokenStats,
+    require_int,
+    require_sampler,
+    require_seed,
+)
 
 _CONFIG = "actor_critic.json"
 _HEAD = "actor_critic.weights.h5"
@@ -222,8 +229,8 @@ class ActorCritic(adapters.AdaptedModel):
         uniforms: Any,
         sampler: Sampler,
         temperature: Any = None,
-    ) -> Samples:
-        """Responses to tokenised prompts, with their log-probabilities and values.
+    ) -> Responses:
+        """Responses to tokenized prompts, with their log-probabilities and values.
 
         Args:
             token_ids: int32 `(batch, prompt)`, right-padded, static shape.
@@ -234,7 +241,7 @@ class ActorCritic(adapters.AdaptedModel):
             temperature: float32 scalar in place of the sampler's, or None.
 
         Returns:
-            `Samples`; values are zeros when the critic is a network of its own.
+            `Responses`; values are zeros when the critic is a network of its own.
         """
         return sample(
             self.causal_lm,
@@ -308,7 +315,7 @@ class ActorCritic(adapters.AdaptedModel):
         Returns:
             For texts and messages the responses' texts (one string for one prompt that is no list
             of prompts), without prompt and special tokens; with `return_ended` a tuple of them
-            and a bool array `(prompts,)`. For a dict, `Samples`.
+            and a bool array `(prompts,)`. For a dict, `Responses`.
 
         Raises:
             ValueError: If there are no prompts, a prompt is neither a string nor messages or is

@@ -404,7 +404,7 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
         return
     if getattr(source, "quantization_mode", None):
         raise ValueError(
-            f"The quantised layer {source.path!r} has LoRA adapters, and a copy cannot merge them. "
+            f"The quantized layer {source.path!r} has LoRA adapters, and a copy cannot merge them. "
             "Copy the model before `enable_lora`, or load it again."
         )
     kernel = "embeddings" if hasattr(source, "lora_embeddings_a") else "kernel"

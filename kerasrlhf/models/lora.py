@@ -93,7 +93,7 @@ def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
 def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
     """Puts adapters on the quantized layers that `save_quantized` wrote, and restores both.
 
-    As after `enable_lora`, only the adapted layers are trainable afterwards. Does nothing where
+    As after `enable_lora`, only the adapted layers are trainable afterward. Does nothing where
     the folder has no such file.
 
     Args:

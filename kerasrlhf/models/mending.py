@@ -1,7 +1,7 @@
 """What keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
 
 `mend_backbone` and `mend_preprocessor` change single objects, not classes: what such an object
-writes afterwards, through our functions or through its own `save_to_preset`, is read by plain
+writes afterward, through our functions or through its own `save_to_preset`, is read by plain
 keras-hub and by this package. Both leave an object alone that was mended before.
 
 | what is forgotten | by | what happens without mending |

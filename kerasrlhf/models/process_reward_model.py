@@ -23,7 +23,7 @@ class ProcessRewardModel(TrunkScorer):
     of the response. The score is the log odds of the step being right, so 0 says nothing either
     way. Trainers add each score to the reward of its own token.
     `fit` takes steps as `rlhf.data.stepwise` gives them; with one separator for both, the places
-    that are read are the places that were learnt.
+    that are read are the places that were learned.
 
     Args:
         model: keras-hub `CausalLM` or backbone, as for `RewardModel`.

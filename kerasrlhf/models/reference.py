@@ -22,7 +22,7 @@ class Reference:
             be trained (`Reference.of` does).
         adapters: whether its LoRA adapters take part.
         frozen: whether the model is read with copies of the values that its trainable variables
-            have now, so that it may be trained afterwards. Without adapters it always is.
+            have now, so that it may be trained afterward. Without adapters it always is.
     """
 
     def __init__(self, causal_lm: keras.Model, adapters: bool = True, frozen: bool = False):

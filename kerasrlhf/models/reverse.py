@@ -1,4 +1,4 @@
-"""The prompt read off its response: language modelling in the other direction.
+"""The prompt read off its response: language modeling in the other direction.
 
 A row is turned round, response first and prompt behind it, and the same kind of model reads the
 prompt off the response. A prompt that begins with the start token has it as the seam.

@@ -132,7 +132,7 @@ class RewardEnsemble(Scorer):
     def make_train_function(self, force=False):
         raise ValueError(
             "An ensemble that is fitted as one has members that agree, which is no use. Fit each "
-            "member by itself, with another seed, and put them together afterwards."
+            "member by itself, with another seed, and put them together afterward."
         )
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:

@@ -17,7 +17,7 @@ class RewardModel(TrunkScorer):
     """Scores a prompt and response with the last real token's hidden state (details N1, N7).
 
     That is the end token where there is one (P12); what the head makes of others is not read (P13).
-    `fit` takes preference pairs or rankings as `rlhf.data.preferences` gives them and minimises
+    `fit` takes preference pairs or rankings as `rlhf.data.preferences` gives them and minimizes
     the Bradley-Terry loss, or another of `rlhf.losses` that `compile` is given. The score is
     `gain * head + bias`; both constants are set by `normalize` (detail N9) and are not trained.
 

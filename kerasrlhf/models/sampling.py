@@ -17,7 +17,7 @@ from keras import ops
 
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.types import Sampler, Samples
+from kerasrlhf.types import Responses, Sampler
 
 _BLOCK = 256
 _IMPOSSIBLE = -1e30
@@ -89,16 +89,16 @@ def draw(logits: Any, uniforms: Any, sampler: Sampler, temperature: Any = None) 
     highest = ops.max(scaled, axis=-1, keepdims=True)
     blocks = _blocks(scaled)
     sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
-    normaliser = ops.log(ops.sum(sums, axis=-1))
+    normalizer = ops.log(ops.sum(sums, axis=-1))
     if sampler.temperature == 0:
         token = ops.cast(ops.argmax(scaled, axis=-1), "int32")
     else:
-        if not sampler.trainable:
+        if not sampler.matches_policy:
             blocks = _blocks(_filtered(scaled, sampler))
             sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
         token = _mixed(blocks, sums, highest, uniforms, sampler.epsilon, logits.shape[-1])
     chosen = ops.take_along_axis(scaled - highest, token[:, None], axis=-1)[:, 0]
-    return token, chosen - normaliser
+    return token, chosen - normalizer
 
 
 def _mixed(blocks, sums, highest, uniforms, epsilon, vocab):
@@ -127,7 +127,7 @@ def mixture_logprobs(logprobs: Any, epsilon: float, vocab: int) -> Any:
 
 
 class _State(NamedTuple):
-    """What the loop writes: the fields of `Samples`, and how many tokens a row has drawn."""
+    """What the loop writes: the fields of `Responses`, and how many tokens a row has drawn."""
 
     token_ids: Any
     logprobs: Any
@@ -199,7 +199,7 @@ def sample(
     stop_token_ids: tuple[int, ...] = (),
     value_head: Callable | None = None,
     temperature: Any = None,
-) -> Samples:
+) -> Responses:
     """Draws one or several responses to every prompt.
 
     Args:
@@ -215,7 +215,7 @@ def sample(
         temperature: float32 scalar in place of the sampler's, or None.
 
     Returns:
-        `Samples` of `length = prompt + sampler.length` columns. Every row that does not meet a
+        `Responses` of `length = prompt + sampler.length` columns. Every row that does not meet a
         stop token gets its full number of new tokens, however long its prompt is. Masks come from
         `padding_mask` and from what was drawn; what fills a row up is never looked at (N2).
     """
@@ -236,7 +236,7 @@ def sample(
 
     *_, state = ops.while_loop(unfinished, advance, (position, token, cache, state))
     columns = state.token_ids.shape[1]
-    return Samples(
+    return Responses(
         token_ids=state.token_ids,
         padding_mask=masking.response_mask(0 * lengths, lengths + state.counts, columns),
         response_mask=masking.response_mask(lengths, state.counts, columns),

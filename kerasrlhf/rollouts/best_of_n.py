@@ -14,8 +14,8 @@ from kerasrlhf.data import records as data_records
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import weighted
-from kerasrlhf.rollouts.collect import Collector
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.collector import Collector
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.types import Sampler, require_int, require_sampler, require_seed
 
 

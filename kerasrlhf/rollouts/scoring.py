@@ -21,7 +21,7 @@ from kerasrlhf import tokens
 from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.scorer import Scorer
-from kerasrlhf.types import Samples
+from kerasrlhf.types import Responses
 
 # Seconds that the event loop has for noticing that a time is over.
 _GRACE = 1.0
@@ -46,7 +46,7 @@ class Episodes(NamedTuple):
     guarded_prompts: list[str] | None = None
 
 
-def read_episodes(samples: Samples, batch: dict, preprocessor: Any) -> Episodes:
+def read_episodes(samples: Responses, batch: dict, preprocessor: Any) -> Episodes:
     """Returns the texts of `samples` and the columns that the prompt batch carries.
 
     Args:
@@ -182,7 +182,7 @@ class RewardLog:
 def call_reward(
     function: Callable,
     episodes: Episodes,
-    samples: Samples,
+    samples: Responses,
     state: TrainerState = TrainerState(),
     log: RewardLog | None = None,
 ) -> np.ndarray:
@@ -223,7 +223,7 @@ def call_reward(
 def call_rewards(
     functions: Sequence[Callable],
     episodes: Episodes,
-    samples: Samples,
+    samples: Responses,
     state: TrainerState = TrainerState(),
     log: RewardLog | None = None,
     timeout: float | None = None,
@@ -255,7 +255,7 @@ def call_rewards(
 
 
 def _columns(
-    episodes: Episodes, samples: Samples, state: TrainerState, log: RewardLog
+    episodes: Episodes, samples: Responses, state: TrainerState, log: RewardLog
 ) -> dict[str, Callable]:
     """Every argument by name, made only when asked for."""
     ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)

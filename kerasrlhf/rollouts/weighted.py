@@ -14,7 +14,7 @@ from kerasrlhf.functional import masking
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.types import Samples, require_finite_scores, require_number
+from kerasrlhf.types import Responses, require_finite_scores, require_number
 
 
 class Part(NamedTuple):
@@ -200,7 +200,7 @@ class WeightedReward:
 
     def score(
         self,
-        samples: Samples,
+        samples: Responses,
         episodes: scoring.Episodes,
         read: list[Scored],
         state: scoring.TrainerState = scoring.TrainerState(),  # noqa: B008 (frozen)

@@ -37,7 +37,7 @@ def check_parts(actor: Any, reward: Any, sampler: Any, kl: Any) -> None:
         raise ValueError(f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r}.")
     if not isinstance(kl, FixedKL):
         raise ValueError(f"`kl` must be a FixedKL or an AdaptiveKL. Received: {kl!r}.")
-    if not sampler.trainable:
+    if not sampler.matches_policy:
         raise ValueError(
             "Training samples from the model's own distribution: the temperature must be above 0, "
             "without `top_k` and `top_p`. Otherwise what is sampled and what is trained differ and "
@@ -124,7 +124,7 @@ def _is_of_demonstrations(dataset: Any) -> bool:
 
 
 def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
-    """Raises a `ValueError` for language modelling without text, or text without a use."""
+    """Raises a `ValueError` for language modeling without text, or text without a use."""
     if ptx_data is not None and not _is_of_demonstrations(ptx_data):
         raise ValueError(
             "`ptx_data` must be a dataset as `rlhf.data.demonstrations` gives it: inputs with "
@@ -133,7 +133,7 @@ def check_text(ptx_coef: float, ptx_data: Any, lm_every: int | None) -> None:
         )
     if (ptx_coef > 0 or lm_every is not None) != (ptx_data is not None):
         raise ValueError(
-            "Language modelling beside RL needs `ptx_data`, and `ptx_coef` above 0 or `lm_every`. "
+            "Language modeling beside RL needs `ptx_data`, and `ptx_coef` above 0 or `lm_every`. "
             f"Received: ptx_coef={ptx_coef}, lm_every={lm_every}, ptx_data={ptx_data!r}."
         )
 
@@ -170,7 +170,7 @@ def check_unscaled(actor: ActorCritic, optimizer: Any) -> None:
     if "float16" in dtypes or scales:
         raise ValueError(
             "On-policy training does not scale losses, which float16 needs. Received networks that "
-            f"compute in {sorted(dtypes)} and an optimiser {type(optimizer).__name__} (a "
+            f"compute in {sorted(dtypes)} and an optimizer {type(optimizer).__name__} (a "
             'global policy "mixed_float16" makes it one). Load the model with '
             '`dtype="mixed_bfloat16"`, under a global policy of float32 or bfloat16.'
         )

@@ -12,7 +12,7 @@ from keras import ops
 
 from kerasrlhf import adapters, replica
 from kerasrlhf.data.limits import Limits
-from kerasrlhf.functional import direct
+from kerasrlhf.functional import direct_losses
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import fitting, lm_adapter
 from kerasrlhf.models.precision import check_optimizer
@@ -128,7 +128,7 @@ def _read_responses(read: Callable, inputs: dict, average: bool, width: int | No
     first = ops.cast(ops.argmax(response, axis=-1), "int32")
     starts = ops.clip(first, 1, shape[-1] - width)
     beyond = ops.logical_and(response, columns >= starts[:, None] + width)
-    logprobs = direct.response_logprobs(read(ids, padding, starts, width), response, average)
+    logprobs = direct_losses.response_logprobs(read(ids, padding, starts, width), response, average)
     logprobs = ops.where(ops.any(beyond, axis=-1), math.nan, logprobs)
     return ops.reshape(logprobs, shape[:-1])
 

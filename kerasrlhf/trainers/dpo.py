@@ -1,4 +1,4 @@
-"""Direct preference optimisation, and its form with a squared loss."""
+"""Direct preference optimization, and its form with a squared loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kerasrlhf.functional import direct
+from kerasrlhf.functional import direct_losses
 from kerasrlhf.losses import IPO as IPOLoss
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.models.reference import Reference
@@ -15,7 +15,7 @@ from kerasrlhf.types import require_number
 
 
 class DPO(DirectTrainer):
-    """Direct preference optimisation: the policy's own log-ratio as the score of a reward model.
+    """Direct preference optimization: the policy's own log-ratio as the score of a reward model.
 
     The score of a response is `beta (log pi - log ref)`, the reward for which the policy is the
     best one, and it is trained as a reward model is: `-log sigmoid(score[0] - score[1])`. Where
@@ -61,17 +61,19 @@ class DPO(DirectTrainer):
         self.reference = Reference.of(causal_lm, reference)
 
     def scores(self, inputs):
-        return direct.implicit_reward(self.logprobs(inputs), self.ref_logprobs(inputs), self.beta)
+        return direct_losses.implicit_reward(
+            self.logprobs(inputs), self.ref_logprobs(inputs), self.beta
+        )
 
     def default_loss(self):
         return BradleyTerry()
 
 
 class IPO(DirectTrainer):
-    """Identity preference optimisation: a lead of log-ratios drawn to `1 / (2 beta)`, not beyond.
+    """Identity preference optimization: a lead of log-ratios drawn to `1 / (2 beta)`, not beyond.
 
     The score of a response is `log pi - log ref`, in nats; the loss is `(score[0] - score[1] -
-    1 / (2 beta))^2`. DPO goes on to push pairs apart that are always labelled alike; this stops.
+    1 / (2 beta))^2`. DPO goes on to push pairs apart that are always labeled alike; this stops.
     With labels of preferences `p(y > y')` over pairs from one list the optimum is `ref exp(q /
     beta) / Z` with `q(y) = mean over y' of p(y > y')`.
 
@@ -119,7 +121,7 @@ class IPO(DirectTrainer):
 
     def scores(self, inputs):
         logprobs = self.logprobs(inputs, self.average)
-        return direct.implicit_reward(logprobs, self.ref_logprobs(inputs, self.average))
+        return direct_losses.implicit_reward(logprobs, self.ref_logprobs(inputs, self.average))
 
     def default_loss(self):
         return IPOLoss(self.beta)

@@ -78,7 +78,7 @@ class Gradients:
         return replica.accumulated(part, parts)
 
     def of_text(self, inputs, targets, weights, weight_sum):
-        """Gradients and the loss of language modelling alone."""
+        """Gradients and the loss of language modeling alone."""
 
         def part(index):
             lines = minibatches.part([inputs, targets, weights], index, self.trainer.micro_batches)

@@ -13,7 +13,7 @@ from kerasrlhf.types import Experience, Rollout, TokenStats, require_number
 
 
 class GRPO(OnPolicyTrainer):
-    """Group relative policy optimisation, and its form without biases, Dr. GRPO.
+    """Group relative policy optimization, and its form without biases, Dr. GRPO.
 
     The advantage of every token of a response is its score less the mean of its group, divided by
     the group's standard deviation. The KL to the reference is a term of the loss (k3), and the loss

@@ -35,7 +35,7 @@ class FixedKL(keras.layers.Layer):
 
 
 class AdaptiveKL(FixedKL):
-    """A KL coefficient that steers the KL towards a target (detail N21).
+    """A KL coefficient that steers the KL toward a target (detail N21).
 
         error = clip(kl / target - 1, -0.2, 0.2)
         coef <- coef * (1 + error * episodes / horizon)

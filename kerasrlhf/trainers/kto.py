@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: good and bad responses, each judged by itself."""
+"""Kahneman-Tversky optimization: good and bad responses, each judged by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kerasrlhf import replica
-from kerasrlhf.functional import direct
+from kerasrlhf.functional import direct_losses
 from kerasrlhf.losses import KTO as KTOLoss
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.trainers.direct import DirectTrainer
@@ -16,7 +16,7 @@ from kerasrlhf.types import require_number
 
 
 class KTO(DirectTrainer):
-    """Kahneman-Tversky optimisation: chosen responses above a reference point, others below it.
+    """Kahneman-Tversky optimization: chosen responses above a reference point, others below it.
 
     The score of a response is `beta (log pi - log ref - z0)`; the loss is `lambda_D
     sigmoid(-score)` of the chosen one and `lambda_U sigmoid(score)` of the rejected one. Unlike
@@ -85,7 +85,7 @@ class KTO(DirectTrainer):
 
     def _rewards(self, inputs, beta=1.0, reference_point=0.0):
         logprobs, ref_logprobs = self.logprobs(inputs), self.ref_logprobs(inputs)
-        return direct.implicit_reward(logprobs, ref_logprobs, beta, reference_point)
+        return direct_losses.implicit_reward(logprobs, ref_logprobs, beta, reference_point)
 
     def _reference_point(self, inputs):
         """`z0`, float32 scalar, in nats."""

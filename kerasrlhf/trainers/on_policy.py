@@ -21,9 +21,9 @@ from kerasrlhf.models.precision import check_optimizer
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts import weighted
-from kerasrlhf.rollouts.collect import Collected
+from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules
+from kerasrlhf.rollouts.shaping import RunningMoments, ScoreRules
 from kerasrlhf.trainers import checks, soundness, updates
 from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import FixedKL
@@ -63,7 +63,7 @@ class OnPolicyTrainer(IterativeModel):
         kl: `FixedKL` or `AdaptiveKL`.
         group_size: int. Responses to every prompt; they share the prompt's forward pass.
         update_epochs: int. Passes over a rollout.
-        num_minibatches: int. Optimiser steps a pass; divides the batch.
+        num_minibatches: int. Optimizer steps a pass; divides the batch.
         micro_batches: int. Parts that a minibatch is computed in, one after the other, to save
             memory; the gradient is the same.
         kl_in: `"reward"`: the KL to the reference lowers the rewards. `"loss"`: it is a term of
@@ -85,11 +85,11 @@ class OnPolicyTrainer(IterativeModel):
             baselines of others they count.
         temperature_schedule: callable from the iteration to the temperature, such as a Keras
             learning-rate schedule, in place of the sampler's.
-        ptx_coef: float. Weight of the language-modelling loss that every update adds (PPO-ptx).
+        ptx_coef: float. Weight of the language-modeling loss that every update adds (PPO-ptx).
         ptx_data: dataset as `data.demonstrations` gives it; needed for `ptx_coef` and `lm_every`.
             Every update reads one batch of it; micro-batches and replicas divide its rows too.
-        lm_every, lm_steps: int. After every `lm_every` iterations, `lm_steps` optimiser steps of
-            language modelling alone. None: never.
+        lm_every, lm_steps: int. After every `lm_every` iterations, `lm_steps` optimizer steps of
+            language modeling alone. None: never.
         reverse_coef: float. Weight of the loss of predicting the prompt from the response.
         reverse_reward: float. Weight in the score of the mean log-probability that the reference
             gives the prompt's tokens after the response: responses that tell of their prompt.
@@ -103,7 +103,7 @@ class OnPolicyTrainer(IterativeModel):
         seed: int. With the iteration it determines every sample and permutation.
         **options: `score_scale`, `score_clip`, `score_running_scale`, `score_per_token`,
             `repetition_penalty`, `repetition_ngram`, `overlong_buffer`, `overlong_penalty`,
-            `missing_end_score`, `missing_end_penalty` as `rollouts.rules.ScoreRules` describes
+            `missing_end_score`, `missing_end_penalty` as `rollouts.shaping.ScoreRules` describes
             them.
 
     Raises:
@@ -285,7 +285,7 @@ class OnPolicyTrainer(IterativeModel):
 
     @property
     def memory(self) -> RolloutMemory | None:
-        """The rollouts that are learnt from again."""
+        """The rollouts that are learned from again."""
         return self._parts.memory
 
     @property
@@ -300,23 +300,23 @@ class OnPolicyTrainer(IterativeModel):
 
     @property
     def updates_per_iteration(self) -> int:
-        """Optimiser steps of an iteration at most (M2)."""
+        """Optimizer steps of an iteration at most (M2)."""
         reused = self.memory_reuse if self.memory is not None else 0
         texts = self.lm_steps if self.lm_every is not None else 0
         return (1 + reused) * self.update_epochs * self.num_minibatches + texts
 
     def updates_in(self, iterations: int) -> int:
-        """Optimiser steps of so many iterations from the first on; rates that fall to 0 count them.
+        """Optimizer steps of so many iterations from the first on; rates that fall to 0 count them.
 
         `target_kl` may end some of them early (N5).
         """
         return sum(updates.steps_of(self, iteration) for iteration in range(iterations))
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
-        """Sets the optimiser and builds the compiled parts.
+        """Sets the optimizer and builds the compiled parts.
 
         Args:
-            optimizer: Keras optimiser. None: `Adam(1e-5, epsilon=1e-5)`, TensorFlow's form of it
+            optimizer: Keras optimizer. None: `Adam(1e-5, epsilon=1e-5)`, TensorFlow's form of it
                 (detail N22).
             jit_compile: compile sampling, scoring and updates with XLA.
             run_eagerly: run Python line by line, to debug.
@@ -397,7 +397,7 @@ class OnPolicyTrainer(IterativeModel):
     def train_step(
         self, minibatch: Experience, text: tuple | None = None, temperature: Any = None
     ) -> dict[str, Any]:
-        """One optimiser step on a minibatch of the whole batch's rows, over all replicas.
+        """One optimizer step on a minibatch of the whole batch's rows, over all replicas.
 
         Args:
             minibatch: rows of the iteration's experience.

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on the policy's own responses."""
+"""Direct preference optimization on the policy's own responses."""
 
 from __future__ import annotations
 

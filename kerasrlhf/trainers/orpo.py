@@ -1,4 +1,4 @@
-"""Odds ratio preference optimisation: fine-tuning and preferences in one loss, no reference."""
+"""Odds ratio preference optimization: fine-tuning and preferences in one loss, no reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kerasrlhf.types import require_number
 
 
 class ORPO(DirectTrainer):
-    """Odds ratio preference optimisation: imitates chosen responses and disfavours rejected ones.
+    """Odds ratio preference optimization: imitates chosen responses and disfavors rejected ones.
 
     The score of a response is the mean log-probability of its tokens, `m`. The loss is `-m[0]`,
     as in supervised fine-tuning, and `coef` times `-log sigmoid` of the log odds ratio `log(p[0] /

@@ -10,9 +10,9 @@ from kerasrlhf import replica
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import minibatches
-from kerasrlhf.rollouts.collect import Collector
+from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.trainers.gradients import Gradients
 from kerasrlhf.trainers.soundness import SkippedUpdates
 
@@ -66,9 +66,9 @@ class Parts:
         self.estimate = replica.compiled(trainer.estimate, jit_compile)
         self.take = replica.compiled(minibatches.take, jit_compile=False)
         gradients = Gradients(trainer)
-        optimised = (trainer.optimizer, trainer.trainable_variables, strategy, jit_compile)
-        self.update = replica.update(gradients.of_minibatch, *optimised, prepare=gradients.counted)
-        self.learn_text = replica.update(gradients.of_text, *optimised)
+        optimized = (trainer.optimizer, trainer.trainable_variables, strategy, jit_compile)
+        self.update = replica.update(gradients.of_minibatch, *optimized, prepare=gradients.counted)
+        self.learn_text = replica.update(gradients.of_text, *optimized)
         self.skipped = SkippedUpdates(trainer.max_skipped_updates)
         self.are_finite = replica.all_finite(trainer.trainable_variables, strategy, jit_compile)
         if trainer.run_eagerly:

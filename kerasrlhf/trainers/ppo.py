@@ -1,4 +1,4 @@
-"""Proximal policy optimisation for language models."""
+"""Proximal policy optimization for language models."""
 
 from __future__ import annotations
 

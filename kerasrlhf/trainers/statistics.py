@@ -10,7 +10,7 @@ from keras import ops
 
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses
-from kerasrlhf.rollouts.collect import Collected
+from kerasrlhf.rollouts.collector import Collected
 
 SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
 VALIDATED = ("score", "kl", "length")

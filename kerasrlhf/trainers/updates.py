@@ -110,7 +110,7 @@ def _means(trainer, logs, iteration):
     statistics = {name: float(np.mean([log[name] for log in done or logs])) for name in logs[0]}
     # With the skipped ones, so that `TerminateOnNaN` and people see them.
     statistics["loss/total"] = float(np.mean([log["loss/total"] for log in logs]))
-    # Of the first update only: afterwards the policy has moved and the error means nothing.
+    # Of the first update only: afterward the policy has moved and the error means nothing.
     statistics["policy/ratio_error"] = logs[0]["policy/ratio_error"]
     del statistics["policy/skipped"]
     counts = {"policy/updates": len(done), "policy/skipped_updates": len(logs) - len(done)}
@@ -126,7 +126,7 @@ def _has_gone_far(trainer, logs):
 
 
 def learn_texts(trainer: Any, iteration: int, texts: list) -> dict[str, float]:
-    """The language-modelling steps of an iteration: batches behind those of the updates."""
+    """The language-modeling steps of an iteration: batches behind those of the updates."""
     steps = texts[_updates_with_text(trainer) * _rollouts_of(trainer, iteration) :]
     losses = []
     for text in steps:
@@ -137,7 +137,7 @@ def learn_texts(trainer: Any, iteration: int, texts: list) -> dict[str, float]:
 
 
 def steps_of(trainer: Any, iteration: int) -> int:
-    """How many optimiser steps an iteration takes at most."""
+    """How many optimizer steps an iteration takes at most."""
     each = trainer.update_epochs * trainer.num_minibatches
     return each * _rollouts_of(trainer, iteration) + _steps_on_text(trainer, iteration)
 
@@ -149,7 +149,7 @@ def texts_of(trainer: Any, iteration: int) -> int:
 
 
 def _steps_on_text(trainer, iteration):
-    """Of language modelling alone."""
+    """Of language modeling alone."""
     due = trainer.lm_every is not None and (iteration + 1) % trainer.lm_every == 0
     return trainer.lm_steps if due else 0
 

@@ -77,7 +77,7 @@ class Run:
         return self
 
     def fit(self, epochs=2, callbacks=(), validate=False, **options):
-        """`epochs` of two iterations; returns all variables and the history afterwards."""
+        """`epochs` of two iterations; returns all variables and the history afterward."""
         if validate:
             options["validation_data"] = self.held_out
         history = self.trainer.fit(

@@ -128,7 +128,7 @@ def test_a_folder_is_not_a_file(tmp_path, monkeypatch):
         ("imdb_revews", "imdb_reviews"),
     ],
 )
-def test_a_misspelt_name_is_refused_without_a_network(tmp_path, monkeypatch, name, found):
+def test_a_misspelled_name_is_refused_without_a_network(tmp_path, monkeypatch, name, found):
     for file in ("pairs.jsonl", "demos.csv.gz", "notes.txt"):
         (tmp_path / file).write_text("")
     monkeypatch.chdir(tmp_path)

@@ -116,12 +116,12 @@ def test_n3_padding_leaves_the_logits_of_real_tokens_equal(acting):
 
 def test_n4_nothing_filters_by_default_and_training_refuses_filters():
     sampler = Sampler(length=4)
-    assert sampler.top_k is None and sampler.top_p is None and sampler.trainable
+    assert sampler.top_k is None and sampler.top_p is None and sampler.matches_policy
     assert sampler.temperature == 1.0
     for options in ({"top_k": 5}, {"top_p": 0.9}):
         with pytest.raises(ValueError, match="without `top_k` and `top_p`"):
             helpers.ppo(sampler=Sampler(length=4, **options))
-    assert helpers.ppo(sampler=Sampler(length=4, top_p=1.0)).sampler.trainable
+    assert helpers.ppo(sampler=Sampler(length=4, top_p=1.0)).sampler.matches_policy
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(4, 1), (2, 3)])

@@ -53,7 +53,7 @@ def test_m1_the_score_stands_on_the_end_token_and_custom_stop_tokens_count():
     ("epochs", "parts", "micro", "steps"), [(2, 2, 1, 4), (2, 1, 4, 2), (1, 4, 2, 4), (3, 1, 1, 3)]
 )
 def test_m2_minibatches_and_epochs_are_optimiser_steps(epochs, parts, micro, steps):
-    """Counted by the optimiser itself; micro-batches are no steps."""
+    """Counted by the optimizer itself; micro-batches are no steps."""
     made = trainer(update_epochs=epochs, num_minibatches=parts, micro_batches=micro)
     assert made.updates_per_iteration == steps
     for iteration in (1, 2):
@@ -228,7 +228,7 @@ def test_m9_statistics_are_over_real_tokens_alone():
 
 @pytest.mark.parametrize("sampler", [Sampler(4, temperature=0.0), Sampler(4, top_k=1)])
 def test_m10_rollouts_without_randomness_are_refused(sampler):
-    assert not sampler.trainable
+    assert not sampler.matches_policy
     with pytest.raises(ValueError, match="temperature must be above 0"):
         helpers.ppo(sampler=sampler)
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.trainers.ppo import PPO
@@ -23,7 +23,7 @@ SAMPLER = Sampler(length=5, stop_token_ids=(0, 4, 7))
 
 
 def text():
-    """Text for the language-modelling loss: token 5 over and over."""
+    """Text for the language-modeling loss: token 5 over and over."""
     ids, ones = np.full((2, 4), 5, "int32"), np.ones((2, 4), "float32")
     return tf.data.Dataset.from_tensors(({"token_ids": ids, "padding_mask": ones > 0}, ids, ones))
 
@@ -127,7 +127,7 @@ def test_m13_the_list_of_options_is_complete():
 
 
 @pytest.mark.parametrize("name", sorted({*OPTIONS} - {"micro_batches"}))
-def test_m13_every_option_changes_what_is_learnt(name):
+def test_m13_every_option_changes_what_is_learned(name):
     assert np.abs(outcome(name)[0] - outcome(BESIDE.get(name))[0]).max() > 1e-4
 
 

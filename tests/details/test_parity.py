@@ -79,7 +79,7 @@ def test_token_rewards(case):
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.99, 0.9), (1.0, 0.0), (1.0, 1.0)])
-def test_generalised_advantages(case, gamma, lam):
+def test_generalized_advantages(case, gamma, lam):
     """As the mean of k-step estimates with weights (1 - lam) lam^(k - 1), eq. 16 before its sum."""
     mask, (rewards, values, *_), _ = case
     expected = np.zeros(mask.shape)

@@ -12,7 +12,7 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.trainers.kl_control import AdaptiveKL
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats
 

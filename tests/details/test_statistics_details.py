@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kerasrlhf.functional import masking, value_losses
-from kerasrlhf.rollouts.collect import Collected
+from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.rollouts.scoring import Episodes
 from kerasrlhf.trainers.checks import check_first_ratio
 from kerasrlhf.trainers.gradients import policy_logs

@@ -59,7 +59,7 @@ def test_p2_a_long_prompt_is_cut_where_a_turn_begins(letters):
 
 
 def test_p3_responses_end_with_the_end_token_and_padding_is_something_else(letters):
-    """Even where both have one id: the end token is real and learnt, padding neither."""
+    """Even where both have one id: the end token is real and learned, padding neither."""
     records = [{"prompt": "ab", "response": "c"}, {"prompt": "ab", "response": "cdef"}]
     x, y, weight = next(
         rlhf.data.demonstrations(records, letters, 2, shuffle=False).as_numpy_iterator()
@@ -75,14 +75,14 @@ def test_p3_responses_end_with_the_end_token_and_padding_is_something_else(lette
     assert x["padding_mask"].sum(axis=-1).tolist() == [lengths]
 
 
-@pytest.mark.parametrize(("whole_row", "learnt"), [(False, [3, 4]), (True, [1, 2, 3, 4])])
-def test_p9_the_loss_is_on_response_tokens_or_on_the_whole_row(letters, whole_row, learnt):
+@pytest.mark.parametrize(("whole_row", "learned"), [(False, [3, 4]), (True, [1, 2, 3, 4])])
+def test_p9_the_loss_is_on_response_tokens_or_on_the_whole_row(letters, whole_row, learned):
     """Tokens: start, a, b, c, end. The weight of token t stands at t - 1, where it is predicted."""
     record = [{"prompt": "ab", "response": "c"}]
     _, _, weight = next(
         rlhf.data.demonstrations(record, letters, 1, whole_row=whole_row).as_numpy_iterator()
     )
-    assert (np.flatnonzero(weight[0]) + 1).tolist() == learnt
+    assert (np.flatnonzero(weight[0]) + 1).tolist() == learned
 
 
 def test_p11_the_reward_loss_is_minus_log_sigmoid_of_the_difference(reward):

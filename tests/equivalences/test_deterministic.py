@@ -12,7 +12,7 @@ SCRIPT = pathlib.Path(__file__).with_name("deterministic.py")
 
 @pytest.mark.slow
 def test_resumed_is_uninterrupted_to_the_bit():
-    """Weights, optimiser slots, coefficient, counters and the memory of rollouts, under XLA."""
+    """Weights, optimizer slots, coefficient, counters and the memory of rollouts, under XLA."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False
     )

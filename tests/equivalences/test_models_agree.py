@@ -33,7 +33,7 @@ def differences(trajectory, before):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "compiled"])
-def test_cached_sampling_is_teacher_forcing_whatever_was_learnt(request, case):
+def test_cached_sampling_is_teacher_forcing_whatever_was_learned(request, case):
     """N10; with the weights of the moment, and not with those of the iteration before."""
     trajectory = request.getfixturevalue(case)
     assert np.max([*differences(trajectory, lambda iteration: iteration)]) < 1e-5
@@ -112,4 +112,4 @@ def test_a_copied_critic_is_the_shared_trunk_until_the_trunk_moves(plain):
     first, expected = copied.updates[0][0], plain.updates[0][0]
     trajectories.assert_same_statistics([first], [expected])
     gap = np.array(copied.rollouts[-1].values) - np.array(plain.rollouts[-1].values)
-    assert np.abs(gap).max() > 1e-2, "two networks of their own afterwards"
+    assert np.abs(gap).max() > 1e-2, "two networks of their own afterward"

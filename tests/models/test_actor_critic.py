@@ -120,7 +120,7 @@ def test_a_copied_critic_values_as_the_shared_trunk_does():
 
 
 def test_output_embeddings_of_a_critic_are_not_trained():
-    """Values do not depend on them; the optimiser keeps no moments of them."""
+    """Values do not depend on them; the optimizer keeps no moments of them."""
     critic = helpers.backbone("llama", seed=3, tie_word_embeddings=False)
     actor = helpers.actor("llama", critic=critic, tie_word_embeddings=False)
     unread = critic.token_embedding.reverse_embeddings

@@ -1,4 +1,4 @@
-"""Optimisers whose averages do not move in few bits are refused where training is set up."""
+"""Optimizers whose averages do not move in few bits are refused where training is set up."""
 
 import helpers
 import keras
@@ -10,7 +10,7 @@ from kerasrlhf.models.reward_model import RewardModel
 
 
 def test_adam_on_bfloat16_weights_moves_nothing():
-    """Why it is refused: 0.999 has no neighbour below 1 closer than 0.996 in eight bits."""
+    """Why it is refused: 0.999 has no neighbor below 1 closer than 0.996 in eight bits."""
     variable = keras.Variable(np.ones(3), dtype="bfloat16")
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.apply([keras.ops.ones(3, "bfloat16")], [variable])

@@ -1,4 +1,4 @@
-"""Scores of steps: where they are read, how they are learnt and kept."""
+"""Scores of steps: where they are read, how they are learned and kept."""
 
 import helpers
 import keras
@@ -119,8 +119,8 @@ def fitted():
     return model, model.fit(dataset, epochs=60, verbose=0).history
 
 
-def test_steps_are_learnt(fitted):
-    """Loss and accuracy count labelled positions alone: chance is log 2."""
+def test_steps_are_learned(fitted):
+    """Loss and accuracy count labeled positions alone: chance is log 2."""
     model, history = fitted
     assert set(history) == {"loss", "accuracy"}
     assert history["loss"][-1] < 0.1 < 0.4 < history["loss"][0]
@@ -136,7 +136,7 @@ def test_steps_are_learnt(fitted):
     assert loss == pytest.approx((nats * weight).sum() / weight.sum(), rel=1e-3)
 
 
-def test_learnt_steps_are_read_where_they_were_labelled(fitted):
+def test_learned_steps_are_read_where_they_were_labeled(fitted):
     model, _ = fitted
     for records in (steps(8, 0), steps(8, 3)):
         x, _, weight = next(

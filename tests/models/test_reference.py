@@ -69,7 +69,7 @@ def test_adapters_off_are_a_frozen_copy_of_the_original(family):
     train(model)
     assert np.abs(np.array(model(INPUTS)) - before).max() > 0.05
     np.testing.assert_allclose(logprobs(reference), logprobs(frozen), atol=1e-6)
-    # Switched on again afterwards, also in what is traced.
+    # Switched on again afterward, also in what is traced.
     after = np.array(model(INPUTS))
     traced = tf.function(
         lambda: reference.logprobs(BATCH["token_ids"], BATCH["padding_mask"], *WINDOW)
@@ -233,12 +233,12 @@ def test_a_copy_of_trained_adapters_has_them_merged(family, options, adapted):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
-def test_quantised_layers_with_adapters_cannot_be_copied():
+def test_quantized_layers_with_adapters_cannot_be_copied():
     """Their merged kernel is no integer; a copy without its scale would be another network."""
     model = helpers.lm(num_layers=1)
     model.backbone.quantize("int8")
     model.backbone.enable_lora(2)
-    with pytest.raises(ValueError, match=r"quantised layer .* a copy cannot merge them"):
+    with pytest.raises(ValueError, match=r"quantized layer .* a copy cannot merge them"):
         lm_adapter.copy(model.backbone)
 
 

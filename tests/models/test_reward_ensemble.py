@@ -73,7 +73,7 @@ def test_texts_and_candidates_are_scored_as_by_the_members(members):
     np.testing.assert_allclose(ensemble(pairs), np.stack([single, single[::-1]], 1), atol=1e-5)
 
 
-def test_normalising_sets_members_and_ensemble(members):
+def test_normalizing_sets_members_and_ensemble(members):
     """N9 for each member, so that a difference of scale is no disagreement, and for the whole."""
     members[1].gain.assign(50.0)
     ensemble = RewardEnsemble(members, penalty=0.5)

@@ -72,15 +72,15 @@ def test_pairs_with_a_margin_are_set_further_apart():
 def test_centring_moves_the_scores_to_zero_and_keeps_the_order(pairs, loss):
     """Without it nothing moves the mean: only differences are in the losses."""
     zeros = np.zeros(16)
-    _, history, centred = fitted(loss(center_coef=0.1), pairs, zeros, 60, bias=3.0)
+    _, history, centered = fitted(loss(center_coef=0.1), pairs, zeros, 60, bias=3.0)
     assert history["accuracy"][-1] == 1.0
-    assert abs(centred.mean()) < 0.3
+    assert abs(centered.mean()) < 0.3
     if loss is BradleyTerry:
         _, _, free = fitted(loss(), pairs, zeros, 60, bias=3.0)
         assert free.mean() > 1.5
 
 
-def test_a_ranking_is_learnt_in_its_whole_order():
+def test_a_ranking_is_learned_in_its_whole_order():
     x = rankings(16, GROUPS)
     model, history, scores = fitted(PlackettLuce(), x, np.zeros(16), 40)
     assert history["loss"][0] > 1.0 > 0.1 > history["loss"][-1]

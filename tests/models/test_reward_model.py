@@ -1,4 +1,4 @@
-"""Scores: where they are read, how they are learnt, moved and saved."""
+"""Scores: where they are read, how they are learned, moved and saved."""
 
 import helpers
 import keras
@@ -103,7 +103,7 @@ def fitted():
     return causal_lm, before, model, history
 
 
-def test_separable_preferences_are_learnt(fitted):
+def test_separable_preferences_are_learned(fitted):
     """P11; loss and metric are there without asking."""
     _, _, model, history = fitted
     assert isinstance(model.loss, BradleyTerry)
@@ -171,7 +171,7 @@ def test_texts_are_scored_as_their_tokens(scorer):
         model.score(PROMPTS, RESPONSES, ended=[True, False])
 
 
-def test_texts_score_as_the_pairs_that_were_learnt_from(scorer):
+def test_texts_score_as_the_pairs_that_were_learned_from(scorer):
     """`data.preferences` ends responses; a score of texts and one of its rows are the same."""
     model, _ = scorer
     pairs = [
@@ -226,7 +226,7 @@ def test_scoring_texts_needs_a_tokenizer():
         reward_model().score(["a"], ["b"])
 
 
-def test_normalised_scores_have_the_mean_and_deviation_asked_for():
+def test_normalized_scores_have_the_mean_and_deviation_asked_for():
     """N9: also when gain and bias have been set before."""
     model = reward_model(texts=True)
     raw = model.score(PROMPTS, RESPONSES)
@@ -244,7 +244,7 @@ def test_normalised_scores_have_the_mean_and_deviation_asked_for():
     assert scores.std() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_normalising_on_responses_of_the_model_it_came_from(fitted):
+def test_normalizing_on_responses_of_the_model_it_came_from(fitted):
     """N9: sampled from the language model, whose weights stay; the same seed, the same texts."""
     causal_lm, before, model, _ = fitted
     sampler = Sampler(length=4)
@@ -265,7 +265,7 @@ def test_normalising_on_responses_of_the_model_it_came_from(fitted):
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_normalising_on_a_given_policy():
+def test_normalizing_on_a_given_policy():
     model = reward_model(texts=True)
     asked = []
 

@@ -343,6 +343,8 @@ def test_samplers_outside_their_range_are_refused(options, named):
 
 
 def test_which_samplers_can_be_trained_with():
-    assert all(Sampler(length=4, **o).trainable for o in ({}, {"top_p": 1.0}, {"temperature": 0.1}))
+    assert all(
+        Sampler(length=4, **o).matches_policy for o in ({}, {"top_p": 1.0}, {"temperature": 0.1})
+    )
     filters = ({"top_k": 5}, {"top_p": 0.9}, {"temperature": 0})
-    assert not any(Sampler(length=4, **o).trainable for o in filters)
+    assert not any(Sampler(length=4, **o).matches_policy for o in filters)

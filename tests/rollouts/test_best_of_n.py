@@ -35,7 +35,7 @@ def test_demonstrations_are_the_winners():
 
 
 def test_demonstrations_say_which_responses_were_cut_off():
-    """The end token is learnt where it was drawn."""
+    """The end token is learned where it was drawn."""
     ended = np.array([[True, False, True], [True, False, False], [False, True, True]])
     records = FOUND._replace(ended=ended).demonstrations()
     assert [record["ended"] for record in records] == [False, True, False]

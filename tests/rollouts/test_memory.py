@@ -1,4 +1,4 @@
-"""A bounded memory of rollouts: what it keeps, what it draws, and how old rollouts are learnt."""
+"""A bounded memory of rollouts: what it keeps, what it draws, and how old rollouts are learned."""
 
 import functools
 
@@ -113,7 +113,7 @@ def make(memory, **options):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     """A trainer after three iterations, with what every `learn` was given."""
     made, calls, original = make(RolloutMemory(2), importance_cap=1.1), [], updates.learn
 
@@ -128,8 +128,8 @@ def learnt():
     return made, calls
 
 
-def test_older_rollouts_are_learnt_after_the_fresh_one(learnt):
-    made, calls = learnt
+def test_older_rollouts_are_learned_after_the_fresh_one(learned):
+    made, calls = learned
     assert [iteration for iteration, _, _ in calls] == [0, 1, 1, 2, 2, 2]
     assert int(made.optimizer.iterations.numpy()) == 6
     ids = [rollout.token_ids.numpy() for _, rollout, _ in calls]
@@ -137,8 +137,8 @@ def test_older_rollouts_are_learnt_after_the_fresh_one(learnt):
     assert {np.array_equal(ids[4], ids[0]), np.array_equal(ids[5], ids[0])} == {True, False}
 
 
-def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learnt):
-    made, calls = learnt
+def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learned):
+    made, calls = learned
     _, fresh, _ = calls[0]
     iteration, old, experience = calls[2]
     inside = old.response_mask.numpy()
@@ -190,8 +190,8 @@ def test_a_token_that_was_rare_and_is_likely_counts_once_at_most(algorithm):
         np.testing.assert_allclose(found.kl_weights, 0.1 * weights * np.ones(3), rtol=1e-5)
 
 
-def test_the_memory_can_be_looked_at(learnt):
-    made, calls = learnt
+def test_the_memory_can_be_looked_at(learned):
+    made, calls = learned
     memory = made.memory
     assert numbers(memory) == [1, 2]
     np.testing.assert_array_equal(memory[2].token_ids, calls[3][1].token_ids)
@@ -232,7 +232,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
 
 
 def test_text_goes_into_every_update_and_nothing_follows_the_last():
-    """A language-modelling loss beside older rollouts too; `target_kl` ends all of them."""
+    """A language-modeling loss beside older rollouts too; `target_kl` ends all of them."""
     text = tf.data.Dataset.from_tensors(
         (
             {"token_ids": np.ones((4, 3), "int32"), "padding_mask": np.ones((4, 3), bool)},

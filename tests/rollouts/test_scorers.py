@@ -15,8 +15,8 @@ from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts.collect import Collector
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.collector import Collector
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.rollouts.weighted import filled, parts_of
 from kerasrlhf.trainers.checks import check_parts, check_reward_is_fixed
 from kerasrlhf.trainers.kl_control import FixedKL

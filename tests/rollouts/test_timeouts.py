@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.types import Samples
+from kerasrlhf.types import Responses
 
-SAMPLES = Samples(*[np.ones((2, 3), "int32")] * len(Samples._fields))
+RESPONSES = Responses(*[np.ones((2, 3), "int32")] * len(Responses._fields))
 EPISODES = scoring.Episodes(["a", "b"], ["c", "d"], {})
 
 
 def call(*functions, timeout=0.2):
-    return scoring.call_rewards(functions, EPISODES, SAMPLES, timeout=timeout)
+    return scoring.call_rewards(functions, EPISODES, RESPONSES, timeout=timeout)
 
 
 def quick(responses):
@@ -46,7 +46,7 @@ def test_a_function_that_hangs_is_named(function):
     with pytest.raises(TimeoutError, match=rf"`{function.__name__}` .*reward_timeout=0\.2"):
         call(quick, quick_async, function) if function is not blocks_the_loop else call(function)
     assert time.perf_counter() - start < 10
-    # What comes afterwards is not held up by it.
+    # What comes afterward is not held up by it.
     for scores, expected in zip(call(quick, quick_async, timeout=9), (1, 3), strict=True):
         assert scores[0] == expected
 

@@ -1,4 +1,4 @@
-"""The critic first: `E[(R - V)^2] + alpha D(policy, reference)`, and PPO as usual afterwards."""
+"""The critic first: `E[(R - V)^2] + alpha D(policy, reference)`, and PPO as usual afterward."""
 
 import helpers
 import keras

@@ -153,7 +153,7 @@ def test_no_text_is_no_end_of_prompts():
         made.fit(PROMPTS, verbose=0)
 
 
-def test_language_modelling_beside_rl():
+def test_language_modeling_beside_rl():
     """PPO-ptx: the loss on text falls, and its first value is the text's own."""
     made = trainer(ptx_coef=2.0, ptx_data=texts(), update_epochs=2)
     inputs, _, weights = next(iter(texts()))

@@ -123,7 +123,7 @@ def cross_entropy(made, token):
     return -tf.reduce_sum(logprobs * (np.arange(6) < np.arange(1, 5)[:, None])) / 10
 
 
-def test_steps_of_language_modelling_come_every_so_many_iterations():
+def test_steps_of_language_modeling_come_every_so_many_iterations():
     made = make(lm_every=2, lm_steps=3, ptx_data=numbered(), vf_coef=0.0)
     taken, original = [], made._parts.learn_text
 

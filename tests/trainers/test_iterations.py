@@ -9,7 +9,7 @@ from trajectories import BATCHES, TARGET, trainer
 from kerasrlhf.models import lora
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts.collect import Collector
+from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.trainers.kl_control import AdaptiveKL
 
 

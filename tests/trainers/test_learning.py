@@ -2,7 +2,7 @@
 
 A response has at most three of six tokens, and a stop token may end it early. Every token scores a
 random number that depends on its place and on the prompt. `kerasrlhf.evaluation.optimum` lists all
-responses, so the regret of what was learnt is exact.
+responses, so the regret of what was learned is exact.
 """
 
 import helpers
@@ -74,7 +74,7 @@ def test_ppo_comes_close_to_the_best_policy(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_what_is_learnt_belongs_to_the_coefficient(trained, factor):
+def test_what_is_learned_belongs_to_the_coefficient(trained, factor):
     """With half or twice the KL penalty the best policy is another one."""
     reference, _, after = trained
     other = optimum.optimal_logprobs(reference, SCORES, factor * COEF)

@@ -272,9 +272,9 @@ def test_float16_is_refused(dtype):
 
 
 def test_an_optimiser_that_scales_is_refused(acting):
-    """Keras makes one of any optimiser under a global policy of "mixed_float16"."""
+    """Keras makes one of any optimizer under a global policy of "mixed_float16"."""
     made = helpers.ppo(acting)
-    with pytest.raises(ValueError, match="an optimiser LossScaleOptimizer"):
+    with pytest.raises(ValueError, match="an optimizer LossScaleOptimizer"):
         made.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
 
 

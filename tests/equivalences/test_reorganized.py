@@ -1,4 +1,4 @@
-"""Whatever only reorganises the computation leaves a trajectory as it is."""
+"""Whatever only reorganizes the computation leaves a trajectory as it is."""
 
 import helpers
 import keras
@@ -103,7 +103,7 @@ class Watch(keras.callbacks.Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "everything"])
 def test_resumed_is_uninterrupted(request, tmp_path, case):
-    """Nothing but the files passes from the run that died to the next, the optimiser included."""
+    """Nothing but the files passes from the run that died to the next, the optimizer included."""
     expected = request.getfixturevalue(case)
 
     def options():

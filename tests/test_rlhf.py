@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kerasrlhf as rlhf
-from kerasrlhf import front
+from kerasrlhf import rlhf as front
 
 PROMPTS = ["ab", "bc", "cde", "ba"]
 PAIRS = [{"prompt": p, "chosen": "aa", "rejected": "dd"} for p in PROMPTS]

@@ -15,9 +15,9 @@ from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
 from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.types import Rollout, Sampler, Samples, require_finite_scores
+from kerasrlhf.types import Responses, Rollout, Sampler, require_finite_scores
 
 
 class Collected(NamedTuple):
@@ -155,7 +155,7 @@ class Collector:
 
     def _read_in_parts(self, samples, temperature):
         split = [tf.split(x, self.parts) for x in samples]
-        parts = [Samples(*part) for part in zip(*split, strict=True)]
+        parts = [Responses(*part) for part in zip(*split, strict=True)]
         read = [self._read(part, temperature) for part in parts]
         return tf.nest.map_structure(lambda *rows: tf.concat(rows, axis=0), *read)
 
@@ -169,7 +169,7 @@ class Collector:
         deviation: Callable[[np.ndarray], float] = lambda raw: 1.0,
         explore: bool = True,
     ) -> Collected:
-        """Samples and scores one batch.
+        """Responses and scores one batch.
 
         Args:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and as far as
@@ -184,7 +184,7 @@ class Collector:
         start = time.perf_counter()
         sample = self._sample if explore else self._sample_plainly
         samples = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
-        samples = Samples(*samples)
+        samples = Responses(*samples)
         ended = samples.ended.numpy()
         sampled = time.perf_counter()
         read = self._read_in_parts(samples, temperature)

@@ -9,8 +9,8 @@ from kerasrlhf import replica, tokens
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import minibatches
-from kerasrlhf.rollouts.collect import Collector
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.collector import Collector
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.rollouts.weighted import WeightedReward
 from kerasrlhf.trainers.statistics import reward_statistics
 from kerasrlhf.types import Sampler

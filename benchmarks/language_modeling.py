@@ -1,10 +1,10 @@
-"""What mixing language modelling into PPO keeps, and what it costs.
+"""What mixing language modeling into PPO keeps, and what it costs.
 
-    python benchmarks/language_modelling.py --output runs/language_modelling.jsonl
+    python benchmarks/language_modeling.py --output runs/language_modeling.jsonl
 
-The embedded storyteller is pushed hard towards happy continuations (`happy_stories.py`, a small
+The embedded storyteller is pushed hard toward happy continuations (`happy_stories.py`, a small
 coefficient of the KL), with and without each way to keep its language: `ptx_coef`, steps of
-language modelling between iterations, `reverse_coef`, `reverse_reward`. The texts are stories that
+language modeling between iterations, `reverse_coef`, `reverse_reward`. The texts are stories that
 it wrote itself before. Score, KL and distinct bigrams are those of continuations of 256 held-out
 openings, the perplexity that of stories that nobody was trained on.
 
@@ -51,7 +51,7 @@ def parse_args():
 
 
 def compiled(bench, options):
-    """PPO with one way of language modelling."""
+    """PPO with one way of language modeling."""
     texts = bench.own_stories() if {"ptx_coef", "lm_every"} & set(options) else None
     trainer = bench.trainer(rlhf.PPO, update_epochs=EPOCHS, ptx_data=texts, **options)
     steps = options.get("lm_steps", 0)  # every iteration

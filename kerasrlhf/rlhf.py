@@ -16,7 +16,7 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.rewards import load_reward
-from kerasrlhf.rollouts.rules import ScoreRules
+from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.trainers.grpo import GRPO
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
@@ -71,7 +71,7 @@ class RLHF:
             `preferences`.
         preferences: pairs to train a reward model on, a source as `data.preferences` takes.
         demonstrations: None, or what to imitate first, a source as `data.demonstrations` takes.
-        algorithm: a key of `front.ALGORITHMS`.
+        algorithm: a key of `rlhf.ALGORITHMS`.
         length: int. Tokens of a response at most.
         temperature: float, above 0. Of sampling.
         kl_coef: float. Score units per nat of distance from the model before reinforcement.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kerasrlhf.rollouts.rules import RunningMoments, ScoreRules, repetition
+from kerasrlhf.rollouts.shaping import RunningMoments, ScoreRules, repetition
 
 RESPONSES = [[5, 5, 5, 5], [1, 2], [3, 4, 3, 4, 3], [9, 8, 7, 6, 5, 4]]
 SCORES = np.array([1.0, -2.0, 0.5, 3.0])
