@@ -5,7 +5,7 @@ Per-token tensors are `(batch, length)`; masks are true where something counts.
 
 from kerasrlhf.functional import (
     baselines,
-    direct,
+    direct_losses,
     kl,
     logprobs,
     masking,
@@ -17,7 +17,7 @@ from kerasrlhf.functional import (
 
 __all__ = [
     "baselines",
-    "direct",
+    "direct_losses",
     "kl",
     "logprobs",
     "masking",
