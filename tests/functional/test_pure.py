@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasrlhf import functional
 from kerasrlhf.functional import (
-    direct,
+    direct_losses,
     kl,
     logprobs,
     masking,
@@ -40,8 +40,8 @@ MASKED = {
     "masked_variance": (masking.masked_variance, [A], [MASK]),
     "whiten": (masking.whiten, [A], [MASK]),
     "whiten_keeping_the_mean": (lambda x, m: masking.whiten(x, m, center=False), [A], [MASK]),
-    "response_logprobs": (direct.response_logprobs, [A], [MASK]),
-    "response_means": (lambda x, m: direct.response_logprobs(x, m, True), [A], [MASK]),
+    "response_logprobs": (direct_losses.response_logprobs, [A], [MASK]),
+    "response_means": (lambda x, m: direct_losses.response_logprobs(x, m, True), [A], [MASK]),
     "last_true": (masking.last_true, [A], [MASK]),
     "explained_variance": (value_losses.explained_variance, [A, B], [MASK]),
     "gae": (lambda r, v, m: returns.gae(r, v, m, 0.9, 0.8), [A, B], [MASK]),
@@ -76,11 +76,11 @@ UNMASKED = {
         [CANDIDATES],
         [],
     ),
-    "implicit_reward": (lambda p, q: direct.implicit_reward(p, q, 0.3, 0.1), [A, B], []),
-    "ipo": (lambda x: direct.ipo(x, 0.5), [CANDIDATES], []),
-    "kto": (lambda x: direct.kto(x, 1.5, 0.5), [CANDIDATES], []),
-    "log_odds": (lambda x: direct.log_odds(-abs(x)), [CANDIDATES], []),
-    "orpo": (lambda x: direct.orpo(-abs(x)), [CANDIDATES], []),
+    "implicit_reward": (lambda p, q: direct_losses.implicit_reward(p, q, 0.3, 0.1), [A, B], []),
+    "ipo": (lambda x: direct_losses.ipo(x, 0.5), [CANDIDATES], []),
+    "kto": (lambda x: direct_losses.kto(x, 1.5, 0.5), [CANDIDATES], []),
+    "log_odds": (lambda x: direct_losses.log_odds(-abs(x)), [CANDIDATES], []),
+    "orpo": (lambda x: direct_losses.orpo(-abs(x)), [CANDIDATES], []),
     "accuracy": (preferences.accuracy, [CANDIDATES], []),
     "lead": (preferences.lead, [CANDIDATES], []),
 }
