@@ -5,7 +5,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 FLOOR = 1e-6
 
 
@@ -111,7 +111,7 @@ def draw(lines, path):
     )
     coefs = list(dict.fromkeys(coef for _, coef, _ in groups(lines)))
     for (task, coef, system), runs in groups(lines).items():
-        style = {"color": COLOURS[coefs.index(coef) % len(COLOURS)]}
+        style = {"color": COLORS[coefs.index(coef) % len(COLORS)]}
         style |= {"ls": "--", "lw": 2} if system == "exact" else {"lw": 1}
         label = f"b {coef}" if coef == "adaptive" else f"b = {coef}"
         for row, x in enumerate(("episodes",) if system == "exact" else ("episodes", "seconds")):
@@ -125,7 +125,7 @@ def draw(lines, path):
         axes[1, column].set_xlabel("seconds")
         for axis in axes[:, column]:
             axis.set_yscale("log")
-            axis.axhline(0.02, color="grey", lw=0.8, ls=":")
+            axis.axhline(0.02, color="gray", lw=0.8, ls=":")
     for axis in axes[:, 0]:
         axis.set_ylabel("regret")
     handles, labels = [], []

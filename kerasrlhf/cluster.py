@@ -9,24 +9,25 @@ import tensorflow as tf
 
 
 class _KeyBase:
-    """Numbers from which a strategy counts its collective operations, others for every strategy.
+    """Start numbers of a strategy's collective operations, different for every strategy.
 
-    TensorFlow counts from 0 in all of them, and takes the second strategy of a process for the
-    first: run a notebook's cell twice and it fails.
+    TensorFlow starts at 0 in all of them and mistakes the second strategy of a process for the
+    first: a notebook cell that builds a strategy would fail when it runs a second time.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._strategies = itertools.count(1)
 
-    def __get__(self, strategy, owner):
+    def __get__(self, strategy: object | None, owner: type) -> int:
         return 0 if strategy is None else 100_000 * next(self._strategies)
 
 
-tf.distribute.MirroredStrategy._collective_key_base = _KeyBase()
+# TensorFlow has no public name for it.
+tf.distribute.MirroredStrategy._collective_key_base = _KeyBase()  # noqa: SLF001
 
 
 def strategy() -> tf.distribute.Strategy:
-    """One replica a GPU or, without GPUs, one a logical CPU device.
+    """Returns a strategy with one replica per GPU or, without GPUs, one per logical CPU device.
 
     Build models, trainer and optimizer, and call `fit`, inside its scope.
 
@@ -35,10 +36,10 @@ def strategy() -> tf.distribute.Strategy:
         which lets whole updates compile into one program.
 
     Raises:
-        ValueError: `TF_CONFIG` names several machines.
+        ValueError: If `TF_CONFIG` names several machines.
 
     Example:
-        >>> with strategy().scope():
+        >>> with rlhf.cluster.strategy().scope():
         ...     count = tf.distribute.get_strategy().num_replicas_in_sync
         >>> count >= 1
         True

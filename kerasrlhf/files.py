@@ -1,4 +1,4 @@
-"""Writing files and folders so that none is ever left half written."""
+"""Writes files and folders so that none is ever left half written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-# Everything that `save_to_preset` of keras-hub and of this package may write. What one save wrote
-# and the next does not would be read as a part of the new preset.
+# Everything that `save_to_preset` of keras-hub and of this package may write. A file of an earlier
+# save that the new one does not write would be loaded as part of the new preset.
 _PRESET = (
     "*_converter.json",
     "actor_critic.json",
@@ -39,23 +39,22 @@ _PRESETS_INSIDE = ("", "critic/", "member_*/")
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary name beside `path`, for a file that takes its place at the end.
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path; the file written there replaces `path` at the end.
 
-    The file is on the disk before it is renamed. What a process that was killed left under such
-    a name is removed.
+    The file is flushed to disk before it is renamed. Temporary files of processes that were killed
+    are removed.
 
     Args:
-        path: file that is to exist afterward; one that is there is replaced.
+        path: str or path. File to create or replace.
 
     Yields:
-        The temporary path. The body creates a file there; when the body fails, what stood at
-        `path` before still stands there.
+        The temporary path. The body creates a file there; if the body fails, `path` is unchanged.
 
     Example:
         >>> import tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with replacing(path) as temporary:
+        >>> with rlhf.files.replacing(path) as temporary:
         ...     _ = temporary.write_text("done")
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('done', 1)
@@ -68,35 +67,36 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def replacing_preset(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder, whose files go to `folder` when all of them are there.
+def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder, whose files move to `folder` once all of them are there.
 
-    In a folder that exists, only files of a preset are replaced: everything else stays. Files of
-    an earlier preset that the new one does not have are removed. The JSON files, which loading
-    begins with, go first and come last, so that no mixture of two presets can be loaded.
+    In a folder that exists, only files of a preset are replaced: all others stay. Files of an
+        earlier
+    preset that the new one does not have are removed. The JSON files, which loading starts with,
+    are removed first and moved last, so a mixture of two presets can never be loaded.
 
     Args:
-        folder: preset folder that is to exist afterward.
+        folder: str or path. Preset folder to create or replace.
 
     Yields:
-        The temporary folder. When the body fails, `folder` stays as it is.
+        The temporary folder. If the body fails, `folder` is unchanged.
 
     Raises:
-        ValueError: If there is a link or a file in the place of the folder, or of a folder or
-            file in it.
+        ValueError: If there is a link or a file in the place of the folder, or of a folder or file
+            in it.
 
     Example:
         >>> import tempfile
         >>> run = pathlib.Path(tempfile.mkdtemp())
         >>> _ = (run / "notes.txt").write_text("mine")
-        >>> with replacing_preset(run) as temporary:
+        >>> with rlhf.files.replacing_preset(run) as temporary:
         ...     _ = (temporary / "config.json").write_text("{}")
         >>> sorted(path.name for path in run.iterdir())
         ['config.json', 'notes.txt']
     """
     folder = pathlib.Path(os.path.abspath(folder))
     _check_place(folder, is_folder=True)
-    # Inside a folder that exists, which may be a file system of its own.
+    # Inside an existing folder, which may be a separate file system: a rename cannot cross it.
     place = folder / folder.name if folder.exists() else folder
     with _temporary(place) as temporary:
         temporary.mkdir()
@@ -110,12 +110,12 @@ def replacing_preset(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
         _sync(folder.parent)
 
 
-def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
-    """Removes temporary files and folders of processes that ended before they could.
+def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> None:
+    """Removes temporary files and folders of processes that ended before they could do so.
 
     Args:
-        folder: where to look; need not exist.
-        pattern: names that they were to get, as for `fnmatch`.
+        folder: str or path. Where to look; need not exist.
+        pattern: str. Final names of the files, as for `fnmatch`.
     """
     for path in pathlib.Path(folder).glob(".*"):
         match = re.fullmatch(r"\.(\d+)-[0-9a-f]{8}\.(.+)", path.name, re.DOTALL)
@@ -123,23 +123,28 @@ def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
             _remove(path)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, in one piece; paths become strings."""
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value as indented JSON, atomically; paths become strings.
+
+    Args:
+        path: str or path. File to create or replace.
+        value: anything that JSON can hold.
+    """
     text = json.dumps(value, indent=2, default=os.fspath, ensure_ascii=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """The value of a JSON file."""
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Returns the value of a JSON file."""
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
-def _temporary(path):
+def _temporary(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, _literal(path.name))
-    # The temporary name keeps the endings, which some writers look at.
+    # The temporary name keeps the suffixes, which some writers check.
     temporary = path.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
@@ -147,12 +152,12 @@ def _temporary(path):
         _remove(temporary)
 
 
-def _literal(name):
+def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _runs_elsewhere(pid):
-    """Whether another process has this number, which may still write."""
+def _runs_elsewhere(pid: int) -> bool:
+    """Returns whether another process has this number; it may still be writing."""
     if pid == os.getpid() or os.name != "posix":
         return False
     try:
@@ -160,19 +165,19 @@ def _runs_elsewhere(pid):
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # It is there and belongs to somebody else.
+        return True  # The process exists and belongs to another user.
     return True
 
 
-def _remove(path):
+def _remove(path: pathlib.Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sync(path):
-    """Waits until a file, or what a folder lists, is on the disk."""
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file, or the list of files of a folder, is on disk."""
     if os.name != "posix":
         return  # Windows flushes neither folders nor files that are open for reading.
     handle = os.open(path, os.O_RDONLY)
@@ -182,8 +187,8 @@ def _sync(path):
         os.close(handle)
 
 
-def _check_place(path, is_folder):
-    """Raises a `ValueError` for what must not be replaced by a folder or a file."""
+def _check_place(path: pathlib.Path, is_folder: bool) -> None:
+    """Raises a `ValueError` for a path that must not be replaced by a folder or a file."""
     if path.is_symlink():
         found = f"a link to {os.readlink(path)!r}"
     elif path.is_dir() and not is_folder:
@@ -194,12 +199,12 @@ def _check_place(path, is_folder):
         return
     kind = "folder" if is_folder else "file"
     raise ValueError(
-        f"Expected no {str(path)!r} or a {kind} of that name, which is to be written there. "
+        f"Expected {str(path)!r} to be missing or a {kind}: a {kind} is to be written there. "
         f"Found {found}, and left it as it is. Move or remove it, or save under another name."
     )
 
 
-def _move_files(temporary, folder):
+def _move_files(temporary: pathlib.Path, folder: pathlib.Path) -> None:
     written = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
     for name in written:
         for parent in reversed(name.parents[:-1]):

@@ -1,46 +1,55 @@
-"""`keras.losses.Loss` of compared responses, to compile reward models and DPO with."""
+"""Keras losses for reward models and direct preference training.
+
+The losses of score rows take `y_pred` as `(batch, candidates)` with the preferred candidate first
+and return one number per row, which Keras reduces. Each class accepts the keyword arguments of
+`keras.losses.Loss` (`reduction`, `dtype`).
+"""
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from kerasrlhf.functional import direct_losses, preferences
-from kerasrlhf.types import require_number
+from kerasrlhf.types import Tensor, require_number
 
 
 class PreferenceLoss(keras.losses.Loss):
-    """Loss of score rows `(batch, candidates)` whose candidate 0 is the preferred one.
+    """Abstract base class of losses of score rows whose candidate 0 is the preferred one.
 
-    Final classes define `rows(y_true, y_pred)`, one number per row; Keras reduces the rows. On top
-    comes `center_coef * (sum of the row's scores)^2`: preferences leave a constant in all scores
-    open, and this keeps their mean near 0.
+    Subclasses define `rows(y_true, y_pred)`, one number per row; Keras reduces the rows. The base
+    class adds `center_coef * (sum of the row's scores)^2`: preferences do not determine a constant
+    added to all scores, and this term keeps their mean near 0.
 
     Args:
-        center_coef: Number, at least 0; 0.01 is usual where it is used.
-        name: Name of the loss.
-        **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
+        center_coef: float, at least 0. Weight of the centering term; 0.01 is a usual value.
+            Defaults to 0.0.
+        **kwargs: `name`, `reduction` and `dtype` of `keras.losses.Loss`.
 
     Raises:
-        ValueError: `center_coef` is negative or no number.
+        ValueError: If `center_coef` is negative or not a number.
 
     Reference:
-        Eisenstein et al. 2023, arXiv 2312.09244: centring.
+        Eisenstein et al. 2023, arXiv 2312.09244 (centering).
     """
 
-    def __init__(self, center_coef: float = 0.0, **kwargs):
+    def __init__(self, center_coef: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.center_coef = require_number("center_coef", center_coef, minimum=0.0)
 
-    def rows(self, y_true, y_pred):
-        """The loss of each row, float32 `(batch,)`."""
+    def rows(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         raise NotImplementedError
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes `rows` plus the centering term, float32 `(batch,)`."""
         losses = self.rows(y_true, y_pred)
         if not self.center_coef:
             return losses
         return losses + self.center_coef * preferences.squared_sum(y_pred)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "center_coef": self.center_coef}
 
 
@@ -52,22 +61,25 @@ class BradleyTerry(PreferenceLoss):
     rows.
 
     Args:
-        margin: By how much the preferred score shall lead. `"labels"` takes `y_true`, `(batch,)`,
-            as `rlhf.data.preferences` gives it: the record's margin, 0 without one. A number is
-            the margin of every row, and `y_true` is not read.
-        label_smoothing: Number in [0, 1]: how probable it is that a label is the wrong way round;
-            with it DPO is conservative DPO.
-        name: Name of the loss.
+        margin: float or `"labels"`, in units of score. By how much the preferred score should
+            lead. `"labels"` takes `y_true`, `(batch,)`, as returned by `rlhf.data.preferences`:
+            the record's margin, or 0 if it has none. A float is the margin of every row, and
+            `y_true` is ignored. None is 0. Defaults to `"labels"`.
+        label_smoothing: float, in [0, 1]. Probability that a label is reversed; with it DPO
+            becomes conservative DPO. Defaults to 0.0.
+        name: str. Name of the loss. Defaults to `"bradley_terry"`.
         **kwargs: `center_coef` of `PreferenceLoss`; `reduction` and `dtype` of
             `keras.losses.Loss`.
 
     Raises:
-        ValueError: A margin that is neither a number nor "labels", or a negative `center_coef`.
+        ValueError: If `margin` is neither a number nor `"labels"`, `label_smoothing` is outside
+            [0, 1], or `center_coef` is negative.
 
     Example:
-        >>> round(float(BradleyTerry()([0, 0], [[1.0, 1.0], [3.0, 3.0]])), 4)  # log 2
+        >>> loss = rlhf.losses.BradleyTerry()
+        >>> round(float(loss([0, 0], [[1.0, 1.0], [3.0, 3.0]])), 4)  # log 2
         0.6931
-        >>> round(float(BradleyTerry()([2.0], [[5.0, 3.0]])), 4)  # a lead of 2, as demanded
+        >>> round(float(loss([2.0], [[5.0, 3.0]])), 4)  # a lead of 2, equal to the margin
         0.6931
 
     Reference:
@@ -80,8 +92,8 @@ class BradleyTerry(PreferenceLoss):
         margin: float | str | None = "labels",
         label_smoothing: float = 0.0,
         name: str = "bradley_terry",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         if isinstance(margin, str) and margin != "labels":
             raise ValueError(f'`margin` must be a number or "labels". Received: {margin!r}.')
@@ -91,11 +103,13 @@ class BradleyTerry(PreferenceLoss):
         self.margin = margin
         self.label_smoothing = label_smoothing
 
-    def rows(self, y_true, y_pred):
+    def rows(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         margin = y_true if isinstance(self.margin, str) else self.margin
         return preferences.bradley_terry(y_pred, margin, self.label_smoothing)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         own = {"margin": self.margin, "label_smoothing": self.label_smoothing}
         return {**super().get_config(), **own}
 
@@ -104,42 +118,45 @@ class BradleyTerry(PreferenceLoss):
 class BestOfK(PreferenceLoss):
     """Cross entropy of picking candidate 0 among all candidates.
 
-    `-log softmax(y_pred)[0]` per row; Keras reduces the rows. `y_true` is not read.
+    `-log softmax(y_pred)[0]` per row; Keras reduces the rows. `y_true` is ignored.
 
     Args:
-        name: Name of the loss.
+        name: str. Name of the loss. Defaults to `"best_of_k"`.
         **kwargs: `center_coef` of `PreferenceLoss`; `reduction` and `dtype` of
             `keras.losses.Loss`.
 
     Example:
-        >>> round(float(BestOfK()([0], [[2.0, 2.0, 2.0, 2.0]])), 4)  # log 4
+        >>> loss = rlhf.losses.BestOfK()
+        >>> round(float(loss([0], [[2.0, 2.0, 2.0, 2.0]])), 4)  # log 4
         1.3863
 
     Reference:
         Ziegler et al. 2019, arXiv 1909.08593, eq. 1.
     """
 
-    def __init__(self, name: str = "best_of_k", **kwargs):
+    def __init__(self, name: str = "best_of_k", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def rows(self, y_true, y_pred):
+    def rows(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         return preferences.best_of_k(y_pred)
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class PlackettLuce(PreferenceLoss):
-    """Likelihood of the whole order of candidates that stand best first.
+    """Negative log-likelihood of the whole order of candidates sorted from best to worst.
 
-    `-sum over k of log softmax(y_pred[k:])[0]` per row; Keras reduces the rows. `y_true` is not
-    read. With two candidates it is `BradleyTerry`.
+    `-sum over k of log softmax(y_pred[k:])[0]` per row; Keras reduces the rows. `y_true` is
+    ignored. With two candidates it is `BradleyTerry`.
 
     Args:
-        name: Name of the loss.
+        name: str. Name of the loss. Defaults to `"plackett_luce"`.
         **kwargs: `center_coef` of `PreferenceLoss`; `reduction` and `dtype` of
             `keras.losses.Loss`.
 
     Example:
-        >>> round(float(PlackettLuce()([0], [[2.0, 2.0, 2.0]])), 4)  # log 3 + log 2
+        >>> loss = rlhf.losses.PlackettLuce()
+        >>> round(float(loss([0], [[2.0, 2.0, 2.0]])), 4)  # log 3 + log 2
         1.7918
 
     Reference:
@@ -147,28 +164,29 @@ class PlackettLuce(PreferenceLoss):
         to Learning to Rank".
     """
 
-    def __init__(self, name: str = "plackett_luce", **kwargs):
+    def __init__(self, name: str = "plackett_luce", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def rows(self, y_true, y_pred):
+    def rows(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         return preferences.plackett_luce(y_pred)
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class StepCrossEntropy(keras.losses.Loss):
-    """Binary cross entropy of each step of a response being right, for process reward models.
+    """Binary cross entropy of each step of a response being correct, for process reward models.
 
-    `-y log sigmoid(s) - (1 - y) log sigmoid(-s)` per position; Keras weighs the positions with the
-    sample weight of `rlhf.data.stepwise`, 1 where a step ends, and divides by its sum: nats per
-    step.
+    `-y log sigmoid(s) - (1 - y) log sigmoid(-s)` per position. Keras multiplies it by the sample
+    weight of `rlhf.data.stepwise`, 1 where a step ends, and divides by the sum of the weights: the
+    result is in nats per step.
 
     Args:
-        name: Name of the loss.
-        reduction: Of `keras.losses.Loss`.
+        name: str. Name of the loss. Defaults to `"step_cross_entropy"`.
+        reduction: str. As in `keras.losses.Loss`. Defaults to `"mean_with_sample_weight"`.
         **kwargs: `dtype` of `keras.losses.Loss`.
 
     Example:
-        >>> loss = StepCrossEntropy()
+        >>> loss = rlhf.losses.StepCrossEntropy()
         >>> weight = [[0.0, 1.0, 1.0]]
         >>> round(float(loss([[0, 1, 0]], [[9.0, 0.0, 0.0]], sample_weight=weight)), 4)  # log 2
         0.6931
@@ -179,63 +197,78 @@ class StepCrossEntropy(keras.losses.Loss):
     """
 
     def __init__(
-        self, name: str = "step_cross_entropy", reduction: str = "mean_with_sample_weight", **kwargs
-    ):
+        self,
+        name: str = "step_cross_entropy",
+        reduction: str = "mean_with_sample_weight",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, **kwargs)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the cross entropy of each position, float32 `(batch, length)`."""
         return ops.binary_crossentropy(y_true, y_pred, from_logits=True)
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
-class IPO(keras.losses.Loss):
+class IPOLoss(keras.losses.Loss):
     """Squared distance of the preferred candidate's lead from `1 / (2 beta)`, in log-ratios.
 
     `mean over j > 0 of (y_pred[0] - y_pred[j] - 1 / (2 beta))^2` per row; Keras reduces the rows.
-    `y_true` is not read.
+    `y_true` is ignored.
 
     Args:
-        beta: Number above 0: the paper's tau.
-        name: Name of the loss.
+        beta: float, above 0. The paper's tau. Defaults to 0.1.
+        name: str. Name of the loss. Defaults to `"ipo"`.
         **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
 
+    Raises:
+        ValueError: If `beta` is not a number above 0.
+
     Example:
-        >>> float(IPO(beta=0.5)([0], [[3.0, 1.0]]))  # a lead of 2 against 1
+        >>> loss = rlhf.losses.IPOLoss(beta=0.5)
+        >>> float(loss([0], [[3.0, 1.0]]))  # a lead of 2; the target is 1
         1.0
 
     Reference:
         Azar et al. 2023, arXiv 2310.12036, eq. 17.
     """
 
-    def __init__(self, beta: float = 0.1, name: str = "ipo", **kwargs):
+    def __init__(self, beta: float = 0.1, name: str = "ipo", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.beta = require_number("beta", beta, above=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         return direct_losses.ipo(y_pred, self.beta)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
-class KTO(keras.losses.Loss):
-    """What each response lacks to be surely desirable or undesirable.
+class KTOLoss(keras.losses.Loss):
+    """Kahneman-Tversky loss of desirable and undesirable responses.
 
-    `lambda_D sigmoid(-y_pred)` of desirable ones and `lambda_U sigmoid(y_pred)` of the others,
-    meaned over the candidates of a row; Keras reduces the rows. Of several candidates the first is
-    the desirable one, and `y_true` is not read; a single one is desirable where `y_true` is 1.
+    `lambda_D sigmoid(-y_pred)` for desirable responses and `lambda_U sigmoid(y_pred)` for the
+    others, averaged over the candidates of a row; Keras reduces the rows. With several candidates
+    the first is the desirable one, and `y_true` is ignored; a single candidate is desirable where
+    `y_true` is 1.
 
     Args:
-        desirable_weight: Number, at least 0: `lambda_D`.
-        undesirable_weight: Number, at least 0: `lambda_U`.
-        name: Name of the loss.
+        desirable_weight: float, at least 0. `lambda_D`. Defaults to 1.0.
+        undesirable_weight: float, at least 0. `lambda_U`. Defaults to 1.0.
+        name: str. Name of the loss. Defaults to `"kto"`.
         **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
 
+    Raises:
+        ValueError: If a weight is negative or not a number.
+
     Example:
-        >>> float(KTO()([0], [[0.0, 0.0]]))
+        >>> loss = rlhf.losses.KTOLoss()
+        >>> float(loss([0], [[0.0, 0.0]]))
         0.5
-        >>> round(float(KTO()([0.0, 1.0], [[-9.0], [9.0]])), 3)  # judged one by one
+        >>> round(float(loss([0.0, 1.0], [[-9.0], [9.0]])), 3)  # one candidate per row
         0.0
 
     Reference:
@@ -247,21 +280,23 @@ class KTO(keras.losses.Loss):
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
         name: str = "kto",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.desirable_weight = require_number("desirable_weight", desirable_weight, minimum=0.0)
         self.undesirable_weight = require_number(
             "undesirable_weight", undesirable_weight, minimum=0.0
         )
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         desirable, y_pred = None, ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] == 1:
             desirable = ops.reshape(y_true, ops.shape(y_pred)) > 0
         return direct_losses.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         own = {
             "desirable_weight": self.desirable_weight,
             "undesirable_weight": self.undesirable_weight,
@@ -270,31 +305,37 @@ class KTO(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
-class ORPO(keras.losses.Loss):
-    """Likelihood of the preferred candidate, and its odds against the others.
+class ORPOLoss(keras.losses.Loss):
+    """Negative log-likelihood of the preferred candidate plus an odds-ratio penalty.
 
     `-y_pred[0] + coef * mean over j > 0 of -log sigmoid(log_odds(y_pred[0]) - log_odds(y_pred[j]))`
-    per row, with `y_pred` in nats per token; Keras reduces the rows. `y_true` is not read.
+    per row, with `y_pred` in nats per token; Keras reduces the rows. `y_true` is ignored.
 
     Args:
-        coef: Number, at least 0: the paper's lambda.
-        name: Name of the loss.
+        coef: float, at least 0. Weight of the odds ratio; the paper's lambda. Defaults to 0.1.
+        name: str. Name of the loss. Defaults to `"orpo"`.
         **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
 
+    Raises:
+        ValueError: If `coef` is negative or not a number.
+
     Example:
-        >>> round(float(ORPO(coef=1.0)([0], [[-1.0, -1.0]])), 4)  # 1 + log 2
+        >>> loss = rlhf.losses.ORPOLoss(coef=1.0)
+        >>> round(float(loss([0], [[-1.0, -1.0]])), 4)  # 1 + log 2
         1.6931
 
     Reference:
         Hong et al. 2024, arXiv 2403.07691, eq. 6.
     """
 
-    def __init__(self, coef: float = 0.1, name: str = "orpo", **kwargs):
+    def __init__(self, coef: float = 0.1, name: str = "orpo", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.coef = require_number("coef", coef, minimum=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Computes the loss of each row, float32 `(batch,)`."""
         return direct_losses.orpo(y_pred, self.coef)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "coef": self.coef}

@@ -8,17 +8,21 @@ one. Without a strategy everything, the optimizer included, is one compiled func
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _DEFAULT_STRATEGY = tf.distribute.get_strategy()
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -37,33 +41,56 @@ def _order_by_memory() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
 
 
-def compiled(function: Callable, jit_compile: bool = True) -> Callable:
-    """`function` as a graph, XLA-compiled when `jit_compile` is true."""
-    if jit_compile:
-        _order_by_memory()
-    return tf.function(function, jit_compile=jit_compile, autograph=False)
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the compiled functions of a model run.
+
+    strategy: `tf.distribute.Strategy`. Rows are divided between its replicas.
+    jit_compile: bool. Whether to compile with XLA.
+    run_eagerly: bool. Whether to run Python line by line instead, to debug.
+
+    Example:
+        >>> Execution(tf.distribute.get_strategy(), jit_compile=False).replicas
+        1
+    """
+
+    strategy: tf.distribute.Strategy
+    jit_compile: bool = True
+    run_eagerly: bool = False
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas divide a batch between them."""
+        return replicas(self.strategy)
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether functions must run through the strategy, as with one mirrored replica too."""
+        return is_distributed(self.strategy)
 
 
-def line_by_line(function: Callable) -> Callable:
-    """`function` with whatever is compiled inside it run as plain Python, to debug.
+def compiled(
+    function: Callable[P, R], jit_compile: bool = True, run_eagerly: bool = False
+) -> Callable[P, R]:
+    """Returns `function` as a graph, with XLA if `jit_compile` is true.
+
+    Args:
+        function: callable of tensors.
+        jit_compile: bool. Whether to compile with XLA. Defaults to True.
+        run_eagerly: bool. Whether to return the function as it is, to debug. Defaults to False.
 
     Example:
         >>> def is_eager():
         ...     return tf.executing_eagerly()
         >>> graph = compiled(is_eager, jit_compile=False)
-        >>> bool(graph()), line_by_line(graph)()
+        >>> bool(graph()), compiled(is_eager, run_eagerly=True)()
         (False, True)
     """
-
-    def run(*args):
-        before = tf.config.functions_run_eagerly()
-        tf.config.run_functions_eagerly(True)
-        try:
-            return function(*args)
-        finally:
-            tf.config.run_functions_eagerly(before)
-
-    return run
+    if run_eagerly:
+        return function
+    if jit_compile:
+        _order_by_memory()
+    return tf.function(function, jit_compile=jit_compile, autograph=False)
 
 
 def is_distributed(strategy: tf.distribute.Strategy) -> bool:
@@ -224,89 +251,78 @@ def batch_rows(rows: Any) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
 
-def rowwise(function: Callable, strategy: tf.distribute.Strategy, jit_compile: bool) -> Callable:
-    """A compiled version of a function whose output rows depend on the same input rows only.
+def rowwise(function: Callable[P, R], execution: Execution) -> Callable[P, R]:
+    """Compiles a function whose output rows depend on the same input rows only.
 
     Args:
-        function: maps nested tensors `(rows, ...)` to nested tensors `(rows, ...)`; scalar inputs
-            are given to every replica whole.
-        strategy: rows are divided between its replicas; their number must divide the rows.
-        jit_compile: compile with XLA.
+        function: maps nested tensors `(rows, ...)` to nested tensors `(rows, ...)`. Scalar inputs
+            go to every replica whole.
+        execution: `Execution`. The number of its replicas must divide the rows.
     """
-    island = compiled(function, jit_compile)
-    if not is_distributed(strategy):
+    island = compiled(function, execution.jit_compile, execution.run_eagerly)
+    if not execution.is_distributed:
         return island
+    strategy = execution.strategy
 
-    def on_replica(*args):
+    def on_replica(*args: Any) -> Any:
         return island(*_share(args, tf.distribute.get_replica_context()))
 
-    @tf.function(autograph=False)
-    def run(*args):
+    def on_replicas(*args: Any) -> Any:
         return strategy.run(on_replica, args=args)
 
+    run = compiled(on_replicas, jit_compile=False, run_eagerly=execution.run_eagerly)
     return lambda *args: gather(strategy, run(*args))
 
 
-def dense_gradients(
-    loss_and_sums: Callable, variables: list[keras.Variable]
-) -> tuple[list[tf.Tensor], Any]:
-    """Gradients of a scalar with respect to `variables`, and what the function also returns.
+def dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, values: list[Any]) -> list[tf.Tensor]:
+    """Returns dense gradients of a scalar with respect to `values`, one for each.
+
+    Those of embeddings are dense too, as XLA needs them, and zero where the scalar does not depend
+    on a value.
 
     Args:
-        loss_and_sums: no arguments; returns the scalar to differentiate and nested tensors.
-        variables: trainable variables.
-
-    Returns:
-        Dense gradients, one a variable (embeddings included; zeros where the scalar does not
-        depend on it), and the nested tensors.
+        tape: has recorded `loss` and watches `values`.
+        loss: float32 scalar.
+        values: list of `v.value` of Keras variables.
     """
-    values = [v.value for v in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        loss, sums = loss_and_sums()
     gradients = tape.gradient(loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return [tf.convert_to_tensor(g) for g in gradients], sums
+    return [tf.convert_to_tensor(g) for g in gradients]
 
 
 def update(
-    gradients_and_sums: Callable,
+    gradients_and_sums: Callable[[Any], tuple[list[tf.Tensor], dict[str, tf.Tensor]]],
     optimizer: keras.optimizers.Optimizer,
     variables: list[keras.Variable],
-    strategy: tf.distribute.Strategy,
-    jit_compile: bool,
-    prepare: Callable = lambda *minibatch: minibatch,
-) -> Callable:
-    """One optimizer step as a function of a minibatch, the same on one device and on many.
+    execution: Execution,
+) -> Callable[[Any], dict[str, Any]]:
+    """Makes one optimizer step a function of a batch, the same on one device and on many.
 
     Args:
-        gradients_and_sums: maps a minibatch (nested tensors `(rows, ...)`, and scalars) to
-            gradients and nested sums, both already divided by counts over the whole minibatch, so
-            that shares of replicas simply add up.
+        gradients_and_sums: maps a batch (nested tensors `(rows, ...)`, and scalars) to gradients
+            and nested sums, both already divided by counts over the whole batch, so that shares
+            of replicas simply add up.
         optimizer: built on `variables`.
-        variables: what is updated.
-        strategy: the rows of the minibatch are divided between its replicas.
-        jit_compile: compile with XLA.
-        prepare: maps the whole minibatch to what `gradients_and_sums` takes, before the rows are
-            divided: the place for counts over all rows.
+        variables: list of Keras variables to update.
+        execution: `Execution`. The rows of the batch are divided between its replicas.
 
     Returns:
-        A function of the whole minibatch that updates the variables and returns the summed sums,
-        a dict, with `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing
+        A function of the whole batch that updates the variables and returns the summed sums, a
+        dict, with `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing
         was updated, else 0.
     """
-    if is_distributed(strategy):
-        read, apply = _update_on_replicas(
-            gradients_and_sums, optimizer, variables, strategy, jit_compile, prepare
-        )
+    jit_compile, eager = execution.jit_compile, execution.run_eagerly
+    if execution.is_distributed:
+        read, apply = _update_on_replicas(gradients_and_sums, optimizer, variables, execution)
     else:
-        read = compiled(lambda *rows: gradients_and_sums(*prepare(*rows)), jit_compile)
-        apply = compiled(lambda gradients: optimizer.apply(gradients, variables), jit_compile)
-    is_sound = compiled(_is_sound, jit_compile=False)
+        read = compiled(gradients_and_sums, jit_compile, eager)
+        apply = compiled(lambda g: optimizer.apply(g, variables), jit_compile, eager)
+    is_sound = compiled(_is_sound, jit_compile=False, run_eagerly=eager)
 
-    def step(*minibatch):
+    def step(batch: Any) -> dict[str, Any]:
         # Two programs: one that could skip the update would hold all variables twice.
-        gradients, sums = read(*minibatch)
-        sound = bool(is_sound(strategy.experimental_local_results(gradients)[0], sums))
+        gradients, sums = read(batch)
+        local = execution.strategy.experimental_local_results(gradients)[0]
+        sound = bool(is_sound(local, sums))
         if sound:
             apply(gradients)
         return {**sums, "policy/skipped": float(not sound)}
@@ -314,52 +330,56 @@ def update(
     return step
 
 
-def _update_on_replicas(gradients_and_sums, optimizer, variables, strategy, jit_compile, prepare):
-    """The two functions of `update` on several replicas: of a whole minibatch, of gradients."""
-    island = compiled(gradients_and_sums, jit_compile)
+def _update_on_replicas(
+    gradients_and_sums: Callable[[Any], Any],
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+    execution: Execution,
+) -> tuple[Callable, Callable]:
+    """The two functions of `update` on several replicas: of a whole batch, of gradients."""
+    strategy, eager = execution.strategy, execution.run_eagerly
+    island = compiled(gradients_and_sums, execution.jit_compile, eager)
 
-    def read_on_replica(*minibatch):
+    def read_on_replica(batch: Any) -> Any:
         context = tf.distribute.get_replica_context()
-        gradients, sums = island(*_share(minibatch, context))
+        gradients, sums = island(_share(batch, context))
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients), sums
 
-    def apply_on_replica(gradients):
+    def apply_on_replica(gradients: list[tf.Tensor]) -> None:
         # The optimizer sums over replicas once more and clips before it does: clip the sum here,
         # then hand every replica its share, on which the second clipping has no effect.
         count = tf.distribute.get_replica_context().num_replicas_in_sync
-        clipped = optimizer._clip_gradients(gradients)
+        clipped = optimizer._clip_gradients(gradients)  # noqa: SLF001 (no public way)
         optimizer.apply([g / count for g in clipped], variables)
 
-    @tf.function(autograph=False)
-    def read(*minibatch):
-        gradients, sums = strategy.run(read_on_replica, args=prepare(*minibatch))
+    def read(batch: Any) -> Any:
+        gradients, sums = strategy.run(read_on_replica, args=(batch,))
         sums = tf.nest.map_structure(
             lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None), sums
         )
         return gradients, sums
 
-    @tf.function(autograph=False)
-    def apply(gradients):
+    def apply(gradients: list[tf.Tensor]) -> None:
         strategy.run(apply_on_replica, args=(gradients,))
 
-    return read, apply
+    graph = functools.partial(compiled, jit_compile=False, run_eagerly=eager)
+    return graph(read), graph(apply)
 
 
-def _is_sound(gradients: list[tf.Tensor], sums: dict) -> tf.Tensor:
+def _is_sound(gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]) -> tf.Tensor:
     """Whether gradients and losses are finite, a bool scalar."""
     losses = [x for name, x in sums.items() if name.startswith("loss/")]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in [*gradients, *losses]])
 
 
-def all_finite(
-    variables: list[keras.Variable], strategy: tf.distribute.Strategy, jit_compile: bool
-) -> Callable:
-    """A function without arguments that returns whether all values of variables are finite."""
+def all_finite(variables: list[keras.Variable], execution: Execution) -> Callable[[], bool]:
+    """Returns a function that says whether all values of variables are finite."""
 
-    def read():
+    def read() -> tf.Tensor:
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(v.value)) for v in variables])
 
-    function = compiled(read, jit_compile and not is_distributed(strategy))
+    jit_compile = execution.jit_compile and not execution.is_distributed
+    function = compiled(read, jit_compile, execution.run_eagerly)
     return lambda: bool(function())
 
 
@@ -407,3 +427,49 @@ def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tenso
         return index + 1, tf.nest.map_structure(tf.add, total, gradients_and_sums(index))
 
     return tf.while_loop(lambda index, _: index < parts, body, (tf.constant(1), total))[1]
+
+
+def in_batches(function: Callable, rows: Any, size: int) -> Any:
+    """Applies a function to batches of one size and joins what it returns.
+
+    The last batch is filled up with copies of its first row, so that a compiled function has one
+    shape; what belongs to the copies is cut off.
+
+    Args:
+        function: Maps a batch of every column to a list, an array or a tensor with one entry per
+            row, or to a tuple of these.
+        rows: A column, or a tuple of columns with one entry per row each, of at least one row: a
+            list, of which the function gets lists, or an array, of which it gets tensors.
+        size: int, at least 1. Rows of a batch.
+
+    Returns:
+        A list where the function returns lists, else an array; a tuple where it returns tuples.
+
+    Example:
+        >>> in_batches(lambda x: 2 * x, np.array([1, 2, 3]), size=2).tolist()
+        [2, 4, 6]
+        >>> in_batches(lambda words: [len(words)] * 2, ["a", "b", "c"], size=2)
+        [2, 2, 2]
+    """
+    columns = rows if isinstance(rows, tuple) else (rows,)
+    count = len(columns[0])
+    order = np.arange(-(-count // size) * size)
+    order[count:] = order[-size]
+    found = [
+        function(*(_picked(column, part) for column in columns)) for part in order.reshape(-1, size)
+    ]
+    if isinstance(found[0], tuple):
+        return tuple(_joined(parts, count) for parts in zip(*found, strict=True))
+    return _joined(found, count)
+
+
+def _picked(column, part):
+    if isinstance(column, list):
+        return [column[index] for index in part]
+    return tf.convert_to_tensor(np.asarray(column)[part])
+
+
+def _joined(parts, count):
+    if isinstance(parts[0], list):
+        return list(itertools.chain.from_iterable(parts))[:count]
+    return np.concatenate([np.asarray(part) for part in parts])[:count]

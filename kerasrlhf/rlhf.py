@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from kerasrlhf import data
+from kerasrlhf import data, signatures
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.rewards import load_reward
-from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.trainers.grpo import GRPO
 from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.trainers.online_dpo import OnlineDPO
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.trainers.reinforce_plus_plus import REINFORCEPlusPlus
@@ -37,23 +34,6 @@ ALGORITHMS: dict[str, Callable] = {
 """What `RLHF(algorithm=...)` takes."""
 
 _NORMALIZED = 256
-
-
-def _check_options(algorithm: str, options: dict) -> None:
-    """Raises a `ValueError` for options that the algorithm does not take, before a model loads."""
-    trainer = ALGORITHMS[algorithm]
-    kinds = getattr(trainer, "func", trainer).__mro__
-    known = {*ScoreRules.arguments(), "name"}
-    for kind in kinds[: kinds.index(OnPolicyTrainer) + 1]:
-        known |= {*inspect.signature(kind.__init__).parameters}
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-            raise ValueError(
-                f"{algorithm!r} has no option {option!r}."
-                f"{f' Did you mean {near[0]!r}?' if near else ''} Its options are in the docstring "
-                f"of `rlhf.{kinds[0].__name__}`."
-            )
 
 
 class RLHF:
@@ -141,7 +121,8 @@ class RLHF:
                 "For others use the classes behind it, for example "
                 "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
             )
-        _check_options(algorithm, options)
+        trainer = ALGORITHMS[algorithm]
+        signatures.check_names(getattr(trainer, "func", trainer), options)
         if not isinstance(preset, str | pathlib.Path):
             raise ValueError(
                 "`preset` must be a keras-hub name or handle, or a folder. Received: "

@@ -6,8 +6,14 @@ behind their first character keeps them from being found, and is dropped when th
 Whatever looks like a marker is guarded, so that a guarded text serves every tokenizer.
 """
 
+from __future__ import annotations
+
 import re
 import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_hub.models import Tokenizer
 
 GUARD = "\ufdd0"
 
@@ -29,10 +35,10 @@ _SHAPE = re.compile(
     r"|<(?:start|end)_of_\w+>|<turn\|>"
 )
 _SHAPES = re.compile(rf"{_SHAPE.pattern}|\[/?[A-Z_]+\]")
-_known = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def special_token_ids(tokenizer):
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Returns the special tokens of a tokenizer.
 
     These are the tokens that the tokenizer declares, those that it never splits, the control
@@ -43,20 +49,19 @@ def special_token_ids(tokenizer):
         tokenizer: A keras-hub tokenizer.
 
     Returns:
-        Dict from `str` to `int`.
+        dict from str to int.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-    >>> special_token_ids(tokenizer)
-    {'<|endoftext|>': 0, '<|im_end|>': 2}
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
+        >>> special_token_ids(tokenizer)
+        {'<|endoftext|>': 0, '<|im_end|>': 2}
     """
     return _known_of(tokenizer)[0]
 
 
-def _known_of(tokenizer):
+def _known_of(tokenizer: Tokenizer) -> tuple[dict[str, int], re.Pattern[str], re.Pattern[str]]:
     if tokenizer not in _known:
         ids = _find(tokenizer)
         longest_first = sorted(ids, key=len, reverse=True)
@@ -66,7 +71,7 @@ def _known_of(tokenizer):
     return _known[tokenizer]
 
 
-def _find(tokenizer):
+def _find(tokenizer: Tokenizer) -> dict[str, int]:
     declared = {*tokenizer.special_tokens, *(getattr(tokenizer, "unsplittable_tokens", None) or ())}
     processor = getattr(tokenizer, "_sentence_piece_spm", None)
     ids = {}
@@ -78,64 +83,62 @@ def _find(tokenizer):
     return ids
 
 
-def guarded(text, tokenizer):
-    """Marks the special tokens that somebody typed, so that they are tokenized as text.
+def guarded(text: str, tokenizer: Tokenizer) -> str:
+    r"""Marks the special tokens that somebody typed, so that they are tokenized as text.
 
     What looks like a special token of some other tokenizer is marked too.
 
     Args:
-        text: `str`.
+        text: str.
         tokenizer: A keras-hub tokenizer.
 
     Returns:
-        A `str` that shows the same characters. A `GUARD` that was in it already is dropped.
+        A str that shows the same characters. A `GUARD` that was in it already is dropped.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-    >>> guarded("a <|endoftext|>", tokenizer)
-    'a <\\ufdd0|endoftext|>'
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
+        >>> guarded("a <|endoftext|>", tokenizer)
+        'a <\ufdd0|endoftext|>'
     """
     return _known_of(tokenizer)[2].sub(lambda m: m[0][0] + GUARD + m[0][1:], unguarded(text))
 
 
-def unguarded(text):
-    """Returns a text without its guards, as people see it.
+def unguarded(text: str) -> str:
+    r"""Returns a text without its guards, as people see it.
 
     Example:
-
-    >>> unguarded("a <\\ufdd0|endoftext|>")
-    'a <|endoftext|>'
+        >>> unguarded("a <\ufdd0|endoftext|>")
+        'a <|endoftext|>'
     """
     return text.replace(GUARD, "")
 
 
-def split(text, tokenizer):
-    """Splits a text at its special tokens, and inside those that are guarded.
+def split(text: str, tokenizer: Tokenizer) -> list[str | int]:
+    r"""Splits a text at its special tokens, and inside those that are guarded.
 
     A guard that keeps no token of this tokenizer apart leaves no trace.
 
     Args:
-        text: `str`.
+        text: str.
         tokenizer: A keras-hub tokenizer.
 
     Returns:
-        List of `str`, plain text, and `int`, special tokens, in their order.
+        list of str, plain text, and int, special tokens, in their order.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-    >>> split("a<|endoftext|>b <\\ufdd0|endoftext|>", tokenizer)
-    ['a', 0, 'b <', '|endoftext|>']
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
+        >>> split("a<|endoftext|>b <\ufdd0|endoftext|>", tokenizer)
+        ['a', 0, 'b <', '|endoftext|>']
     """
     ids, pattern, _ = _known_of(tokenizer)
     guards = [match.start() - before for before, match in enumerate(re.finditer(GUARD, text))]
     plain = unguarded(text)
-    pieces, start = [], 0
+    pieces: list[str | int] = []
+    start = 0
     for match in pattern.finditer(plain):
         if any(match.start() < place < match.end() for place in guards):
             pieces.append(plain[start : match.start() + 1])

@@ -1,72 +1,90 @@
 """Between texts and token ids, the same for every keras-hub tokenizer.
 
-keras-hub tokenizers return ragged tensors, arrays or lists, depending on their kind and workflow;
-here ids are lists of `int`, without start, end and padding.
+This is the only place that decides which ids open and end a row, which id is written into padding,
+and where padding is: behind the tokens. keras-hub tokenizers return ragged tensors, arrays or
+lists, depending on their kind and workflow; here ids are lists of int.
 
 A text that continues another one is not tokenized or detokenized by itself: SentencePiece puts a
 blank before the first word of every text, and drops it from the first word of every row of ids.
 """
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from kerasrlhf import special_tokens
 
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor, Tokenizer
+    from numpy.typing import ArrayLike
+
+_T = TypeVar("_T")
+
 _CHUNK = 1024
 # Texts to tokenize a continuation behind; some of them merge with what follows.
 _ANCHORS = ("\n", ".", "0", "\u2603")
-_adds_blank = weakref.WeakKeyDictionary()
+_adds_blank: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class SampledText(str):
-    """A response of a model: its text, and the tokens that were sampled.
+    """The text of a sampled response, which remembers the sampled tokens.
 
     Other tokens may make the same text, so that a text that is tokenized again need not be what
-    the model wrote. Where the same tokenizer reads this one, it finds the tokens themselves.
+    the model wrote. The tokenizer of a `SampledText` returns the sampled tokens themselves.
 
     Args:
-        text: `str`.
-        token_ids: List of `int`, without the token that ended the response.
-        tokenizer: The keras-hub tokenizer that the ids belong to.
+        text: str.
+        token_ids: list of int, without the token that ended the response.
+        tokenizer: The keras-hub tokenizer that the ids belong to, or None.
 
     Example:
-
-    >>> text = SampledText("ab", [1, 2], tokenizer=None)
-    >>> text, text == "ab", text.token_ids
-    ('ab', True, [1, 2])
+        >>> text = SampledText("ab", [1, 2], tokenizer=None)
+        >>> text, text == "ab", text.token_ids
+        ('ab', True, [1, 2])
     """
 
-    def __new__(cls, text, token_ids, tokenizer):
+    token_ids: list[int]
+    tokenizer: Tokenizer | None
+
+    def __new__(cls, text: str, token_ids: list[int], tokenizer: Tokenizer | None) -> SampledText:
+        """Creates the str and attaches its tokens."""
         made = super().__new__(cls, text)
         made.token_ids, made.tokenizer = token_ids, tokenizer
         return made
 
 
-def tokenize(texts, preprocessor, *, parse_special=False):
+def tokenize(
+    texts: Iterable[str],
+    preprocessor: CausalLMPreprocessor | Tokenizer,
+    *,
+    parse_special: bool = False,
+) -> list[list[int]]:
     """Tokenizes texts, adding nothing.
 
     Args:
-        texts: List of `str`.
+        texts: list of str.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
-        parse_special: Whether a special token that is written in a text, such as `</s>`, becomes
-            that token. By default it is text like any other.
+        parse_special: bool. Whether a special token that is written in a text, such as `</s>`,
+            becomes that token. Defaults to False: it is text like any other.
 
     Returns:
-        List of lists of `int`, one per text.
+        list of lists of int, one per text.
 
     Raises:
         ValueError: If the tokenizer pads, adds tokens of its own, or returns strings.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
-    >>> tokenize(["ab", "ba", ""], tokenizer)
-    [[3], [2, 1], []]
-    >>> tokenize(["ab<|endoftext|>"], tokenizer, parse_special=True)
-    [[3, 0]]
+        >>> import keras_hub, kerasrlhf as rlhf
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> rlhf.data.tokenize(["ab", "ba", ""], tokenizer)
+        [[3], [2, 1], []]
+        >>> rlhf.data.tokenize(["ab<|endoftext|>"], tokenizer, parse_special=True)
+        [[3, 0]]
     """
     tokenizer = tokenizer_of(preprocessor)
     if not parse_special:
@@ -74,70 +92,72 @@ def tokenize(texts, preprocessor, *, parse_special=False):
     return _encode(list(texts), tokenizer)
 
 
-def guarded(text, tokenizer):
-    """Returns a text whose special tokens are text; what was sampled is known and stays as it is.
+def guarded(text: str, tokenizer: Tokenizer) -> str:
+    """Returns a text whose typed special tokens are text, see `special_tokens.guarded`.
 
-    See `kerasrlhf.special_tokens.guarded`.
+    A `SampledText` of this tokenizer is returned as it is, because its tokens are known.
     """
     if isinstance(text, SampledText) and text.tokenizer is tokenizer:
         return text
     return special_tokens.guarded(text, tokenizer)
 
 
-def continuations(prompts, prompt_ids, responses, preprocessor):
+def continuations(
+    prompts: Sequence[str],
+    prompt_ids: Sequence[list[int]],
+    responses: Sequence[str],
+    preprocessor: CausalLMPreprocessor | Tokenizer,
+) -> list[list[int]]:
     """Tokenizes responses as what follows their prompts.
 
     Prompt and response are tokenized as one text. Where that leaves the tokens of the prompt as
     they are, the rest of them is the response; where a token would reach across the boundary, the
     response is tokenized by itself, without the blank that SentencePiece puts before a text. The
-    prompt keeps its tokens either way, because they are what the model is given when it responds.
+    prompt keeps its tokens either way, because they are what the model sees when it responds.
 
     Args:
-        prompts: List of `str`. Special tokens are parsed: `special_tokens.guarded` keeps typed ones
+        prompts: list of str. Special tokens are parsed: `special_tokens.guarded` keeps typed ones
             text.
-        prompt_ids: List of lists of `int`: `prompts` tokenized, with special tokens parsed.
-        responses: List of `str`, one per prompt. A `SampledText` of this tokenizer keeps the
+        prompt_ids: list of lists of int: `prompts` tokenized, with special tokens parsed.
+        responses: list of str, one per prompt. A `SampledText` of this tokenizer keeps the
             tokens that were sampled.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
 
     Returns:
-        List of lists of `int`, one per response.
+        list of lists of int, one per response.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
-    >>> continuations(["b", "a"], [[2], [1]], ["ab", "b"], tokenizer)
-    [[3], [2]]
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> continuations(["b", "a"], [[2], [1]], ["ab", "b"], tokenizer)
+        [[3], [2]]
     """
     tokenizer = tokenizer_of(preprocessor)
     wholes = _encode([p + r for p, r in zip(prompts, responses, strict=True)], tokenizer)
-    rows = [
+    rows: list[list[int] | None] = [
         whole[len(ids) :] if whole[: len(ids)] == ids else None
         for whole, ids in zip(wholes, prompt_ids, strict=True)
     ]
     for index, response in enumerate(responses):
         if isinstance(response, SampledText) and response.tokenizer is tokenizer:
             rows[index] = [*response.token_ids]
+    # A token reaches across the boundary: the response is tokenized by itself.
     merged = [index for index, row in enumerate(rows) if row is None]
-    alone = _encode([responses[index] for index in merged], tokenizer, continues=True)
-    for index, row in zip(merged, alone, strict=True):
-        rows[index] = row
-    return rows
+    encoded = _encode([responses[index] for index in merged], tokenizer, continues=True)
+    alone = dict(zip(merged, encoded, strict=True))
+    return [alone[index] if row is None else row for index, row in enumerate(rows)]
 
 
-def _encode(texts, tokenizer, continues=False):
-    """Token ids of texts, special tokens parsed.
+def _encode(texts: list[str], tokenizer: Tokenizer, continues: bool = False) -> list[list[int]]:
+    """Returns the token ids of texts with special tokens parsed.
 
-    Args:
-        texts: List of `str`.
-        tokenizer: A keras-hub tokenizer.
-        continues: Whether something precedes the texts.
+    `continues` says whether something precedes the texts.
     """
     rows = [special_tokens.split(text, tokenizer) for text in texts]
     start = getattr(tokenizer, "start_token_id", None)
-    opening, inner = {}, {}
+    opening: dict[tuple[int, int], str] = {}
+    inner: dict[tuple[int, int], str] = {}
     for index, pieces in enumerate(rows):
         for place, piece in enumerate(pieces):
             if isinstance(piece, str):
@@ -146,24 +166,29 @@ def _encode(texts, tokenizer, continues=False):
     ids = dict(zip(opening, _encode_plain([*opening.values()], tokenizer), strict=True))
     ids |= dict(zip(inner, _encode_inner([*inner.values()], tokenizer), strict=True))
     return [
-        [token for place, piece in enumerate(row) for token in ids.get((index, place), [piece])]
+        [
+            token
+            for place, piece in enumerate(row)
+            for token in ([piece] if isinstance(piece, int) else ids[index, place])
+        ]
         for index, row in enumerate(rows)
     ]
 
 
-def _encode_plain(texts, tokenizer):
-    """Token ids of texts without special tokens."""
-    rows = []
+def _encode_plain(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Returns the token ids of texts without special tokens."""
+    rows: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         rows += _to_lists(tokenizer(texts[start : start + _CHUNK]))
     return rows
 
 
-def _encode_inner(texts, tokenizer):
-    """Token ids of texts without special tokens that something precedes."""
+def _encode_inner(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Returns the token ids of texts without special tokens that something precedes."""
     if not texts or not _puts_blank_first(tokenizer):
         return _encode_plain(texts, tokenizer)
-    rows = [None] * len(texts)
+    # Behind an anchor, with the tokens of the anchor taken off again.
+    rows: list[list[int] | None] = [None] * len(texts)
     for anchor in _ANCHORS:
         missing = [index for index, row in enumerate(rows) if row is None]
         (head,) = _encode_plain([anchor], tokenizer)
@@ -172,70 +197,76 @@ def _encode_inner(texts, tokenizer):
         for index, whole, text in zip(missing, wholes, decoded, strict=True):
             if whole[: len(head)] == head and text == anchor + texts[index]:
                 rows[index] = whole[len(head) :]
+    # What merges with every anchor is tokenized by itself.
     lost = [index for index, row in enumerate(rows) if row is None]
-    for index, row in zip(lost, _encode_plain([texts[i] for i in lost], tokenizer), strict=True):
-        rows[index] = row
-    return rows
+    alone = dict(zip(lost, _encode_plain([texts[i] for i in lost], tokenizer), strict=True))
+    return [alone[index] if row is None else row for index, row in enumerate(rows)]
 
 
-def _puts_blank_first(tokenizer):
-    """Whether the first word of a text is tokenized as if a blank stood before it."""
+def _puts_blank_first(tokenizer: Tokenizer) -> bool:
+    """Returns whether the first word of a text is tokenized as if a blank preceded it."""
     if tokenizer not in _adds_blank:
         (ids,) = _encode_plain(["a"], tokenizer)
         _adds_blank[tokenizer] = _decode([ids + ids], tokenizer) == ["a a"]
     return _adds_blank[tokenizer]
 
 
-def detokenize(rows, preprocessor, *, after=None):
+def detokenize(
+    rows: Iterable[Iterable[int]],
+    preprocessor: CausalLMPreprocessor | Tokenizer,
+    *,
+    after: Iterable[Sequence[int]] | None = None,
+) -> list[str]:
     """Turns token ids into texts, leaving out start, end and padding tokens.
 
     Only ids that the tokenizer declares as special tokens are left out. A padding id that is an
     ordinary token (0 is "!" in GPT-2) is kept: pass the real tokens of a row, without padding.
 
     Args:
-        rows: List of lists of `int`, or of 1D integer arrays.
+        rows: list of lists of int, or of 1D integer arrays.
         preprocessor: A keras-hub preprocessor, or the tokenizer itself.
-        after: `None`, or the ids that precede each row: the text of a row is then what it adds to
-            theirs, a blank before its first word included, and a `SampledText`.
+        after: list of lists of int, or None. The ids that precede each row: the text of a row is
+            then what it adds to theirs, a blank before its first word included, and a
+            `SampledText`. Defaults to None.
 
     Returns:
-        List of `str`.
+        list of str.
 
     Raises:
-        ValueError: As `tokenize`.
+        ValueError: If the tokenizer pads or adds tokens of its own.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
-    >>> detokenize([[0, 3, 2, 0], [0]], tokenizer)
-    ['abb', '']
+        >>> import keras_hub, kerasrlhf as rlhf
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> rlhf.data.detokenize([[0, 3, 2, 0], [0]], tokenizer)
+        ['abb', '']
     """
     tokenizer = tokenizer_of(preprocessor)
     hidden = _hidden_ids(tokenizer)
     given = [[int(i) for i in row] for row in rows]
-    rows = [[i for i in row if i not in hidden] for row in given]
+    visible = [[i for i in row if i not in hidden] for row in given]
     if after is None:
-        return _decode(rows, tokenizer)
+        return _decode(visible, tokenizer)
     # One visible token is context enough: only the first blank of a text depends on what precedes.
     heads = [next(([int(i)] for i in row[::-1] if int(i) not in hidden), []) for row in after]
     before = _decode(heads, tokenizer)
-    wholes = _decode([head + row for head, row in zip(heads, rows, strict=True)], tokenizer)
-    texts = [
+    wholes = _decode([head + row for head, row in zip(heads, visible, strict=True)], tokenizer)
+    added = [
         whole[len(head) :] if whole.startswith(head) else None
         for whole, head in zip(wholes, before, strict=True)
     ]
     # A character that begins in the context and ends in the row has no text on either side.
-    alone = _decode([rows[i] if text is None else [] for i, text in enumerate(texts)], tokenizer)
-    texts = [a if text is None else text for text, a in zip(texts, alone, strict=True)]
+    split = [row if text is None else [] for row, text in zip(visible, added, strict=True)]
+    alone = _decode(split, tokenizer)
+    texts = [a if text is None else text for text, a in zip(added, alone, strict=True)]
     ends = stop_ids(preprocessor)
     given = [row[:-1] if row and row[-1] in ends else row for row in given]
     return [SampledText(text, row, tokenizer) for text, row in zip(texts, given, strict=True)]
 
 
-def _decode(rows, tokenizer):
-    """The texts of rows of ids; empty rows stay out: not every tokenizer keeps them."""
+def _decode(rows: list[list[int]], tokenizer: Tokenizer) -> list[str]:
+    """Returns the texts of rows of ids; empty rows are left out, as some tokenizers drop them."""
     texts = [""] * len(rows)
     filled = [index for index, row in enumerate(rows) if row]
     for chunk in (filled[i : i + _CHUNK] for i in range(0, len(filled), _CHUNK)):
@@ -245,21 +276,20 @@ def _decode(rows, tokenizer):
     return texts
 
 
-def start_ids(preprocessor):
-    """The ids that open every row: the start token, where preprocessor and tokenizer have one.
+def start_ids(preprocessor: CausalLMPreprocessor) -> list[int]:
+    """Returns the ids that open every row: the start token, if the preprocessor adds one.
 
     Args:
         preprocessor: A keras-hub `CausalLMPreprocessor`.
 
     Returns:
-        List of one `int`, or an empty list.
+        list of one int, or an empty list.
 
     Example:
-
-    >>> import types
-    >>> tokenizer = types.SimpleNamespace(start_token_id=1)
-    >>> start_ids(types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
-    [1]
+        >>> import types
+        >>> tokenizer = types.SimpleNamespace(start_token_id=1)
+        >>> start_ids(types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
+        [1]
     """
     start = getattr(tokenizer_of(preprocessor), "start_token_id", None)
     return (
@@ -267,47 +297,52 @@ def start_ids(preprocessor):
     )
 
 
-def opened(rows, preprocessor):
+def opened(rows: list[list[int]], preprocessor: CausalLMPreprocessor) -> list[list[int]]:
     """Returns rows with the start token in front, which a chat template may have written already.
 
     Args:
-        rows: List of lists of `int`.
+        rows: list of lists of int.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
 
-    Example:
+    Returns:
+        list of lists of int.
 
-    >>> import types
-    >>> tokenizer = types.SimpleNamespace(start_token_id=1)
-    >>> opened([[5], [1, 5]], types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
-    [[1, 5], [1, 5]]
+    Example:
+        >>> import types
+        >>> tokenizer = types.SimpleNamespace(start_token_id=1)
+        >>> opened([[5], [1, 5]], types.SimpleNamespace(tokenizer=tokenizer, add_start_token=True))
+        [[1, 5], [1, 5]]
     """
     start = start_ids(preprocessor)
     return [row if start and row[:1] == start else start + row for row in rows]
 
 
-def end_ids(preprocessor, end_token_id="auto", turn_end=None):
-    """The ids that close every response in training data.
+def end_ids(
+    preprocessor: CausalLMPreprocessor,
+    end_token_id: int | str | None = "auto",
+    turn_end: str | None = None,
+) -> list[int]:
+    """Returns the ids that end every response in training data.
 
     Args:
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        end_token_id: `"auto"` takes `turn_end` where the vocabulary has it, else the tokenizer's
-            end token when the preprocessor adds it; an `int` names another token; `None` means no
-            token.
-        turn_end: `str`, the token that a chat template ends a turn with, or `None`.
+        end_token_id: int, `"auto"` or None. An int names a token, and None means no token.
+            `"auto"` takes `turn_end` if the vocabulary has it, otherwise the tokenizer's end token
+            if the preprocessor adds it. Defaults to `"auto"`.
+        turn_end: str or None. The token that a chat template ends a turn with. Defaults to None.
 
     Returns:
-        List of one `int`, or an empty list.
+        list of one int, or an empty list.
 
     Raises:
         ValueError: If the id is outside the vocabulary.
 
     Example:
-
-    >>> import types
-    >>> tokenizer = types.SimpleNamespace(end_token_id=2, vocabulary_size=lambda: 9)
-    >>> preprocessor = types.SimpleNamespace(tokenizer=tokenizer, add_end_token=True)
-    >>> end_ids(preprocessor), end_ids(preprocessor, 5), end_ids(preprocessor, None)
-    ([2], [5], [])
+        >>> import types
+        >>> tokenizer = types.SimpleNamespace(end_token_id=2, vocabulary_size=lambda: 9)
+        >>> preprocessor = types.SimpleNamespace(tokenizer=tokenizer, add_end_token=True)
+        >>> end_ids(preprocessor), end_ids(preprocessor, 5), end_ids(preprocessor, None)
+        ([2], [5], [])
     """
     tokenizer = tokenizer_of(preprocessor)
     if end_token_id == "auto":
@@ -325,22 +360,21 @@ def end_ids(preprocessor, end_token_id="auto", turn_end=None):
     return [int(end_token_id)]
 
 
-def stop_ids(preprocessor):
+def stop_ids(preprocessor: CausalLMPreprocessor | None) -> tuple[int, ...]:
     """Returns the ids at which a model ends a response: its end tokens and its ends of turns.
 
     Args:
-        preprocessor: A keras-hub `CausalLMPreprocessor`, or `None`.
+        preprocessor: A keras-hub `CausalLMPreprocessor`, or None.
 
     Returns:
-        Tuple of `int`, the tokenizer's end token first; empty without a tokenizer.
+        tuple of int, the tokenizer's end token first; empty without a tokenizer.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-    >>> stop_ids(keras_hub.models.GPT2CausalLMPreprocessor(tokenizer))
-    (0, 2)
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "<|im_end|>": 2, "aa": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
+        >>> stop_ids(keras_hub.models.GPT2CausalLMPreprocessor(tokenizer))
+        (0, 2)
     """
     tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
     if tokenizer is None:
@@ -351,38 +385,44 @@ def stop_ids(preprocessor):
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def pad_id(preprocessor):
-    """The id written into padding. It carries no meaning: masks say what is padding.
+def pad_id(preprocessor: CausalLMPreprocessor | None) -> int:
+    """Returns the id that is written into padding.
+
+    It has no meaning: masks, and not ids, say what is padding (detail N2).
 
     Args:
-        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        preprocessor: A keras-hub `CausalLMPreprocessor`, or None.
 
     Returns:
-        An `int`; 0 when the tokenizer has no padding token.
+        int, 0 if there is no tokenizer or it has no padding token.
 
     Example:
-
-    >>> import types
-    >>> pad_id(types.SimpleNamespace(tokenizer=types.SimpleNamespace(pad_token_id=3)))
-    3
+        >>> import types
+        >>> pad_id(types.SimpleNamespace(tokenizer=types.SimpleNamespace(pad_token_id=3)))
+        3
+        >>> pad_id(None)
+        0
     """
-    return int(getattr(tokenizer_of(preprocessor), "pad_token_id", None) or 0)
+    tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
+    return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
 
-def encode(texts, preprocessor, *, parse_special=False):
-    """Tokenizes texts as the beginning of rows: with the start token, where the model has one.
+def encode(
+    texts: Iterable[str], preprocessor: CausalLMPreprocessor | None, *, parse_special: bool = False
+) -> list[list[int]]:
+    """Tokenizes texts as prefixes of rows: with the start token, if the model has one.
 
     Args:
-        texts: List of `str`.
+        texts: list of str.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        parse_special: As in `tokenize`.
+        parse_special: bool. As in `tokenize`. Defaults to False.
 
     Returns:
-        List of lists of `int`, one per text.
+        list of lists of int, one per text.
 
     Raises:
         ValueError: If there are no texts, one string in place of a list, an entry that is not a
-            `str`, a row without a token, or no preprocessor.
+            str, a row without a token, or no preprocessor.
     """
     texts = text_list(texts, "texts")
     if preprocessor is None:
@@ -405,20 +445,22 @@ def encode(texts, preprocessor, *, parse_special=False):
     return rows
 
 
-def text_list(texts, name):
+def text_list(texts: Iterable[_T], name: str) -> list[_T]:
     """Returns texts or conversations as a list, read once.
 
     Args:
         texts: An iterable.
-        name: `str`, what the caller calls it.
+        name: str. The caller's name for it.
+
+    Returns:
+        list.
 
     Raises:
         ValueError: If it is one string or dictionary, no iterable, or empty.
 
     Example:
-
-    >>> text_list((text for text in ["a", "b"]), "prompts")
-    ['a', 'b']
+        >>> text_list((text for text in ["a", "b"]), "prompts")
+        ['a', 'b']
     """
     if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__iter__"):
         raise ValueError(
@@ -431,19 +473,21 @@ def text_list(texts, name):
     return texts
 
 
-def padded_length(length, limit=None):
+def padded_length(length: int, limit: int | None = None) -> int:
     """Rounds a length up to one of a few sizes: 16, 24, 32, 48, 64, 96, 128 and so on.
 
     Every shape is a program of its own for XLA, which takes seconds and memory.
 
     Args:
-        length: `int`, in tokens.
-        limit: `int`, what a row may have at most, or `None`.
+        length: int, in tokens.
+        limit: int or None. The most tokens that a row may have. Defaults to None.
+
+    Returns:
+        int.
 
     Example:
-
-    >>> [padded_length(n) for n in (3, 17, 33, 100)], padded_length(33, limit=40)
-    ([16, 24, 48, 128], 40)
+        >>> [padded_length(n) for n in (3, 17, 33, 100)], padded_length(33, limit=40)
+        ([16, 24, 48, 128], 40)
     """
     size = 16
     while size < length:
@@ -451,23 +495,24 @@ def padded_length(length, limit=None):
     return size if limit is None else max(length, min(size, limit))
 
 
-def padded(rows, length=None, pad_id=0):
-    """Rows of ids as one array, padded on the right.
+def padded(
+    rows: Sequence[Sequence[int]], length: int | None = None, pad_id: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of ids as one array, padded on the right.
 
     Args:
-        rows: List of lists of `int`.
-        length: `int`, tokens of a padded row; `None` is the longest row.
-        pad_id: `int`, written where no token is.
+        rows: list of lists of int.
+        length: int or None. Tokens of a padded row. Defaults to those of the longest row.
+        pad_id: int. Written where no token is. Defaults to 0.
 
     Returns:
         `token_ids`, an int32 array `(rows, length)`, and `padding_mask`, a bool array of the same
         shape, true at real tokens.
 
     Example:
-
-    >>> ids, mask = padded([[5, 6, 7], [8]])
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [8, 0, 0]], [[True, True, True], [True, False, False]])
+        >>> ids, mask = padded([[5, 6, 7], [8]])
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6, 7], [8, 0, 0]], [[True, True, True], [True, False, False]])
     """
     length = max(map(len, rows)) if length is None else length
     token_ids = np.full((len(rows), length), pad_id, "int32")
@@ -477,19 +522,18 @@ def padded(rows, length=None, pad_id=0):
     return token_ids, np.arange(length) < lengths[:, None]
 
 
-def check_right_padded(token_ids, padding_mask):
+def check_right_padded(token_ids: ArrayLike, padding_mask: ArrayLike) -> None:
     """Raises a `ValueError` for rows that are not real tokens followed by padding.
 
     Args:
-        token_ids: `(rows, length)` integers.
-        padding_mask: `(rows, length)`, true at real tokens.
+        token_ids: int `(rows, length)`.
+        padding_mask: bool `(rows, length)`, true at real tokens.
 
     Raises:
-        ValueError: Other shapes, a row without a token, or padding before a token.
+        ValueError: If the shapes differ, a row has no token, or padding precedes a token.
 
     Example:
-
-    >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
+        >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
     """
     mask, shape = np.asarray(padding_mask, bool), np.asarray(token_ids).shape
     if mask.ndim != 2 or mask.shape != shape or not mask.size:
@@ -506,27 +550,26 @@ def check_right_padded(token_ids, padding_mask):
         )
 
 
-def masked_rows(token_ids, mask):
-    """The ids at true positions.
+def masked_rows(token_ids: ArrayLike, mask: ArrayLike) -> list[list[int]]:
+    """Returns the ids at true positions.
 
     Args:
-        token_ids: `(rows, length)` integers.
-        mask: `(rows, length)` booleans.
+        token_ids: int `(rows, length)`.
+        mask: bool `(rows, length)`.
 
     Returns:
-        List of lists of `int`.
+        list of lists of int.
 
     Example:
-
-    >>> masked_rows([[5, 6, 7]], [[False, True, True]])
-    [[6, 7]]
+        >>> masked_rows([[5, 6, 7]], [[False, True, True]])
+        [[6, 7]]
     """
     ids, mask = np.asarray(token_ids), np.asarray(mask, bool)
     return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def tokenizer_of(preprocessor):
-    """Returns the tokenizer of a preprocessor, or the tokenizer that was given.
+def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer of a preprocessor, or the tokenizer that was passed.
 
     Raises:
         ValueError: If there is none, or it adds tokens of its own.
@@ -546,13 +589,14 @@ def tokenizer_of(preprocessor):
     return tokenizer
 
 
-def _hidden_ids(tokenizer):
-    """Ids of the start, end and padding tokens, as far as they are special tokens."""
+def _hidden_ids(tokenizer: Tokenizer) -> set[int]:
+    """Returns the ids of the start, end and padding tokens that are special tokens."""
     names = ("start_token_id", "end_token_id", "pad_token_id")
-    return {getattr(tokenizer, name, None) for name in names} & {*tokenizer.special_token_ids}
+    ids = {getattr(tokenizer, name, None) for name in names} & {*tokenizer.special_token_ids}
+    return {i for i in ids if i is not None}
 
 
-def _to_lists(ids):
+def _to_lists(ids: Iterable) -> list[list[int]]:
     if hasattr(ids, "to_list"):
         ids = ids.to_list()
     rows = [np.asarray(row).tolist() for row in ids]
@@ -561,9 +605,9 @@ def _to_lists(ids):
     return rows
 
 
-def _to_texts(texts):
-    texts = texts.numpy() if hasattr(texts, "numpy") else texts
+def _to_texts(texts: Iterable[str | bytes]) -> list[str]:
+    plain = texts.numpy() if hasattr(texts, "numpy") else texts
     return [
         text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
-        for text in texts
+        for text in plain
     ]

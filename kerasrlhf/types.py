@@ -14,10 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+from keras import ops
+
+Tensor: TypeAlias = Any
+"""A backend tensor, or whatever `keras.ops` converts to one; docstrings give dtype and shape."""
 
 LARGEST_SCORE = 1e15
 _SHOWN = 80
@@ -25,54 +29,58 @@ _SHOWN = 80
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How responses are drawn from the model.
+    """How responses are sampled from the model.
 
-    A trainer takes only samplers that draw from the model's own distribution at the given
-    temperature: with `top_k`, `top_p` or temperature 0 the log-probabilities that are trained on
-    would not be those of the samples (details N4, N10, M7), so these are for `generate`
-    alone.
+    A trainer only takes samplers that follow the policy's own distribution at the given
+    temperature: with `top_k`, `top_p` or temperature 0, the log-probabilities that are trained on
+    would not be those of the samples (details N4, N10, M7). Filters are for `generate`.
 
     Args:
-        length: int, at least 1. New tokens of a row at most; the end token counts as one.
-        temperature: float, at least 0. Logits are divided by it; 0 takes the likeliest token.
-        top_k: int or None. Draw among the `top_k` likeliest tokens.
-        top_p: float in (0, 1] or None. Draw among the likeliest tokens that together have this
-            much probability.
+        length: int, at least 1. Maximum number of new tokens, the stop token included.
+        temperature: float, at least 0. Divides the logits; 0 takes the most likely token. For
+            trainers also a callable from the iteration to a float above 0, such as a Keras
+            learning-rate schedule. Defaults to 1.
+        top_k: int or None. Samples among the `top_k` most likely tokens. Defaults to None.
+        top_p: float in (0, 1] or None. Samples among the most likely tokens that together have
+            this probability. Defaults to None.
         stop_token_ids: `"auto"` (the end tokens of the model's tokenizer), None (always the full
-            length) or a sequence of ints.
-        min_length: int. A stop token ends the response only as its `min_length`-th token or
-            later (detail N14).
-        epsilon: float in [0, 1). Share of tokens that are drawn from all entries alike instead of
-            from the model, to explore. `behavior_logprobs` of the samples are those of the
+            length) or a sequence of ints. Defaults to `"auto"`.
+        min_length: int, at least 1. A stop token only ends the response as its `min_length`-th
+            token or later (detail N14). Defaults to 1.
+        epsilon: float in [0, 1). Fraction of tokens that are sampled uniformly from the
+            vocabulary instead of from the model, to explore. `behavior_logprobs` are those of the
             mixture `(1 - epsilon) p + epsilon / vocab`, so that the importance ratio of every
-            token is exact.
+            token is exact. Defaults to 0.
 
     Raises:
-        ValueError: a value of another type or outside its range.
+        ValueError: If a value has another type or is outside its range.
 
     Example:
         >>> Sampler(length=16, temperature=0.7).matches_policy
         True
         >>> Sampler(length=16, top_k=50).matches_policy
         False
+        >>> Sampler(length=16, temperature=lambda iteration: 1.0 + 0.1 * iteration).temperature_at(2)
+        1.2
     """
 
     length: int
-    temperature: float = 1.0
+    temperature: float | Callable[[int], float] = 1.0
     top_k: int | None = None
     top_p: float | None = None
     stop_token_ids: Any = "auto"
     min_length: int = 1
     epsilon: float = 0.0
 
-    def __post_init__(self):
-        checked = {
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
             "length": require_int("length", self.length, minimum=1),
             "min_length": require_int("min_length", self.min_length, minimum=1),
-            "temperature": require_number("temperature", self.temperature, minimum=0.0),
             "epsilon": require_number("epsilon", self.epsilon, minimum=0.0, below=1.0),
             "stop_token_ids": _stop_token_ids(self.stop_token_ids),
         }
+        if not callable(self.temperature):
+            checked["temperature"] = require_number("temperature", self.temperature, minimum=0.0)
         if self.top_k is not None:
             checked["top_k"] = require_int("top_k", self.top_k, minimum=1)
         if self.top_p is not None:
@@ -86,21 +94,35 @@ class Sampler:
             )
         if self.epsilon > 0 and self.temperature == 0:
             raise ValueError(
-                "`epsilon` mixes draws from the model with others, and at temperature 0 there is "
-                "no draw. Set `epsilon=0` or a temperature above 0."
+                "`epsilon` mixes samples from the model with uniform ones, and temperature 0 does "
+                "not sample. Set `epsilon=0` or a temperature above 0."
             )
 
     @property
     def matches_policy(self) -> bool:
-        """Whether samples come from the distribution that log-probabilities describe."""
+        """Whether samples follow the distribution that log-probabilities describe."""
         return (
-            self.temperature > 0
+            (callable(self.temperature) or self.temperature > 0)
             and self.top_k is None
             and (self.top_p is None or self.top_p == 1.0)
         )
 
+    def at(self, iteration: int) -> Sampler:
+        """Returns the sampler of an iteration, without a schedule."""
+        return dataclasses.replace(self, temperature=self.temperature_at(iteration))
 
-def _stop_token_ids(ids):
+    def temperature_at(self, iteration: int) -> float:
+        """Returns the temperature of an iteration.
+
+        Raises:
+            ValueError: If the schedule returns anything but a number above 0.
+        """
+        if not callable(self.temperature):
+            return self.temperature
+        return require_number("temperature", float(self.temperature(iteration)), above=0.0)
+
+
+def _stop_token_ids(ids: Any) -> Any:
     if ids is None or (isinstance(ids, str) and ids == "auto"):
         return ids
     if isinstance(ids, str) or not isinstance(ids, Iterable):
@@ -111,7 +133,7 @@ def _stop_token_ids(ids):
 
 
 class Responses(NamedTuple):
-    """Responses as they were drawn.
+    """Responses as they were sampled.
 
     token_ids: int32 `(batch, length)`, prompt and response, then padding.
     padding_mask: bool `(batch, length)`, true on prompt and response.
@@ -120,83 +142,116 @@ class Responses(NamedTuple):
     ended: bool `(batch,)`, true where a stop token closed the response.
     logprobs: float32 `(batch, length)`, zero outside the response.
     values: float32 `(batch, length)`, zero outside the response; zeros when the critic is a
-        network of its own (it is read when the responses are scored).
-    behavior_logprobs: float32 `(batch, length)`, of the distribution that the tokens were drawn
+        network of its own, which is evaluated when the responses are scored.
+    behavior_logprobs: float32 `(batch, length)`, of the distribution that the tokens were sampled
         from; differs from `logprobs` with `Sampler(epsilon=...)`.
     """
 
-    token_ids: Any
-    padding_mask: Any
-    response_mask: Any
-    prompt_lengths: Any
-    ended: Any
-    logprobs: Any
-    values: Any
-    behavior_logprobs: Any = None
+    token_ids: Tensor
+    padding_mask: Tensor
+    response_mask: Tensor
+    prompt_lengths: Tensor
+    ended: Tensor
+    logprobs: Tensor
+    values: Tensor
+    behavior_logprobs: Tensor
 
 
 class Rollout(NamedTuple):
-    """A scored batch of samples: what `estimate` of a trainer starts from.
+    """A scored batch of responses: what `estimate` of a trainer starts from.
 
     The first fields are those of `Responses`; further:
     ref_logprobs: float32 `(batch, length)`, of the frozen reference.
-    scores: float32 `(batch,)`, one number per response, after all rules; of a process reward model
-        `(batch, length)`, each at its own token.
+    scores: float32 `(batch,)`, one number per response, after `RewardShaping`; of a process reward
+        model `(batch, length)`, each at its own token.
     kl_coef: float32 scalar, nats to score.
-    behavior_logprobs: float32 `(batch, length)`, of what the tokens were drawn from. `logprobs`
+    behavior_logprobs: float32 `(batch, length)`, of what the tokens were sampled from. `logprobs`
         are those of the policy when the updates begin.
     iteration: int32 scalar.
-    drift: float32 `(batch, length)`, in nats. `logprobs` less those of the policy that sampled,
+    drift: float32 `(batch, length)`, in nats. `logprobs` minus those of the policy that sampled,
         where that is an earlier one. None in the rollout of the iteration itself.
     """
 
-    token_ids: Any
-    padding_mask: Any
-    response_mask: Any
-    prompt_lengths: Any
-    ended: Any
-    logprobs: Any
-    values: Any
-    ref_logprobs: Any
-    scores: Any
-    kl_coef: Any
-    behavior_logprobs: Any = None
-    iteration: Any = 0
-    drift: Any = None
+    token_ids: Tensor
+    padding_mask: Tensor
+    response_mask: Tensor
+    prompt_lengths: Tensor
+    ended: Tensor
+    logprobs: Tensor
+    values: Tensor
+    ref_logprobs: Tensor
+    scores: Tensor
+    kl_coef: Tensor = 0.0
+    behavior_logprobs: Tensor = None
+    iteration: Tensor = 0
+    drift: Tensor = None
+
+    @property
+    def total_scores(self) -> Tensor:
+        """Scores float32 `(batch,)`, one per response: sums of scores per token."""
+        return ops.sum(ops.reshape(self.scores, (self.scores.shape[0], -1)), axis=1)
 
 
 class Experience(NamedTuple):
-    """What one update reads of a row: the rollout's tokens and the estimates made from it.
+    """What an update needs of each row: the rollout's tokens and the estimates made from it.
 
     All are `(batch, length)` but `prompt_lengths` `(batch,)`; `advantages` and `returns` are
     float32 and zero outside the response. `kl_weights` multiply the KL term of the loss (None
     where the KL is in the reward); `extras` holds what an algorithm adds for its own objective.
     """
 
-    token_ids: Any
-    padding_mask: Any
-    response_mask: Any
-    prompt_lengths: Any
-    logprobs: Any
-    ref_logprobs: Any
-    values: Any
-    advantages: Any
-    returns: Any
-    kl_weights: Any = None
-    extras: dict | None = None
+    token_ids: Tensor
+    padding_mask: Tensor
+    response_mask: Tensor
+    prompt_lengths: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    kl_weights: Tensor = None
+    extras: dict[str, Tensor] | None = None
 
 
 class TokenStats(NamedTuple):
     """The current model's view of given tokens, each float32 `(batch, length)`.
 
-    logprobs: of the tokens that stand there.
-    entropy: of the distribution they were drawn from, in nats.
+    logprobs: of the given tokens.
+    entropy: of the distribution they were sampled from, in nats.
     values: the critic's estimate in the state before the token.
     """
 
-    logprobs: Any
-    entropy: Any
-    values: Any
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+T = TypeVar("T")
+
+
+def require_instance(
+    name: str, value: Any, kind: type[T], expected: str | None = None, optional: bool = False
+) -> T:
+    """Returns `value`, or raises a `ValueError` that names it if it is no instance of `kind`.
+
+    Args:
+        name: str, for the message.
+        value: what must be an instance.
+        kind: class.
+        expected: str, for the message. Defaults to None: the name of the class.
+        optional: bool. Whether None is returned as it is. Defaults to False.
+
+    Example:
+        >>> require_instance("sampler", Sampler(length=4), Sampler).length
+        4
+    """
+    if isinstance(value, kind) or (optional and value is None):
+        return value
+    hint = f" Pass `{name}={value.__name__}(...)`." if isinstance(value, type) else ""
+    raise ValueError(
+        f"`{name}` must be {expected or f'a {kind.__name__}'}. Received: {_described(value)} of "
+        f"type {type(value).__name__}.{hint}"
+    )
 
 
 def require_sampler(sampler: Any) -> Sampler:
@@ -261,7 +316,7 @@ def require_finite_scores(scores: Any, name: str) -> None:
         )
 
 
-def _worst(row):
+def _worst(row: np.ndarray) -> Any:
     """A score of the row that is not finite, or else the largest."""
     broken = row[~np.isfinite(row)]
     return broken[0] if broken.size else row[np.argmax(np.abs(row))]
@@ -295,6 +350,32 @@ def require_number(
     return float(value)
 
 
+def require_optional(name: str, value: Any, above: float = 0.0) -> float | None:
+    """Returns None as it is and a number as a float, or raises a `ValueError` that names it.
+
+    Example:
+        >>> require_optional("target_kl", None), require_optional("target_kl", 0.1)
+        (None, 0.1)
+    """
+    return None if value is None else require_number(name, value, above=above)
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Returns `value` if it is one of `choices`, or raises a `ValueError` that names it.
+
+    Example:
+        >>> require_choice("labels", "soft", ("soft", "hard"))
+        'soft'
+    """
+    choices = [*choices]
+    if not isinstance(value, str) or value not in choices:
+        listed = " or ".join(f'"{choice}"' for choice in choices)
+        if len(choices) > 2:
+            listed = f"one of {choices}"
+        raise ValueError(f"`{name}` must be {listed}. Received: {_described(value)}.")
+    return value
+
+
 def require_bool(name: str, value: Any) -> bool:
     """Returns `value` as a bool, or raises a `ValueError` that names it.
 
@@ -309,7 +390,14 @@ def require_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _check_range(name, value, minimum=None, above=None, maximum=None, below=None):
+def _check_range(
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> None:
     """Refuses a number outside its bounds, all of which the message names."""
     bounds = [
         (minimum, "at least", lambda bound: value >= bound),
@@ -323,13 +411,13 @@ def _check_range(name, value, minimum=None, above=None, maximum=None, below=None
         raise ValueError(f"`{name}` must be {expected}. Received: {value}.")
 
 
-def _is_finite(value):
+def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold
         return False
 
 
-def _described(value):
+def _described(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... of type {type(value).__name__}"

@@ -206,7 +206,7 @@ class Curves(keras.callbacks.Callback):
             axis.plot(range(1, len(self.rows) + 1), [row[name] for row in self.rows])
             axis.set(title=title, xlabel="iteration")
             axis.grid(alpha=0.3)
-        axes.flat[1].axhline(kl_target, linestyle="--", color="grey", label="target")
+        axes.flat[1].axhline(kl_target, linestyle="--", color="gray", label="target")
         axes.flat[1].legend()
         figure.savefig(path, dpi=120)
         pyplot.close(figure)

@@ -31,8 +31,8 @@ def filled(model, seed=0, stddev=0.4):
     """`model` with every weight drawn anew, far from its near-uniform start."""
     generator = np.random.default_rng(seed)
     for variable in model.weights:
-        centre = 1.0 if variable.name in ("gamma", "scale") else 0.0
-        variable.assign(generator.normal(centre, stddev, variable.shape))
+        center = 1.0 if variable.name in ("gamma", "scale") else 0.0
+        variable.assign(generator.normal(center, stddev, variable.shape))
     return model
 
 
@@ -84,7 +84,7 @@ def draw_eagerly(actor, batch, sampler, seed=0):
     """`actor.generate` without tracing anything."""
     ids, mask = (keras.ops.convert_to_tensor(batch[k]) for k in ("token_ids", "padding_mask"))
     uniforms = replica.uniforms(replica.stream(seed, "generate"), 0, len(ids), sampler.length)
-    return actor.sample(ids, mask, uniforms, sampler)
+    return actor.sample(ids, mask, uniforms, sampler, sampler.temperature)
 
 
 def arrays(record):

@@ -22,7 +22,9 @@ def module_names():
 def test_examples_of(name):
     report = io.StringIO()
     runner = doctest.DocTestRunner(verbose=False)
-    for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name)):
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    # Examples name everything by its public name, `rlhf.functional.gae`.
+    for example in finder.find(importlib.import_module(name), extraglobs={"rlhf": kerasrlhf}):
         runner.run(example, out=report.write)
     assert runner.summarize(verbose=False).failed == 0, report.getvalue()
 

@@ -17,14 +17,23 @@ ORDER = [
     ["models"],
     ["rollouts"],
     ["trainers"],
-    ["callbacks", "evaluation", "environment", "export", "rlhf"],
+    ["callbacks", "evaluation", "rlhf"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the models: their own list instead of a rank. Whatever comes after the models may use them.
 BESIDE = {"tasks"}
 BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "data", "models.lm_adapter", *BESIDE}
 # Need nothing of ours and may be used by all but `functional`.
-ALONE = {"adapters", "cluster", "files", "presets", "special_tokens", "tokens", "version"}
+ALONE = {
+    "adapters",
+    "cluster",
+    "files",
+    "presets",
+    "signatures",
+    "special_tokens",
+    "tokens",
+    "version",
+}
 
 HUB_INTERNALS = {"call_with_cache", "token_embedding"}
 ADAPTER, REPLICA = f"{PACKAGE}/models/lm_adapter.py", f"{PACKAGE}/replica.py"
@@ -121,7 +130,20 @@ def statement_faults(file, source):
             yield f"{file}:{node.lineno} prints"
 
 
-RULES = [import_faults, hub_faults, compile_faults, statement_faults]
+def parameter_faults(file, source):
+    """A function of a whole trainer is a method in disguise; it should name what it needs."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            arguments = node.args
+            for argument in (
+                *(*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs),
+                *filter(None, (arguments.vararg, arguments.kwarg)),
+            ):
+                if argument.arg == "trainer":
+                    yield f"{file}:{node.lineno} takes a parameter called `trainer`"
+
+
+RULES = [import_faults, hub_faults, compile_faults, statement_faults, parameter_faults]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -155,15 +177,23 @@ FORBIDDEN = {
     "functional_of_tensorflow": (import_faults, "functional/a.py", "import tensorflow as tf"),
     "data_of_models": (import_faults, "data/a.py", "from kerasrlhf.models import lora"),
     "tasks_of_trainers": (import_faults, "tasks/a.py", "import kerasrlhf.trainers.ppo"),
-    "recipes": (import_faults, "export.py", "from recipes import sentiment"),
+    "recipes": (import_faults, "rlhf.py", "from recipes import sentiment"),
     "hub_import": (hub_faults, "data/a.py", "from keras_hub.src.models import x"),
     "hub_attribute": (hub_faults, "models/reward_model.py", "b.token_embedding(x)"),
     "hub_getattr": (hub_faults, "models/reward_model.py", "getattr(b, 'call_with_cache')"),
     "jit": (compile_faults, "rollouts/a.py", "tf.function(f, jit_compile=True)"),
     "run": (compile_faults, "rollouts/a.py", "self.strategy.run(f)"),
     "all_reduce": (compile_faults, "trainers/a.py", "context.all_reduce('sum', x)"),
-    "assert": (statement_faults, "export.py", "assert x"),
-    "print": (statement_faults, "export.py", "print(x)"),
+    "assert": (statement_faults, "files.py", "assert x"),
+    "print": (statement_faults, "files.py", "print(x)"),
+    "trainer": (parameter_faults, "trainers/a.py", "def learn(trainer, rollout): pass"),
+    "trainer_by_keyword": (parameter_faults, "callbacks/a.py", "def f(*, trainer=None): pass"),
+    "trainer_of_a_method": (
+        parameter_faults,
+        "rollouts/a.py",
+        "class A:\n  def __init__(self, trainer): pass",
+    ),
+    "trainer_of_a_lambda": (parameter_faults, "trainers/a.py", "f = lambda trainer: trainer.seed"),
 }
 PERMITTED = {
     "downward": (import_faults, "trainers/a.py", "from kerasrlhf.models.lora import add"),
@@ -171,12 +201,14 @@ PERMITTED = {
     "relative": (import_faults, "models/a.py", "from .lm_adapter import wrap"),
     "models_of_data": (import_faults, "models/a.py", "from kerasrlhf.data import inputs"),
     "rollouts_of_data": (import_faults, "rollouts/a.py", "from kerasrlhf.data.batches import x"),
-    "export_of_version": (import_faults, "export.py", "from kerasrlhf.version import __version__"),
+    "front_of_version": (import_faults, "rlhf.py", "from kerasrlhf.version import __version__"),
     "adapter": (hub_faults, "models/lm_adapter.py", "import keras_hub.src\nb.token_embedding(x)"),
     "hub_public": (hub_faults, "data/a.py", "import keras_hub"),
     "jit_handed_on": (compile_faults, "trainers/a.py", "tf.function(f, jit_compile=jit_compile)"),
     "replica": (compile_faults, "replica.py", "strategy.run(tf.function(f, jit_compile=True))"),
-    "raise": (statement_faults, "export.py", "raise ValueError('print')"),
+    "raise": (statement_faults, "files.py", "raise ValueError('print')"),
+    "trainer_as_a_variable": (parameter_faults, "rlhf.py", "trainer = PPO(actor)\nf(trainer)"),
+    "model": (parameter_faults, "callbacks/a.py", "def set_model(self, model): pass"),
 }
 
 

@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from kerasrlhf.functional import direct_losses, preferences
 from kerasrlhf.losses import (
-    IPO,
-    KTO,
-    ORPO,
     BestOfK,
     BradleyTerry,
+    IPOLoss,
+    KTOLoss,
+    ORPOLoss,
     PlackettLuce,
     StepCrossEntropy,
 )
@@ -32,13 +32,13 @@ LOSSES = {
         lambda scores: preferences.bradley_terry(scores, label_smoothing=0.2),
     ),
     "best_of_k": (BestOfK, {}, preferences.best_of_k),
-    "ipo": (IPO, {"beta": 0.3}, lambda scores: direct_losses.ipo(scores, 0.3)),
+    "ipo": (IPOLoss, {"beta": 0.3}, lambda scores: direct_losses.ipo(scores, 0.3)),
     "kto": (
-        KTO,
+        KTOLoss,
         {"desirable_weight": 1.5, "undesirable_weight": 0.5},
         lambda scores: direct_losses.kto(scores, 1.5, 0.5),
     ),
-    "orpo": (ORPO, {"coef": 0.3}, lambda scores: direct_losses.orpo(scores, 0.3)),
+    "orpo": (ORPOLoss, {"coef": 0.3}, lambda scores: direct_losses.orpo(scores, 0.3)),
     "plackett_luce": (PlackettLuce, {}, preferences.plackett_luce),
     "bradley_terry_centered": (
         BradleyTerry,

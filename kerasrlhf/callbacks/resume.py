@@ -96,7 +96,7 @@ class Resume(iterations.IterationCallback):
             )
         self._files.check_writable()
         self._saved, self._has_other_prompts = None, False
-        self._settings = settings.settings_of(self.trainer)
+        self._settings = self.trainer.settings()
         if self.has_state:
             self._load(*self._files.read())
         else:
@@ -215,46 +215,46 @@ class Resume(iterations.IterationCallback):
         warnings.warn(f"{begun} It goes on with what is new.", UserWarning, stacklevel=2)
 
 
-def _identity(trainer: OnPolicyTrainer) -> dict[str, Any]:
+def _identity(model: OnPolicyTrainer) -> dict[str, Any]:
     """What a state and the trainer that goes on from it must have in common."""
     return {
         "version": state_files.VERSION,
-        "trainer": type(trainer).__name__,
-        "seed": trainer.seed,
-        "optimizer": type(trainer.optimizer).__name__,
-        "memory": None if trainer.memory is None else trainer.memory.capacity,
-        "variables": _descriptions(trainer),
+        "trainer": type(model).__name__,
+        "seed": model.seed,
+        "optimizer": type(model.optimizer).__name__,
+        "memory": None if model.memory is None else model.memory.capacity,
+        "variables": _descriptions(model),
     }
 
 
-def _variables(trainer: OnPolicyTrainer) -> list[keras.Variable]:
+def _variables(model: OnPolicyTrainer) -> list[keras.Variable]:
     """Everything that training changes, in an order that rebuilding keeps.
 
     Not `save_weights`: it merges LoRA adapters, which the reference must do without.
     """
-    return [*trainer.variables, *trainer.optimizer.variables]
+    return [*model.variables, *model.optimizer.variables]
 
 
-def _descriptions(trainer: OnPolicyTrainer) -> list[list[Any]]:
+def _descriptions(model: OnPolicyTrainer) -> list[list[Any]]:
     """Name, shape and dtype of each; names of optimizer slots hold counters of the process."""
-    named = [(v.name, v) for v in trainer.variables]
-    named += [("optimizer", v) for v in trainer.optimizer.variables]
+    named = [(v.name, v) for v in model.variables]
+    named += [("optimizer", v) for v in model.optimizer.variables]
     return [[name, list(v.shape), str(v.dtype)] for name, v in named]
 
 
-def _learning_rate(trainer: OnPolicyTrainer) -> float | None:
+def _learning_rate(model: OnPolicyTrainer) -> float | None:
     """The rate of the moment, None with a schedule."""
-    rate = trainer.optimizer.learning_rate
+    rate = model.optimizer.learning_rate
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 
-def _chosen(trainer: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Variable]:
+def _chosen(model: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Variable]:
     """Variables of a state whose values are settings that have changed."""
     chosen = []
     if _RATE in changed:
-        chosen.append(trainer.optimizer.learning_rate)
+        chosen.append(model.optimizer.learning_rate)
     if {"kl.class", "kl.coef"} & set(changed):
-        chosen.append(trainer.kl.coef)
+        chosen.append(model.kl.coef)
     return chosen
 
 

@@ -83,20 +83,20 @@ class Samples(iterations.IterationCallback):
         if iteration % self.every == 0:
             self.show(self.trainer)
 
-    def show(self, trainer: OnPolicyTrainer) -> list[dict[str, Any]]:
+    def show(self, model: OnPolicyTrainer) -> list[dict[str, Any]]:
         """Shows samples now, also outside of `fit` when `prompts` were given.
 
         Args:
-            trainer: compiled on-policy trainer.
+            model: compiled on-policy trainer.
 
         Returns:
             The samples, one dict each, as they are written to `path`.
         """
-        iteration = int(trainer.iteration.numpy())
+        iteration = int(model.iteration.numpy())
         if self.prompts is None:
-            collected, count = trainer.last, self.count
+            collected, count = model.last, self.count
         else:
-            collected, count = trainer.collect(self._batch(trainer)), len(self.prompts)
+            collected, count = model.collect(self._batch(model)), len(self.prompts)
         if collected is None:
             raise ValueError("There is no iteration to show yet. Give `Samples(prompts=...)`.")
         rows = iterations.sample_rows(collected, iteration, count)
@@ -109,9 +109,9 @@ class Samples(iterations.IterationCallback):
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return rows
 
-    def _batch(self, trainer: OnPolicyTrainer) -> dict[str, Any]:
+    def _batch(self, model: OnPolicyTrainer) -> dict[str, Any]:
         """The prompts as a batch, repeated to a number of rows that the trainer can divide."""
-        preprocessor = trainer.actor.causal_lm.preprocessor
+        preprocessor = model.actor.causal_lm.preprocessor
         (batch,) = data.prompts(
             self.prompts,
             preprocessor,
@@ -119,8 +119,8 @@ class Samples(iterations.IterationCallback):
             shuffle=False,
             template=self.template,
         )
-        replicas = trainer.distribute_strategy.num_replicas_in_sync
-        parts = trainer.num_minibatches * trainer.micro_batches * replicas
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        parts = model.num_minibatches * model.micro_batches * replicas
         order = np.arange(-(-len(self.prompts) // parts) * parts) % len(self.prompts)
         return {name: tf.gather(column, order) for name, column in batch.items()}
 

@@ -1,8 +1,9 @@
-"""From a frozen dataclass to a command line, for recipes.
+"""Turns a frozen dataclass into a command line, for recipes.
 
-One dataclass is the whole configuration of a recipe. `parse` turns its fields into options, its
-docstring into the help text, and refuses what it does not know. `check_ranges` checks the values,
-`run` adds one-line errors, and `load_function` takes Python functions from the command line.
+One dataclass is the whole configuration of a recipe. `parse` turns its fields into options and its
+docstring into the help text, and rejects unknown options. `check_ranges` checks the values, `run`
+reports wrong input in one line, and `load_function` finds Python functions named on the command
+line.
 """
 
 from kerasrlhf.cli.options import parse

@@ -1,31 +1,37 @@
-"""Which types an option can have, and how its text becomes a value of them."""
+"""The types that an option can have, and the conversion of its text to a value."""
 
 import argparse
 import pathlib
 import types
 import typing
+from collections.abc import Callable
+from typing import Any
 
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def is_switch(kind):
-    """Whether a type is an on-off switch: `--name` alone means true."""
+def is_switch(kind: Any) -> bool:
+    """Returns whether a type is an on-off switch: `--name` alone means true."""
     return kind is bool or (_is_union(kind) and bool in typing.get_args(kind))
 
 
-def _is_union(kind):
+def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
 
-def converter(name, kind):
-    """A function from `str` to `kind` that argparse can call.
+def converter(name: str, kind: Any) -> Callable[[str], Any]:
+    """Returns a function from `str` to `kind`, for argparse.
+
+    Args:
+        name: str. Name of the field, for the error message.
+        kind: type annotation of the field.
 
     Raises:
-        ValueError: A type that no option can express; `name` is the field's.
+        ValueError: If no option can express the type.
     """
     _check_kind(name, kind)
 
-    def convert(text):
+    def convert(text: str) -> Any:
         try:
             return _convert(kind, text)
         except ValueError:
@@ -34,7 +40,7 @@ def converter(name, kind):
     return convert
 
 
-def _check_kind(name, kind):
+def _check_kind(name: str, kind: Any) -> None:
     members = typing.get_args(kind)
     if _is_union(kind) or typing.get_origin(kind) in (tuple, list):
         for member in members:
@@ -47,18 +53,18 @@ def _check_kind(name, kind):
         )
 
 
-def _switch(text):
+def _switch(text: str) -> bool:
     if text.lower() not in _SWITCH:
         raise ValueError(text)
     return _SWITCH[text.lower()]
 
 
-def _none(text):
+def _none(text: str) -> None:
     if text.lower() != "none":
         raise ValueError(text)
 
 
-_SCALARS = {
+_SCALARS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
     str: str,
@@ -68,7 +74,7 @@ _SCALARS = {
 }
 
 
-def _convert(kind, text):
+def _convert(kind: Any, text: str) -> Any:
     origin, members = typing.get_origin(kind), typing.get_args(kind)
     if _is_union(kind):
         return _first_that_fits(members, text)
@@ -79,7 +85,7 @@ def _convert(kind, text):
     return _SCALARS[kind](text)
 
 
-def _first_that_fits(members, text):
+def _first_that_fits(members: tuple[Any, ...], text: str) -> Any:
     # None first: "none" is also a str. str last: it takes anything.
     for member in sorted(members, key=lambda m: (m is str) - (m is type(None))):
         try:
@@ -89,14 +95,14 @@ def _first_that_fits(members, text):
     raise ValueError(text)
 
 
-def _choice(choices, text):
+def _choice(choices: tuple[Any, ...], text: str) -> Any:
     for choice in choices:
         if str(choice).lower() == text.lower():
             return choice
     raise ValueError(text)
 
 
-def _items(origin, members, text):
+def _items(origin: Any, members: tuple[Any, ...], text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if origin is list or Ellipsis in members:
         members = members[:1] * len(parts)
@@ -105,8 +111,8 @@ def _items(origin, members, text):
     return [_convert(member, part) for member, part in zip(members, parts, strict=True)]
 
 
-def describe(kind):
-    """How the help text calls a type."""
+def describe(kind: Any) -> str:
+    """Returns the name of a type in the help text."""
     members = [describe(m) for m in typing.get_args(kind) if m is not Ellipsis and m != ()]
     if _is_union(kind):
         return "|".join(members)

@@ -1,4 +1,4 @@
-"""From the fields of a dataclass to options, and back to an instance."""
+"""Turns the fields of a dataclass into options, and options into an instance."""
 
 import argparse
 import dataclasses
@@ -7,64 +7,67 @@ import inspect
 import re
 import sys
 import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from kerasrlhf.cli import kinds
+
+_Config = TypeVar("_Config")
+_Fields: TypeAlias = dict[str, tuple[Any, Any]]
 
 _SECTION = re.compile(r"^(?:Args|Attributes):\s*$")
 _ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
-def parse(config_class, argv=None):
+def parse(config_class: type[_Config], argv: Sequence[str] | None = None) -> _Config:
     """Builds a dataclass instance from command-line options.
 
-    Every field becomes `--field-name VALUE` (underscores work too). The annotation gives the
+    Every field becomes `--field-name VALUE` (underscores work too). The annotation determines the
     type: `int`, `float`, `str`, `pathlib.Path`, `Literal[...]`, `bool` (`--flag`, `--no-flag`,
-    `--flag true`), tuples and lists of those (`--sizes 1,2,3`) and unions of those; the word
-    `none` stands for `None` where the annotation allows it. A class variable `presets`, a
-    dictionary from a name to field values (or a callable that returns one), adds `--preset NAME`:
-    the values of the preset come first and explicit options override them.
+    `--flag true`), tuples and lists of those (`--sizes 1,2,3`) and unions of those; the word `none`
+    means `None` where the annotation allows it. A class variable `presets`, a dict from a name to
+    field values (or a callable that returns one), adds `--preset NAME`: the values of the preset
+    come first and explicit options override them.
 
-    Help texts are read from the section `Args:` or `Attributes:` of the class docstring.
+    Help texts come from the section `Args:` or `Attributes:` of the class docstring.
 
     Args:
-        config_class: A dataclass, usually frozen.
-        argv: List of `str`, without the program's name. `None` means `sys.argv[1:]`.
+        config_class: dataclass, usually frozen.
+        argv: list of str, without the program's name. Defaults to None: `sys.argv[1:]`.
 
     Returns:
         An instance of `config_class`.
 
     Raises:
-        ValueError: `config_class` is not a dataclass, has a field whose type no option can
+        ValueError: If `config_class` is not a dataclass, has a field whose type no option can
             express, or has a preset that names an unknown field.
-        SystemExit: With code 2 for an unknown option, a value that does not fit its field or that
-            the class itself refuses, or a field without default that was not given; with code 0
-            after `--help`.
+        SystemExit: With code 2 for an unknown option, a value that its field or the class itself
+            rejects, or a missing field without default; with code 0 after `--help`.
 
     Example:
-
-    >>> import dataclasses
-    >>> from typing import ClassVar
-    >>> @dataclasses.dataclass(frozen=True)
-    ... class Config:
-    ...     '''A recipe.
-    ...
-    ...     Args:
-    ...         iterations: How many batches of prompts.
-    ...     '''
-    ...     iterations: int = 100
-    ...     sizes: tuple[int, ...] = (1, 2)
-    ...     presets: ClassVar[dict] = {"smoke": {"iterations": 1}}
-    >>> parse(Config, ["--preset", "smoke", "--sizes", "3,4"])
-    Config(iterations=1, sizes=(3, 4))
+        >>> import dataclasses
+        >>> from typing import ClassVar
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config:
+        ...     '''A recipe.
+        ...
+        ...     Args:
+        ...         iterations: Number of batches of prompts.
+        ...     '''
+        ...     iterations: int = 100
+        ...     sizes: tuple[int, ...] = (1, 2)
+        ...     presets: ClassVar[dict] = {"smoke": {"iterations": 1}}
+        >>> rlhf.cli.parse(Config, ["--preset", "smoke", "--sizes", "3,4"])
+        Config(iterations=1, sizes=(3, 4))
     """
     fields = _fields(config_class)
     presets = _presets(config_class, fields)
     parser = _parser(config_class, fields, presets)
     argv = sys.argv[1:] if argv is None else argv
-    given, unknown = parser.parse_known_args(_normalize(argv))
+    namespace, unknown = parser.parse_known_args(_normalize(argv))
     if unknown:
-        parser.error(_unknown_message(unknown[0], parser))
-    given = vars(given)
+        parser.error(_unknown_message(unknown[0], fields, presets))
+    given = vars(namespace)
     values = dict(presets.get(given.pop("preset", None), {}) if presets else {}) | given
     missing = [n for n, (_, default) in fields.items() if default is _REQUIRED and n not in values]
     if missing:
@@ -76,15 +79,15 @@ def parse(config_class, argv=None):
 
 
 class _Required:
-    def __str__(self):
+    def __str__(self) -> str:
         return "required"
 
 
 _REQUIRED = _Required()
 
 
-def _fields(config_class):
-    """Name -> (type, default) of the fields that the constructor takes."""
+def _fields(config_class: Any) -> _Fields:
+    """Returns name -> (type, default) of the fields that the constructor takes."""
     if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
         raise ValueError(f"`config_class` must be a dataclass. Received: {config_class!r}")
     hints = typing.get_type_hints(config_class)
@@ -92,7 +95,7 @@ def _fields(config_class):
     return {field.name: (hints[field.name], _default(field)) for field in fields if field.init}
 
 
-def _default(field):
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     if field.default_factory is not dataclasses.MISSING:
@@ -100,7 +103,7 @@ def _default(field):
     return _REQUIRED
 
 
-def _presets(config_class, fields):
+def _presets(config_class: Any, fields: _Fields) -> dict[str, dict[str, Any]]:
     presets = getattr(config_class, "presets", None) if "presets" not in fields else None
     presets = (presets() if callable(presets) else presets) or {}
     if presets and "preset" in fields:
@@ -118,7 +121,9 @@ def _presets(config_class, fields):
     return presets
 
 
-def _parser(config_class, fields, presets):
+def _parser(
+    config_class: Any, fields: _Fields, presets: dict[str, dict[str, Any]]
+) -> argparse.ArgumentParser:
     doc = inspect.getdoc(config_class) or ""
     parser = argparse.ArgumentParser(
         description=None if doc.startswith(f"{config_class.__name__}(") else doc.split("\n\n")[0],
@@ -135,7 +140,7 @@ def _parser(config_class, fields, presets):
     return parser
 
 
-def _preset_lines(presets):
+def _preset_lines(presets: dict[str, dict[str, Any]]) -> str | None:
     if not presets:
         return None
     lines = [
@@ -145,8 +150,11 @@ def _preset_lines(presets):
     return "\n".join(["presets:", *lines])
 
 
-def _add_option(parser, name, kind, default, text):
+def _add_option(
+    parser: argparse.ArgumentParser, name: str, kind: Any, default: Any, text: str
+) -> None:
     typed, switch = option(name), kinds.is_switch(kind)
+    without_value: dict[str, Any] = {"nargs": "?", "const": True} if switch else {}
     notes = f"default: {default}" + (f"; --no-{typed[2:]} for false" if switch else "")
     parser.add_argument(
         typed,
@@ -154,7 +162,7 @@ def _add_option(parser, name, kind, default, text):
         type=kinds.converter(name, kind),
         metavar=kinds.describe(kind),
         help=f"{text} ({notes})".strip().replace("%", "%%"),
-        **({"nargs": "?", "const": True} if switch else {}),
+        **without_value,
     )
     if switch:
         parser.add_argument(
@@ -166,9 +174,11 @@ def _add_option(parser, name, kind, default, text):
         )
 
 
-def help_texts(doc):
-    """Name -> text from the section `Args:` or `Attributes:` of a docstring."""
-    texts, name, indent = {}, None, None
+def help_texts(doc: str) -> dict[str, str]:
+    """Returns name -> text from the section `Args:` or `Attributes:` of a docstring."""
+    texts: dict[str, str] = {}
+    name: str | None = None
+    indent: int | None = None
     lines = iter(doc.splitlines())
     for line in lines:
         if _SECTION.match(line):
@@ -186,12 +196,12 @@ def help_texts(doc):
     return texts
 
 
-def _normalize(argv):
-    """Dashes in option names, and `--name value` joined to `--name=value`.
+def _normalize(argv: Sequence[Any]) -> list[str]:
+    """Uses dashes in option names, and joins `--name value` to `--name=value`.
 
-    Joined, a negative number such as `-1e-5` is not taken for an option.
+    When joined, a negative number such as `-1e-5` is not mistaken for an option.
     """
-    joined = []
+    joined: list[str] = []
     for token in argv:
         token = str(token)
         if token.startswith("--"):
@@ -204,19 +214,22 @@ def _normalize(argv):
     return joined
 
 
-def option(name):
+def option(name: str) -> str:
     """Returns the option of a field, such as `--learning-rate`."""
     return "--" + name.replace("_", "-")
 
 
-def _unknown_message(token, parser):
+def _unknown_message(token: str, fields: _Fields, presets: Mapping[str, Any]) -> str:
     name = token.partition("=")[0]
     if not name.startswith("--"):
         return f"unexpected argument {token!r}: every value needs its option, as in --name value"
-    return f"unknown option {name}.{nearest(name, parser._option_string_actions)}"
+    switches = [option(name) for name, (kind, _) in fields.items() if kinds.is_switch(kind)]
+    known = [*map(option, fields), *(f"--no-{switch[2:]}" for switch in switches), "--help"]
+    known += ["--preset"] if presets else []
+    return f"unknown option {name}.{nearest(name, known)}"
 
 
-def nearest(name, names):
-    """The end of an error message that names the most similar of `names`; empty without one."""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the end of an error message that suggests the most similar name, or nothing."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" Did you mean {found[0]}?" if found else ""

@@ -3,40 +3,55 @@
 import dataclasses
 import pathlib
 import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from kerasrlhf.cli.options import option
 from kerasrlhf.types import require_bool, require_int, require_number
 
 
-def check_ranges(config, *, zero=(), signed=(), fractions=(), at_least=None, multiples=None):
+def check_ranges(
+    config: Any,
+    *,
+    zero: Iterable[str] = (),
+    signed: Iterable[str] = (),
+    fractions: Iterable[str] = (),
+    at_least: Mapping[str, float] | None = None,
+    multiples: Mapping[str, str] | None = None,
+) -> None:
     """Raises a `ValueError` for a number, switch, choice or path that a recipe cannot use.
 
-    Each number of the dataclass is checked, so that none is forgotten: an `int` must be at least
-    1 and a `float` above 0, unless the field is named in an argument. None passes where the
-    annotation has it. Messages name the option as it is typed.
+    Every number of the dataclass is checked, so none can be forgotten: an `int` must be at least 1
+        and
+    a `float` above 0, unless the field is named in an argument. None is accepted where the
+    annotation allows it. Messages name the option as it is typed.
 
     Args:
-        config: An instance of a dataclass, usually `self` in `__post_init__`.
-        zero: Names of the fields that may be 0.
-        signed: Names of the fields that may be any finite number.
-        fractions: Names of the fields between 0 and 1, both excluded.
-        at_least: Dictionary from a field to its smallest value.
-        multiples: Dictionary from a field to the field that must divide it.
+        config: instance of a dataclass, usually `self` in `__post_init__`.
+        zero: names of fields. These may be 0. Defaults to none.
+        signed: names of fields. These may be any finite number. Defaults to none.
+        fractions: names of fields. These must be between 0 and 1, both excluded. Defaults to none.
+        at_least: dict from a field to its smallest value. Defaults to None: no such field.
+        multiples: dict from a field to the field that must divide it. Defaults to None: no such
+            field.
+
+    Raises:
+        ValueError: If a value is outside its range, or an argument names an unknown field.
 
     Example:
-
-    >>> @dataclasses.dataclass(frozen=True)
-    ... class Config:
-    ...     learning_rate: float = 1e-5
-    ...     lora_rank: int = 0
-    ...     def __post_init__(self):
-    ...         check_ranges(self, zero=["lora_rank"])
-    >>> Config(learning_rate=-1.0)
-    Traceback (most recent call last):
-    ...
-    ValueError: `--learning-rate` must be above 0. Received: -1.0.
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config:
+        ...     learning_rate: float = 1e-5
+        ...     lora_rank: int = 0
+        ...     def __post_init__(self):
+        ...         rlhf.cli.check_ranges(self, zero=["lora_rank"])
+        >>> Config(learning_rate=-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: `--learning-rate` must be above 0. Received: -1.0.
     """
     kinds = typing.get_type_hints(type(config))
+    bounds: dict[str, dict[str, Any]]
     bounds = {name: {"minimum": value} for name, value in (at_least or {}).items()}
     bounds |= {name: {"minimum": 0} for name in zero}
     bounds |= {name: {} for name in signed}
@@ -49,13 +64,13 @@ def check_ranges(config, *, zero=(), signed=(), fractions=(), at_least=None, mul
         _check_multiple(config, whole, part)
 
 
-def _check_names(config, names):
+def _check_names(config: Any, names: Iterable[str]) -> None:
     unknown = set(names) - {field.name for field in dataclasses.fields(config)}
     if unknown:
         raise ValueError(f"{type(config).__name__} has no fields {sorted(unknown)}.")
 
 
-def _check_field(name, kind, value, bounds):
+def _check_field(name: str, kind: Any, value: Any, bounds: dict[str, Any] | None) -> None:
     kinds = {kind, *typing.get_args(kind)}
     if value is None and type(None) in kinds:
         return
@@ -77,7 +92,7 @@ def _check_field(name, kind, value, bounds):
         )
 
 
-def _check_multiple(config, whole, part):
+def _check_multiple(config: Any, whole: str, part: str) -> None:
     size, divisor = getattr(config, whole), getattr(config, part)
     if size % divisor:
         raise ValueError(

@@ -1,41 +1,50 @@
-"""Running a recipe from the command line, and finding the functions named there."""
+"""Runs a recipe from the command line, and finds functions named there."""
 
 import importlib
 import importlib.util
 import os
 import pathlib
 import sys
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from kerasrlhf.cli.options import nearest, parse
 
-_PACKAGE = __package__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
+_Config = TypeVar("_Config")
+_Result = TypeVar("_Result")
 
 
-def run(main, config_class, argv=None):
+def run(
+    main: Callable[[_Config], _Result],
+    config_class: type[_Config],
+    argv: Sequence[str] | None = None,
+) -> _Result:
     """Parses the command line, runs a recipe, and reports wrong input in one line.
 
-    A `ValueError` that this package or the recipe itself raises says what to mend, so it is shown
-    without a traceback. Errors from inside other libraries keep theirs.
+    A `ValueError` raised by this package or by the recipe itself says how to correct the input, so
+    it is shown without a traceback. Errors raised inside other libraries keep theirs.
 
     Args:
-        main: Function of one `config_class`.
-        config_class: A dataclass, see `parse`.
-        argv: List of `str`, without the program's name. `None` means `sys.argv[1:]`.
+        main: function of one `config_class`.
+        config_class: dataclass, as in `parse`.
+        argv: list of str, without the program's name. Defaults to None: `sys.argv[1:]`.
 
     Returns:
-        What `main` returns.
+        The result of `main`.
 
     Raises:
-        SystemExit: With code 2 for wrong input, as `parse`.
+        SystemExit: With code 2 for wrong input, as in `parse`.
 
     Example:
-
-    >>> import dataclasses
-    >>> @dataclasses.dataclass(frozen=True)
-    ... class Config:
-    ...     count: int = 1
-    >>> run(lambda config: config.count + 1, Config, ["--count", "2"])
-    3
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config:
+        ...     count: int = 1
+        >>> rlhf.cli.run(lambda config: config.count + 1, Config, ["--count", "2"])
+        3
     """
     config = parse(config_class, argv)
     try:
@@ -48,32 +57,29 @@ def run(main, config_class, argv=None):
         raise SystemExit(2) from None
 
 
-def _is_ours(error, main):
-    """Whether the innermost frame of an error stands in this package or beside `main`."""
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "")
+def _is_ours(error: Exception, main: Callable[..., Any]) -> bool:
+    """Returns whether an error was raised in this package or in the module of `main`."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "")
     return module.partition(".")[0] == _PACKAGE or module == main.__module__
 
 
-def load_function(name):
-    """Finds a Python function by a name such as `package.module:function`.
+def load_function(name: str) -> Callable[..., Any]:
+    """Returns the Python function with a name such as `package.module:function`.
 
     Args:
-        name: `str`, `module:function` with a module that Python can import (the working directory
-            included), or `path/to/file.py:function`.
+        name: str. `module:function` with a module that Python can import (also from the working
+            directory), or `path/to/file.py:function`.
 
     Returns:
         The function.
 
     Raises:
-        ValueError: No such file, module or function.
+        ValueError: If there is no such file, module or function.
 
     Example:
-
-    >>> load_function("math:sqrt")(9.0)
-    3.0
+        >>> rlhf.cli.load_function("math:sqrt")(9.0)
+        3.0
     """
     place, colon, attribute = name.rpartition(":")
     if not (colon and place and attribute.isidentifier()):
@@ -92,17 +98,17 @@ def load_function(name):
     return function
 
 
-def _load_file(path):
-    if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}. (Working directory: {os.getcwd()!r}.)")
+def _load_file(path: pathlib.Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"{path.stem}_of_{_PACKAGE}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"There is no file {str(path)!r}. (Working directory: {os.getcwd()!r}.)")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names of their annotations
+    sys.modules[spec.name] = module  # Dataclasses look up the names of their annotations there.
     spec.loader.exec_module(module)
     return module
 
 
-def _load_module(name):
+def _load_module(name: str) -> types.ModuleType:
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)

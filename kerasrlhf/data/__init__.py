@@ -3,6 +3,7 @@
 from kerasrlhf.data import dialogue, records
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
+from kerasrlhf.data.sources import read
 from kerasrlhf.data.steps import stepwise
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.unpaired import unpaired_preferences
@@ -16,6 +17,7 @@ __all__ = [
     "dialogue",
     "preferences",
     "prompts",
+    "read",
     "records",
     "stepwise",
     "tokenize",

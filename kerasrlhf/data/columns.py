@@ -1,36 +1,40 @@
-"""Columns beside the texts: margins of pairs, labels of responses, steps and their labels."""
+"""Columns that go with texts: margins of pairs, labels of responses, steps and their labels."""
+
+from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from kerasrlhf.data import records as records_lib
+from kerasrlhf.data.records import Record, Records
 
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def margins(records, column="auto"):
-    """By how much the score of the chosen response shall lead.
+def margins(records: Records, column: str | None = "auto") -> np.ndarray | None:
+    """Returns by how much the score of each chosen response should exceed the other.
 
     Args:
-        records: List of `dict`.
-        column: Its name; `"auto"` is `margin` where there is one; `None` is none.
+        records: list of dict.
+        column: str or None. The name of the column; `"auto"` is `margin` if there is one; None is
+            none. Defaults to `"auto"`.
 
     Returns:
-        A float32 array `(rows,)`, or `None` without a column.
+        float32 array `(rows,)`, or None without a column.
 
     Raises:
-        ValueError: A missing column, or a row without a finite number in it.
+        ValueError: If the column is missing, or a row has no finite number in it.
 
     Example:
-
-    >>> margins([{"margin": 1.5}, {"margin": "2"}]).tolist()
-    [1.5, 2.0]
+        >>> margins([{"margin": 1.5}, {"margin": "2"}]).tolist()
+        [1.5, 2.0]
     """
     name = "margin" if column == "auto" else column
     if name is None or (column == "auto" and not any(name in row for row in records)):
         return None
-    hint = "give every row one, or pass `margin=None`"
+    hint = "add one to every row, or pass `margin=None`"
     records_lib.refuse(
         records,
         lambda row: not _is_number(row.get(name)),
@@ -39,42 +43,43 @@ def margins(records, column="auto"):
     return np.array([float(row[name]) for row in records], "float32")
 
 
-def labels(records):
-    """Whether each response is wanted.
+def labels(records: Records) -> np.ndarray:
+    """Returns whether each response is wanted.
 
     Args:
-        records: List of `dict` with a column `label`: booleans, or 1 and 0; or one of these as the
+        records: list of dict with a column `label`: booleans, or 1 and 0; or one of these as the
             text of a CSV cell, such as `"true"`.
 
     Returns:
-        A float32 array `(rows,)` of 1 and 0.
+        float32 array `(rows,)` of 1 and 0.
 
     Raises:
         ValueError: If a row has no such label.
 
     Example:
-
-    >>> labels([{"label": True}, {"label": 0}, {"label": "False"}]).tolist()
-    [1.0, 0.0, 0.0]
+        >>> labels([{"label": True}, {"label": 0}, {"label": "False"}]).tolist()
+        [1.0, 0.0, 0.0]
     """
     records_lib.refuse(
         records,
         lambda row: truth(row.get("label")) is None,
         "have no 'label' that is true (1: wanted) or false (0: unwanted)",
     )
-    return np.array([float(truth(row["label"])) for row in records], "float32")
+    return np.array([float(truth(row["label"]) is True) for row in records], "float32")
 
 
-def truth(value):
-    """Returns the truth value that a cell holds, or `None` where it holds none.
+def truth(value: Any) -> bool | None:
+    """Returns the truth value that a cell holds, or None if it holds none.
 
     Args:
-        value: A boolean, 1 or 0, or one of the texts "true", "false", "1" and "0" in any case.
+        value: bool, 1 or 0, or one of the texts "true", "false", "1" and "0" in any case.
+
+    Returns:
+        bool or None.
 
     Example:
-
-    >>> truth("True"), truth(0), truth("maybe")
-    (True, False, None)
+        >>> truth("True"), truth(0), truth("maybe")
+        (True, False, None)
     """
     if isinstance(value, str):
         return _TRUTH.get(value.strip().lower())
@@ -82,25 +87,24 @@ def truth(value):
     return bool(value) if is_number and value in (0, 1) else None
 
 
-def steps(records, separator):
-    """The steps of each response, and whether each is right.
+def steps(records: Records, separator: str) -> tuple[list[list[str]], list[list[float]]]:
+    r"""Returns the steps of each response, and whether each is right.
 
     Args:
-        records: List of `dict` with `steps` (or `completions`), a list of strings, and `labels`, a
+        records: list of dict with `steps` (or `completions`), a list of strings, and `labels`, a
             list of as many numbers from 0 to 1 or booleans.
-        separator: What stands between steps; one at the end of a step is dropped.
+        separator: str. The text between steps; one at the end of a step is dropped.
 
     Returns:
-        Two lists of lists: of `str`, and of `float`.
+        Two lists of lists: of str, and of float.
 
     Raises:
-        ValueError: Missing columns; rows without steps, with an empty step or one with a separator
-            in it; labels that do not fit.
+        ValueError: If a column is missing, a row has no steps, a step is empty or has a separator
+            in it, or labels do not fit.
 
     Example:
-
-    >>> steps([{"steps": ["1 + 1 = 2\\n", "so 3"], "labels": [True, False]}], "\\n")
-    ([['1 + 1 = 2', 'so 3']], [[1.0, 0.0]])
+        >>> steps([{"steps": ["1 + 1 = 2\n", "so 3"], "labels": [True, False]}], "\n")
+        ([['1 + 1 = 2', 'so 3']], [[1.0, 0.0]])
     """
     names = [name for name in ("steps", "completions") if any(name in row for row in records)]
     if not names or not any("labels" in row for row in records):
@@ -108,13 +112,14 @@ def steps(records, separator):
         raise ValueError(f"Expected columns 'steps' or 'completions' and 'labels'. Found: {found}")
     name = names[0]
 
-    def split(row):
+    def split(row: Record) -> list[str]:
         return [step.removesuffix(separator) for step in row[name]]
 
-    def is_no_list(row):
+    def is_no_list(row: Record) -> bool:
         value = row.get(name)
-        is_list = isinstance(value, list) and len(value) > 0
-        return not is_list or not all(isinstance(step, str) for step in value)
+        if not isinstance(value, list) or not value:
+            return True
+        return not all(isinstance(step, str) for step in value)
 
     records_lib.refuse(records, is_no_list, f"have no list of strings in {name!r}")
     records_lib.refuse(
@@ -130,14 +135,14 @@ def steps(records, separator):
     return [split(row) for row in records], [[float(x) for x in row["labels"]] for row in records]
 
 
-def _is_number(value):
+def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
 
 
-def _are_labels(labels, count):
+def _are_labels(labels: object, count: int) -> bool:
     return (
         isinstance(labels, list)
         and len(labels) == count
@@ -145,36 +150,35 @@ def _are_labels(labels, count):
     )
 
 
-def ended(records, candidates=1):
-    """Whether each response is whole: their column `ended`, true where there is none.
+def ended(records: Records, candidates: int = 1) -> list[list[bool]]:
+    """Returns whether each response is whole: its column `ended`, True if there is none.
 
     Args:
-        records: List of `dict`. `ended` is a `bool`, or one for each of several responses in a
-            list, in their order (chosen, rejected; or best first); `None` is as none.
-        candidates: `int`, responses of a record.
+        records: list of dict. `ended` is a bool, or one for each of several responses in a list, in
+            their order (chosen, rejected; or best first); None is as no column.
+        candidates: int. Responses per record. Defaults to 1.
 
     Returns:
-        List of `candidates` lists of `bool`, one a record.
+        list of `candidates` lists of bool, one per record.
 
     Raises:
-        ValueError: Something else.
+        ValueError: If `ended` is something else.
 
     Example:
-
-    >>> ended([{"text": "The end."}, {"text": "And then", "ended": False}])
-    [[True, False]]
-    >>> ended([{"chosen": "The end.", "rejected": "And", "ended": [True, False]}], candidates=2)
-    [[True], [False]]
+        >>> ended([{"text": "The end."}, {"text": "And then", "ended": False}])
+        [[True, False]]
+        >>> ended([{"chosen": "The end.", "rejected": "And", "ended": [True, False]}], candidates=2)
+        [[True], [False]]
     """
 
-    def flags(record):
+    def flags(record: Record) -> list[bool | None]:
         value = record.get("ended")
         value = True if value is None or value == "" else value
         is_list = isinstance(value, list | tuple | np.ndarray)
         row = [*np.ravel(value)] if is_list else [value] * candidates
         return [truth(x) if isinstance(x, bool | np.bool_ | str) else None for x in row]
 
-    def is_wrong(record):
+    def is_wrong(record: Record) -> bool:
         return len(flags(record)) != candidates or None in flags(record)
 
     records_lib.refuse(

@@ -9,67 +9,79 @@ The built-in templates ignore other keys of a message. A callable gets every mes
 those of other roles and with a content of `None`, as tool calls have.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 from kerasrlhf import cli
 
-TURN_ENDS = {"chatml": "<|im_end|>"}
-"""The special token that ends a turn, by template."""
+Message: TypeAlias = dict[str, Any]
+Template: TypeAlias = str | Callable[..., str]
 
+# The special token that a built-in template ends a turn with.
+_TURN_ENDS = {"chatml": "<|im_end|>"}
 _SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
 
 
-def render(messages, template="plain", add_generation_prompt=False):
-    """Renders a dialogue as text.
+def render(
+    messages: Sequence[Message], template: Template = "plain", add_generation_prompt: bool = False
+) -> str:
+    r"""Renders a dialogue as text.
 
     Args:
-        messages: List of `{"role": ..., "content": ...}`.
-        template: `"plain"`, `"chatml"`, or a callable.
-        add_generation_prompt: Whether the text ends where the assistant's next turn begins.
+        messages: list of `{"role": ..., "content": ...}`.
+        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
+        add_generation_prompt: bool. Whether the text ends where the assistant's next turn begins.
+            Defaults to False.
 
     Returns:
-        A `str`.
+        str.
 
     Raises:
         ValueError: If the template or a role is unknown, or a message has no role or no content.
 
     Example:
-
-    >>> messages = [{"role": "user", "content": "Hello"}]
-    >>> render(messages, add_generation_prompt=True)
-    'Human: Hello\\n\\nAssistant:'
-    >>> render(messages, "chatml")
-    '<|im_start|>user\\nHello<|im_end|>\\n'
+        >>> import kerasrlhf as rlhf
+        >>> messages = [{"role": "user", "content": "Hello"}]
+        >>> rlhf.data.dialogue.render(messages, add_generation_prompt=True)
+        'Human: Hello\n\nAssistant:'
+        >>> rlhf.data.dialogue.render(messages, "chatml")
+        '<|im_start|>user\nHello<|im_end|>\n'
     """
     writer = check_template(template)
     messages = _prepared(messages, template)
     return writer(messages, add_generation_prompt=add_generation_prompt)
 
 
-def reply(prompt_messages, messages, template="plain"):
-    """The text that `messages` add to a rendered prompt, which ends in a generation prompt.
+def reply(
+    prompt_messages: Sequence[Message], messages: Sequence[Message], template: Template = "plain"
+) -> str:
+    """Returns the text that messages add to a rendered prompt, which ends in a generation prompt.
 
     A built-in template's mark of the end of the last turn is left out: the token that ends a
     response in training data takes its place.
 
     Args:
-        prompt_messages: List of messages; may be empty.
-        messages: List of messages that begins with the assistant's.
-        template: `"plain"`, `"chatml"`, or a callable.
+        prompt_messages: list of messages; may be empty.
+        messages: list of messages that begins with the assistant's.
+        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
 
     Returns:
-        A `str`: `render(prompt_messages, template, add_generation_prompt=True) + reply(...)` is
+        str: `render(prompt_messages, template, add_generation_prompt=True) + reply(...)` is
         the whole dialogue.
 
     Raises:
-        ValueError: `messages` does not begin with an assistant's turn, or the template does not
-            render a dialogue as a continuation of its prompt; and as `render`.
+        ValueError: If `messages` does not begin with an assistant's turn, or the template does not
+            render a dialogue as a continuation of its prompt; and as in `render`.
 
     Example:
-
-    >>> prompt = [{"role": "user", "content": "Hello"}]
-    >>> reply(prompt, [{"role": "assistant", "content": "Hi."}])
-    ' Hi.'
-    >>> reply(prompt, [{"role": "assistant", "content": "Hi."}], "chatml")
-    'Hi.'
+        >>> import kerasrlhf as rlhf
+        >>> prompt = [{"role": "user", "content": "Hello"}]
+        >>> rlhf.data.dialogue.reply(prompt, [{"role": "assistant", "content": "Hi."}])
+        ' Hi.'
+        >>> rlhf.data.dialogue.reply(prompt, [{"role": "assistant", "content": "Hi."}], "chatml")
+        'Hi.'
     """
     writer = check_template(template)
     prompt_messages = _prepared(prompt_messages, template)
@@ -84,28 +96,28 @@ def reply(prompt_messages, messages, template="plain"):
     return _added(prompt, whole).removesuffix("<|im_end|>\n" if template == "chatml" else "")
 
 
-def turns(messages, template="plain"):
-    """Splits a rendered dialogue at the turns of the assistant.
+def turns(messages: Sequence[Message], template: Template = "plain") -> list[tuple[str, str]]:
+    r"""Splits a rendered dialogue at the turns of the assistant.
 
     Args:
-        messages: List of messages that ends with the assistant's.
-        template: `"plain"`, `"chatml"`, or a callable.
+        messages: list of messages that ends with the assistant's.
+        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
 
     Returns:
-        List of pairs `(before, reply)` of `str`, one per assistant turn. Joined they are the whole
+        list of pairs `(before, reply)` of str, one per assistant turn. Joined they are the whole
         dialogue but for a built-in template's mark of the end of the last turn; the marks of the
         other turns are the last characters of their replies.
 
     Raises:
-        ValueError: If the last message is not the assistant's; and as `reply`.
+        ValueError: If the last message is not the assistant's; and as in `reply`.
 
     Example:
-
-    >>> messages = [
-    ...     {"role": "user", "content": "1?"}, {"role": "assistant", "content": "One."},
-    ...     {"role": "user", "content": "2?"}, {"role": "assistant", "content": "Two."}]
-    >>> turns(messages)
-    [('Human: 1?\\n\\nAssistant:', ' One.'), ('\\n\\nHuman: 2?\\n\\nAssistant:', ' Two.')]
+        >>> import kerasrlhf as rlhf
+        >>> messages = [
+        ...     {"role": "user", "content": "1?"}, {"role": "assistant", "content": "One."},
+        ...     {"role": "user", "content": "2?"}, {"role": "assistant", "content": "Two."}]
+        >>> rlhf.data.dialogue.turns(messages)
+        [('Human: 1?\n\nAssistant:', ' One.'), ('\n\nHuman: 2?\n\nAssistant:', ' Two.')]
     """
     writer = check_template(template)
     messages = _prepared(messages, template)
@@ -115,7 +127,8 @@ def turns(messages, template="plain"):
             "The last message of a demonstration must have the role 'assistant'. Received roles "
             f"{[message['role'] for message in messages]}."
         )
-    pairs, done = [], ""
+    pairs: list[tuple[str, str]] = []
+    done = ""
     for index in ends:
         head = writer(messages[:index], add_generation_prompt=True)
         whole = writer(messages[: index + 1], add_generation_prompt=False)
@@ -124,30 +137,30 @@ def turns(messages, template="plain"):
     if template == "chatml":
         # The line break behind a turn is the template's and not the assistant's.
         pairs = [
-            (before if i == 0 else "\n" + before, reply.removesuffix("\n"))
-            for i, (before, reply) in enumerate(pairs)
+            (before if i == 0 else "\n" + before, words.removesuffix("\n"))
+            for i, (before, words) in enumerate(pairs)
         ]
         pairs[-1] = pairs[-1][0], pairs[-1][1].removesuffix("<|im_end|>")
     return pairs
 
 
-def load_template(name):
+def load_template(name: str) -> Template:
     """Finds the template of a name on a command line.
 
     Args:
-        name: `"plain"`, `"chatml"`, or a function as `package.module:function` or
+        name: str. `"plain"`, `"chatml"`, or a function as `package.module:function` or
             `path/to/file.py:function`.
 
     Returns:
-        What `template` may be everywhere.
+        What other functions accept as `template`.
 
     Raises:
         ValueError: If there is no template and no function of that name.
 
     Example:
-
-    >>> load_template("chatml")
-    'chatml'
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.dialogue.load_template("chatml")
+        'chatml'
     """
     if isinstance(name, str) and ":" in name:
         return cli.load_function(name)
@@ -155,45 +168,49 @@ def load_template(name):
     return name
 
 
-def is_dialogue(value):
+def is_dialogue(value: str | Sequence[Message]) -> bool:
     """Returns whether messages hold more than a reply: a turn of the user or of the system.
 
     Args:
-        value: `str` or list of messages.
+        value: str or list of messages.
+
+    Returns:
+        bool.
 
     Example:
-
-    >>> is_dialogue([{"role": "assistant", "content": "Hi."}]), is_dialogue("Hi.")
-    (False, False)
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.dialogue.is_dialogue([{"role": "assistant", "content": "Hi."}])
+        False
     """
     return not isinstance(value, str) and any(
         message.get("role") in ("user", "system") for message in value
     )
 
 
-def ignored_keys(messages):
-    """Returns the keys of messages that the built-in templates ignore, as a set of `str`.
+def ignored_keys(messages: Sequence[Message]) -> set[str]:
+    """Returns the keys of messages that the built-in templates ignore, as a set of str.
 
     Example:
-
-    >>> ignored_keys([{"role": "user", "content": "Hi", "name": "Ann", "tool_calls": None}])
-    {'name'}
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.dialogue.ignored_keys(
+        ...     [{"role": "user", "content": "Hi", "name": "Ann", "tool_calls": None}])
+        {'name'}
     """
     known = ("role", "content")
     return {k for m in messages for k, value in m.items() if value is not None and k not in known}
 
 
-def _added(prompt, whole):
+def _added(prompt: str, whole: str) -> str:
     if not whole.startswith(prompt):
         raise ValueError(
             "The template does not render a dialogue as a continuation of its prompt: "
-            f"{prompt[-40:]!r} is not the beginning of {whole[-80:]!r}."
+            f"{prompt[-40:]!r} is not a prefix of {whole[-80:]!r}."
         )
     return whole[len(prompt) :]
 
 
-def check_template(template):
-    """The function behind a template.
+def check_template(template: Template) -> Callable[..., str]:
+    """Returns the function that writes the texts of a template.
 
     Args:
         template: `"plain"`, `"chatml"`, or a callable.
@@ -202,12 +219,12 @@ def check_template(template):
         A callable `(messages, add_generation_prompt=False) -> str`.
 
     Raises:
-        ValueError: An unknown template.
+        ValueError: If the template is unknown.
 
     Example:
-
-    >>> check_template("plain")([{"role": "user", "content": "Hello"}])
-    'Human: Hello'
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.dialogue.check_template("plain")([{"role": "user", "content": "Hello"}])
+        'Human: Hello'
     """
     if callable(template):
         return template
@@ -219,8 +236,19 @@ def check_template(template):
     return _TEMPLATES[template]
 
 
-def _prepared(messages, template):
-    """Messages as a template takes them; for a built-in one checked, with contents as strings."""
+def turn_end(template: Template) -> str | None:
+    """Returns the special token that a template ends a turn with, or None.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.dialogue.turn_end("chatml")
+        '<|im_end|>'
+    """
+    return None if callable(template) else _TURN_ENDS.get(template)
+
+
+def _prepared(messages: object, template: Template) -> list[Message]:
+    """Returns messages as a template expects them: for a built-in one checked, of two strings."""
     if not isinstance(messages, list | tuple):
         raise ValueError(f"Messages must be a list of dictionaries. Received: {messages!r}")
     for message in messages:
@@ -234,7 +262,7 @@ def _prepared(messages, template):
     return [{"role": _role(message), "content": _content(message)} for message in messages]
 
 
-def _role(message):
+def _role(message: Message) -> str:
     if message["role"] not in _SPEAKERS:
         raise ValueError(
             f"Unknown role {message['role']!r}. Expected one of {list(_SPEAKERS)}, or a "
@@ -243,7 +271,7 @@ def _role(message):
     return message["role"]
 
 
-def _content(message):
+def _content(message: Message) -> str:
     if "content" not in message:
         raise ValueError(
             "A message must be a dictionary with the keys 'role' and 'content'. "
@@ -253,8 +281,9 @@ def _content(message):
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [None]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    found = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
         raise ValueError(
             "A message's content must be a string, or a list of parts with a string 'text'. For "
             f"tool calls pass a callable `template`. Received: {message!r}"
@@ -262,13 +291,13 @@ def _content(message):
     return "".join(texts)
 
 
-def _plain(messages, add_generation_prompt=False):
+def _plain(messages: list[Message], add_generation_prompt: bool = False) -> str:
     turns = [_SPEAKERS[m["role"]] + m["content"] for m in messages]
     # No space at the end: tokenizers attach a space to the word that follows it.
     return "\n\n".join([*turns, "Assistant:"] if add_generation_prompt else turns)
 
 
-def _chatml(messages, add_generation_prompt=False):
+def _chatml(messages: list[Message], add_generation_prompt: bool = False) -> str:
     turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
     return "".join([*turns, "<|im_start|>assistant\n"] if add_generation_prompt else turns)
 

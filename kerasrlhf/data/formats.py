@@ -1,5 +1,7 @@
 """Reading rows from `.jsonl`, `.json` and `.csv` files, plain or compressed."""
 
+from __future__ import annotations
+
 import csv
 import difflib
 import gzip
@@ -7,13 +9,15 @@ import json
 import os
 import pathlib
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
 
 SUFFIXES = (".jsonl", ".json", ".csv")
 
 # No cell is longer: the largest limit that the csv module takes on every platform.
 _LONGEST_CELL = 2**31 - 1
 # The first characters of files that are no UTF-8 text, decoded with "surrogateescape".
-_BEGINNINGS = (
+_SIGNATURES = (
     ("\udcff\udcfe", "The file looks like UTF-16."),
     ("\udcfe\udcff", "The file looks like UTF-16."),
     ("\x1f\udc8b", "The file is a gzip archive, whose name must end with '.gz'."),
@@ -22,38 +26,36 @@ _BEGINNINGS = (
 )
 
 
-def suffix(name):
+def suffix(name: str | os.PathLike[str]) -> str:
     """Returns the file ending of a name without a trailing `.gz`.
 
     Example:
-
-    >>> suffix("runs/pairs.v2.jsonl.gz")
-    '.jsonl'
+        >>> suffix("runs/pairs.v2.jsonl.gz")
+        '.jsonl'
     """
     return pathlib.PurePath(str(name).removesuffix(".gz")).suffix
 
 
-def read_file(path):
-    """Reads all rows of a file.
+def read_file(path: pathlib.Path) -> list[Any]:
+    r"""Reads all rows of a file.
 
     Args:
         path: `pathlib.Path` of an existing file. Its name ends with one of `SUFFIXES`, optionally
             followed by `.gz`.
 
     Returns:
-        List of rows: dictionaries, or what else the lines of a JSON file hold.
+        list of rows: dictionaries, or what else the lines of a JSON file hold.
 
     Raises:
-        ValueError: The file cannot be opened or unpacked, is not UTF-8, or is malformed. The
+        ValueError: If the file cannot be opened or unpacked, is not UTF-8, or is malformed. The
             message names the file and, where there is one, the line.
 
     Example:
-
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "pairs.csv"
-    >>> _ = path.write_text("prompt,response\\nTom was sad.,He cried.\\n")
-    >>> read_file(path)
-    [{'prompt': 'Tom was sad.', 'response': 'He cried.'}]
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "pairs.csv"
+        >>> _ = path.write_text("prompt,response\nTom was sad.,He cried.\n")
+        >>> read_file(path)
+        [{'prompt': 'Tom was sad.', 'response': 'He cried.'}]
     """
     ending = suffix(path.name)
     if ending not in SUFFIXES:
@@ -61,7 +63,7 @@ def read_file(path):
             f"Cannot tell the format of {str(path)!r}. Expected a name that ends with one of "
             f"{SUFFIXES}, optionally followed by '.gz'."
         )
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     read = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[ending]
     try:
         # Bytes that are not UTF-8 become surrogates, so that `_lines` can name their line.
@@ -76,11 +78,11 @@ def read_file(path):
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _lines(file, path):
+def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
     """Yields the lines of a file, which must be UTF-8."""
     for number, line in enumerate(file, 1):
         if number == 1:
-            _check_beginning(line, path)
+            _check_signature(line, path)
         try:
             line.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -92,19 +94,19 @@ def _lines(file, path):
         yield line
 
 
-def _check_beginning(line, path):
-    hints = [hint for beginning, hint in _BEGINNINGS if line.startswith(beginning)]
+def _check_signature(line: str, path: pathlib.Path) -> None:
+    hints = [hint for signature, hint in _SIGNATURES if line.startswith(signature)]
     if not hints and "\0" in line[:4]:
         hints = ["The file looks like UTF-16."]
     if hints:
         raise ValueError(f"{path}, line 1: not UTF-8. {hints[0]} Expected a UTF-8 text file.")
 
 
-def _read_jsonl(lines, path):
+def _read_jsonl(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
     return [_parse(line, path, n) for n, line in enumerate(lines, 1) if line.strip()]
 
 
-def _read_json(lines, path):
+def _read_json(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
     rows = _parse("".join(lines), path)
     if not isinstance(rows, list):
         raise ValueError(
@@ -113,8 +115,8 @@ def _read_json(lines, path):
     return rows
 
 
-def _parse(text, path, line=None):
-    """The value of JSON text: a line of a file, or with `line=None` the whole file."""
+def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
+    """Returns the value of JSON text: a line of a file, or with `line=None` the whole file."""
     place = f"{path}, line {line}" if line else f"{path}"
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
@@ -133,8 +135,8 @@ def _parse(text, path, line=None):
     return value
 
 
-def _hint(text, error, line):
-    """What else a file may be that is not the JSON that its name promises."""
+def _hint(text: str, error: json.JSONDecodeError, line: int | None) -> str:
+    """Returns what a file may be that is not the JSON that its name promises."""
     if line is None and error.msg == "Extra data":
         return " The name of a file with one record per line must end with '.jsonl'."
     if line is not None and text.strip() in ("[", "[{"):
@@ -142,7 +144,7 @@ def _hint(text, error, line):
     return ""
 
 
-def _object(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -155,7 +157,7 @@ def _object(pairs):
     return record
 
 
-def _integer(text):
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
@@ -165,8 +167,8 @@ def _integer(text):
         ) from error
 
 
-def _check_surrogates(value, place):
-    """Refuses halves of UTF-16 pairs, which no tokenizer and no file can take."""
+def _check_surrogates(value: object, place: str) -> None:
+    """Raises an error for halves of UTF-16 pairs, which no tokenizer and no file accepts."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -179,7 +181,7 @@ def _check_surrogates(value, place):
         ) from error
 
 
-def _read_csv(lines, path):
+def _read_csv(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         return _csv_rows(csv.DictReader(lines, strict=True), path)
@@ -187,15 +189,15 @@ def _read_csv(lines, path):
         csv.field_size_limit(limit)
 
 
-def _csv_rows(reader, path):
-    rows = []
+def _csv_rows(reader: csv.DictReader, path: pathlib.Path) -> list[Any]:
+    rows: list[Any] = []
     try:
-        _check_header(reader.fieldnames or [], path)
+        names = reader.fieldnames or []
+        _check_header(names, path)
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} cells "
-                    f"({reader.fieldnames})."
+                    f"{path}, line {reader.line_num}: expected {len(names)} cells ({names})."
                 )
             rows.append(row)
     except csv.Error as error:
@@ -206,7 +208,7 @@ def _csv_rows(reader, path):
     return rows
 
 
-def _check_header(names, path):
+def _check_header(names: Sequence[str], path: pathlib.Path) -> None:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ValueError(
@@ -215,7 +217,7 @@ def _check_header(names, path):
         )
 
 
-def similar_file(path):
+def similar_file(path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:
     """Returns the file of a known format in the same folder whose name is most like `path`'s.
 
     Args:
@@ -226,13 +228,12 @@ def similar_file(path):
         is none.
 
     Example:
-
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "pairs.jsonl").write_text("")
-    >>> found, same = similar_file(folder / "pairs")
-    >>> found.name, same
-    ('pairs.jsonl', True)
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "pairs.jsonl").write_text("")
+        >>> found, same = similar_file(folder / "pairs")
+        >>> found.name, same
+        ('pairs.jsonl', True)
     """
     try:
         names = sorted(os.listdir(path.parent))
@@ -247,5 +248,5 @@ def similar_file(path):
     return (path.with_name(known[found[0]]), False) if found else (None, False)
 
 
-def _stem(name):
+def _stem(name: str) -> str:
     return name.removesuffix(".gz").removesuffix(suffix(name))

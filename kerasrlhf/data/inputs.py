@@ -1,35 +1,50 @@
 """Prompts and responses that are passed as texts or messages, as rows of token ids."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from kerasrlhf import tokens
+from kerasrlhf.data import dialogue
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
-from kerasrlhf.data.loading import turn_end
+from kerasrlhf.data.dialogue import Template
+from kerasrlhf.data.records import Text
+
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor
 
 
-def is_conversation(value):
+def is_conversation(value: object) -> bool:
     """Returns whether a value is one list of messages.
 
     Example:
-
-    >>> is_conversation([{"role": "user", "content": "Hi"}]), is_conversation(["Hi"])
-    (True, False)
+        >>> is_conversation([{"role": "user", "content": "Hi"}]), is_conversation(["Hi"])
+        (True, False)
     """
     return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], dict)
 
 
-def encode_prompts(prompts, preprocessor, template="plain", parse_special=False):
+def encode_prompts(
+    prompts: Iterable[Text],
+    preprocessor: CausalLMPreprocessor | None,
+    template: Template = "plain",
+    parse_special: bool = False,
+) -> tuple[list[str], list[list[int]]]:
     """Tokenizes prompts as `kerasrlhf.data.prompts` does, whole.
 
     Args:
-        prompts: List of `str` or of lists of messages.
+        prompts: list of str or of lists of messages.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        template: How messages become a text, see `kerasrlhf.data.dialogue`.
-        parse_special: Whether a special token that is written in a prompt becomes that token.
+        template: str or callable. How messages become a text, see `kerasrlhf.data.dialogue`.
+            Defaults to `"plain"`.
+        parse_special: bool. Whether a special token that is written in a prompt becomes that token.
+            Defaults to False.
 
     Returns:
-        The texts, list of `str`, in which typed special tokens are marked unless they are parsed
-        (see `kerasrlhf.special_tokens`); and their token ids with the start token, list of lists of
-        `int`.
+        The texts, list of str, in which typed special tokens are marked unless they are parsed (see
+        `kerasrlhf.special_tokens`); and their token ids with the start token, list of lists of int.
 
     Raises:
         ValueError: If there are no prompts, one of them is neither a text nor messages or has no
@@ -44,31 +59,32 @@ def encode_prompts(prompts, preprocessor, template="plain", parse_special=False)
 
 
 def encode_pairs(
-    prompts,
-    responses,
-    preprocessor,
-    limit,
+    prompts: Iterable[Text],
+    responses: Iterable[Text],
+    preprocessor: CausalLMPreprocessor,
+    limit: int,
     *,
-    ended=True,
-    template="plain",
-    parse_special=False,
-):
+    ended: bool | Iterable[bool] = True,
+    template: Template = "plain",
+    parse_special: bool = False,
+) -> tuple[list[list[int]], list[list[int]]]:
     """Tokenizes prompts and responses as training data has them.
 
     Args:
-        prompts: List of `str` or of lists of messages.
-        responses: List of `str` or of lists of messages, one per prompt.
+        prompts: list of str or of lists of messages.
+        responses: list of str or of lists of messages, one per prompt.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        limit: `int`, tokens of a row at most.
-        ended: `bool`, or one per response: whether an end token follows it.
-        template: As in `encode_prompts`.
-        parse_special: As in `encode_prompts`.
+        limit: int. Tokens of a row at most.
+        ended: bool, or one per response. Whether an end token follows it. Defaults to True.
+        template: str or callable. As in `encode_prompts`. Defaults to `"plain"`.
+        parse_special: bool. As in `encode_prompts`. Defaults to False.
 
     Returns:
-        Two lists of lists of `int`: prompts with their start token, and responses.
+        Two lists of lists of int: prompts with their start token, and responses.
 
     Raises:
-        ValueError: As `encode_prompts`; or the numbers of prompts, responses and flags differ.
+        ValueError: If there are no prompts, the numbers of prompts, responses and flags differ, one
+            of them is neither a text nor messages, or there is no preprocessor.
     """
     prompts = tokens.text_list(prompts, "prompts")
     responses = tokens.text_list(responses, "responses")
@@ -93,13 +109,15 @@ def encode_pairs(
     ]
     heads, tails = (list(column) for column in zip(*pairs, strict=True))
     rows = rows_lib.encode(
-        heads, [tails], preprocessor, limit, ended=[flags], turn_end=turn_end(template)
+        heads, [tails], preprocessor, limit, ended=[flags], turn_end=dialogue.turn_end(template)
     )
     return rows.prompt_ids, rows.candidates[0]
 
 
-def _typed(values, preprocessor, parse_special):
-    """Texts and messages in which special tokens are text, unless they are to be parsed."""
+def _typed(
+    values: list[Text], preprocessor: CausalLMPreprocessor | None, parse_special: bool
+) -> list[Text]:
+    """Returns texts and messages in which special tokens are text, unless they are parsed."""
     bad = [i for i, x in enumerate(values) if not (isinstance(x, str) or is_conversation(x))]
     if bad:
         raise ValueError(

@@ -1,7 +1,10 @@
 """Which function of `kerasrlhf.data` a dataset comes from, and whether a model can train on it."""
 
+from __future__ import annotations
+
 import numbers
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,21 +22,20 @@ _TRAINS = {
 }
 
 
-def kind_of(batch):
+def kind_of(batch: Any) -> str | None:
     """Returns the name of the function in `kerasrlhf.data` whose batches look like this one.
 
     Args:
         batch: A batch of tensors or arrays, or the `element_spec` of a dataset.
 
     Returns:
-        `str`, or None if no function returns such batches.
+        str, or None if no function returns such batches.
 
     Example:
-
-    >>> import numpy as np
-    >>> rows = {"token_ids": np.ones((8, 5)), "padding_mask": np.ones((8, 5))}
-    >>> kind_of(rows), kind_of((rows, np.ones((8, 5), "int32"), np.ones((8, 5))))
-    ('prompts', 'demonstrations')
+        >>> import numpy as np
+        >>> rows = {"token_ids": np.ones((8, 5)), "padding_mask": np.ones((8, 5))}
+        >>> kind_of(rows), kind_of((rows, np.ones((8, 5), "int32"), np.ones((8, 5))))
+        ('prompts', 'demonstrations')
     """
     inputs, targets = _parts(batch)
     if not isinstance(inputs, dict) or not {*_INPUTS} <= {*inputs}:
@@ -48,24 +50,26 @@ def kind_of(batch):
     return "demonstrations" if tf.as_dtype(targets[0].dtype).is_integer else "stepwise"
 
 
-def check_kind(name, data, *expected):
+def check_kind(name: str, data: Any, *expected: str) -> None:
     """Raises a `ValueError` for data of another kind than a model trains on; reads none of it.
 
     The kind of a generator or a `keras.utils.PyDataset` is not known before it is read: these
     pass.
 
     Args:
-        name: `str`, the argument.
+        name: str. The argument.
         data: What was passed: a `tf.data.Dataset`, a dictionary of arrays, or a tuple
             `(x, y, sample_weight)` of these.
-        *expected: Names of functions in `kerasrlhf.data`, such as `"prompts"`.
+        *expected: str. Names of functions in `kerasrlhf.data`, such as `"prompts"`.
+
+    Raises:
+        ValueError: If the data are of another kind.
 
     Example:
-
-    >>> check_kind("x", ["Tom was sad."], "prompts")
-    Traceback (most recent call last):
-    ...
-    ValueError: `x` must be a dataset as `rlhf.data.prompts(source, causal_lm.preprocessor, \
+        >>> check_kind("x", ["Tom was sad."], "prompts")
+        Traceback (most recent call last):
+        ...
+        ValueError: `x` must be a dataset as `rlhf.data.prompts(source, causal_lm.preprocessor, \
 batch_size)` returns it. The source may be a list of texts or records, or a path. Received: \
 ['Tom was sad.'] of type list.
     """
@@ -84,13 +88,16 @@ batch_size)` returns it. The source may be a list of texts or records, or a path
         )
 
 
-def check_batch(batch, *expected, where=""):
+def check_batch(batch: Any, *expected: str, where: str = "") -> None:
     """Raises a `ValueError` for a batch, or an `element_spec`, of another kind than expected.
 
     Args:
         batch: As in `kind_of`.
-        *expected: Names of functions in `kerasrlhf.data`.
-        where: `str`, the beginning of the message.
+        *expected: str. Names of functions in `kerasrlhf.data`.
+        where: str. The start of the message. Defaults to none.
+
+    Raises:
+        ValueError: If the batch is of another kind.
     """
     found = kind_of(batch)
     if found in expected:
@@ -105,13 +112,13 @@ def check_batch(batch, *expected, where=""):
     )
 
 
-def _parts(batch):
-    """Inputs, and the list of targets and weights; Keras writes None for those it was not given."""
+def _parts(batch: Any) -> tuple[Any, list[Any]]:
+    """Returns inputs, and targets and weights without None, which Keras writes for missing ones."""
     inputs, *targets = batch if isinstance(batch, tuple) and batch else (batch,)
     return inputs, [target for target in targets if target is not None]
 
 
-def _described(batch):
+def _described(batch: Any) -> str:
     inputs, targets = _parts(batch)
     if isinstance(batch, tuple) and not isinstance(inputs, dict):
         return f"tuple of {len(batch)}, {_short(batch)}"
@@ -125,11 +132,11 @@ def _described(batch):
     return text + f" and {len(targets)} targets" * bool(targets)
 
 
-def _shape(inputs):
+def _shape(inputs: dict[str, Any]) -> tuple[int, ...]:
     ids = inputs["token_ids"]
     return tuple(getattr(ids, "shape", None) or np.shape(ids))
 
 
-def _short(value):
+def _short(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,15 +1,25 @@
 """What a model can read, checked in one place for every way in: `fit`, sampling, scoring."""
 
+from __future__ import annotations
+
 import contextlib
 import types
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasrlhf.types import Tensor
 
-def token_count(tokenizer):
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor, Tokenizer
+
+    from kerasrlhf.data.tokenized import TokenizedDataset
+
+
+def token_count(tokenizer: Tokenizer) -> int:
     """Returns how many ids a tokenizer uses, gaps included; 0 where it has no vocabulary."""
     vocabulary = getattr(tokenizer, "vocabulary", None)
     if isinstance(vocabulary, dict):
@@ -18,12 +28,12 @@ def token_count(tokenizer):
     return int(tokenizer.vocabulary_size()) if has_one else 0
 
 
-def same_tokenizer(one, other):
-    """Returns whether two tokenizers give the same tokens the same ids."""
+def same_tokenizer(one: Tokenizer | None, other: Tokenizer | None) -> bool:
+    """Returns whether two tokenizers have the same tokens with the same ids."""
     return one is other or (type(one) is type(other) and _vocabulary(one) == _vocabulary(other))
 
 
-def has_tokens_of(one, other):
+def has_tokens_of(one: Tokenizer, other: Tokenizer) -> bool:
     """Returns whether a tokenizer has all tokens of another one, with the same ids."""
     if one is other or type(one) is not type(other):
         return one is other
@@ -33,8 +43,8 @@ def has_tokens_of(one, other):
     return {*theirs} <= {*ours} if isinstance(ours, set) else ours[: len(theirs)] == theirs
 
 
-def _vocabulary(tokenizer):
-    """Tokens with their ids; `get_vocabulary` of byte-pair tokenizers gives a set of tokens."""
+def _vocabulary(tokenizer: Tokenizer) -> Any:
+    """Returns tokens with their ids; those of some byte-pair tokenizers are a set without ids."""
     return getattr(tokenizer, "vocabulary", None) or tokenizer.get_vocabulary()
 
 
@@ -42,42 +52,47 @@ class Limits(NamedTuple):
     """Lengths and token ids that a model can read.
 
     Attributes:
-        network: `str`, the name of the network, for messages.
-        positions: `int`, tokens of a row at most; `None` where any length can be read.
-        vocabulary: `int`, token ids that the model has embeddings for; `None` where its backbone
+        network: str. The name of the network, for messages.
+        positions: int or None. Tokens of a row at most; None if any length can be read.
+        vocabulary: int or None. Token ids that the model has embeddings for; None if its backbone
             does not say.
-        tokenizer: The model's keras-hub tokenizer, or `None`.
-        response: `int`, tokens of a response that are read at most; `None` for all.
-        sampled: `int`, tokens that are sampled behind a row.
+        tokenizer: The model's keras-hub tokenizer, or None. Defaults to None.
+        response: int or None. Tokens of a response that are read at most. Defaults to None: all.
+        sampled: int. Tokens that are sampled behind a row. Defaults to 0.
     """
 
     network: str
     positions: int | None
     vocabulary: int | None
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     response: int | None = None
     sampled: int = 0
 
     @classmethod
-    def of(cls, backbones, preprocessor=None, response=None):
-        """Of networks that read the same rows."""
+    def of(
+        cls,
+        backbones: Sequence[keras.Model],
+        preprocessor: CausalLMPreprocessor | None = None,
+        response: int | None = None,
+    ) -> Limits:
+        """Returns the limits of networks that read the same rows."""
         sizes = [getattr(backbone, "max_sequence_length", None) for backbone in backbones]
         positions = min((int(size) for size in sizes if size), default=None)
         entries = [getattr(backbone, "vocabulary_size", None) for backbone in backbones]
-        entries = [int(count) for count in entries if count is not None]
+        counts = [int(count) for count in entries if count is not None]
         return cls(
             type(backbones[0]).__name__,
             positions,
-            min(entries, default=None),
+            min(counts, default=None),
             getattr(preprocessor, "tokenizer", None),
             response,
         )
 
-    def check_length(self, length):
+    def check_length(self, length: int | None) -> None:
         """Raises a `ValueError` for rows that the model has no positions for.
 
         Args:
-            length: `int`, tokens of a row without those to sample, or `None` if unknown.
+            length: int or None. Tokens of a row without those to sample; None if unknown.
         """
         sampled = self.sampled
         if length is None or self.positions is None or length + sampled <= self.positions:
@@ -94,18 +109,21 @@ class Limits(NamedTuple):
             f"Shorten them where the data are made, with `max_length={self.positions}` or less."
         )
         # Keras puts the arguments of every layer on the way into a message, unless it has done so.
-        error._keras_call_info_injected = True
+        vars(error)["_keras_call_info_injected"] = True
         raise error
 
-    def check_ids(self, token_ids, padding_mask=None, name="Token ids"):
+    def check_ids(
+        self, token_ids: Tensor, padding_mask: Tensor | None = None, name: str = "Token ids"
+    ) -> None:
         """Raises a `ValueError` for ids that are not in the vocabulary, padding aside.
 
         Compiled code would clamp them, with wrong numbers as the only sign.
 
         Args:
-            token_ids: Array of ids.
-            padding_mask: Array of the same shape, true at real tokens; `None` means all.
-            name: `str`, what they are, for the message.
+            token_ids: int array of any shape.
+            padding_mask: bool array of the same shape, true at real tokens, or None. Defaults to
+                None: all are.
+            name: str. What they are, for the message. Defaults to `"Token ids"`.
         """
         if self.vocabulary is None:
             return
@@ -120,7 +138,7 @@ class Limits(NamedTuple):
                 "tokenizer that the model was trained with."
             )
 
-    def check_response(self, longest):
+    def check_response(self, longest: int) -> None:
         """Raises a `ValueError` for responses that are longer than what is read of them."""
         if self.response is not None and longest > self.response:
             raise ValueError(
@@ -130,7 +148,7 @@ class Limits(NamedTuple):
                 "`.report.longest_response`."
             )
 
-    def check_tokenizer(self, tokenizer):
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         """Raises a `ValueError` for data whose tokens are others in the model's vocabulary."""
         if tokenizer is None:
             return
@@ -150,18 +168,18 @@ class Limits(NamedTuple):
                 "that is trained on them."
             )
 
-    def check_dataset(self, dataset):
+    def check_dataset(self, dataset: TokenizedDataset) -> None:
         """Raises a `ValueError` if a `TokenizedDataset` does not fit; reads none of it."""
         self.check_tokenizer(dataset.tokenizer)
         self.check_length(_row_length(dataset.element_spec))
         if self.response is not None and dataset.report is not None:
             self.check_response(dataset.report.longest_response)
 
-    def check_batch(self, batch):
+    def check_batch(self, batch: Any) -> None:
         """Raises a `ValueError` if a batch of arrays does not fit.
 
         Args:
-            batch: A dict with `token_ids` and `padding_mask`, or a tuple that begins with one.
+            batch: dict with `token_ids` and `padding_mask`, or a tuple that begins with one.
         """
         inputs = _inputs(batch)
         if not isinstance(inputs, dict) or "token_ids" not in inputs:
@@ -187,20 +205,19 @@ class Guard:
         limits: `Limits`.
 
     Example:
-
-    >>> import numpy as np
-    >>> guard = Guard(Limits("GPT2Backbone", positions=4, vocabulary=10))
-    >>> rows = [{"token_ids": np.array([[1, 2, 11]]), "padding_mask": np.array([[1, 1, 0]])}]
-    >>> [batch["token_ids"].shape for batch in guard.checked(x for x in rows)]
-    [(1, 3)]
+        >>> import numpy as np
+        >>> guard = Guard(Limits("GPT2Backbone", positions=4, vocabulary=10))
+        >>> rows = [{"token_ids": np.array([[1, 2, 11]]), "padding_mask": np.array([[1, 1, 0]])}]
+        >>> [batch["token_ids"].shape for batch in guard.checked(x for x in rows)]
+        [(1, 3)]
     """
 
-    def __init__(self, limits):
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._error = None
+        self._error: ValueError | None = None
 
-    def checked(self, data):
-        """Returns data that raise a `ValueError` where they do not fit; what is known, at once."""
+    def checked(self, data: Any) -> Any:
+        """Returns data that raise a `ValueError` where they do not fit, if possible at once."""
         if hasattr(data, "in_step_with"):
             self.limits.check_dataset(data)
         elif isinstance(data, tf.data.Dataset):
@@ -214,7 +231,7 @@ class Guard:
             self.limits.check_batch(data)
         return data
 
-    def batches(self, dataset):
+    def batches(self, dataset: tf.data.Dataset) -> Iterator[Any]:
         """Returns an iterator over the batches of a dataset, checked as `checked` does."""
         if hasattr(dataset, "in_step_with"):
             self.limits.check_dataset(dataset)
@@ -223,7 +240,7 @@ class Guard:
         return (self._checked_batch(batch) for batch in dataset)
 
     @contextlib.contextmanager
-    def raising(self):
+    def raising(self) -> Iterator[None]:
         """Lets the `ValueError` of a batch through, which TensorFlow wraps into one of its own."""
         try:
             yield
@@ -232,7 +249,7 @@ class Guard:
                 raise self._error from None
             raise
 
-    def _checked_batch(self, batch):
+    def _checked_batch(self, batch: Any) -> Any:
         try:
             self.limits.check_batch(batch)
         except ValueError as error:
@@ -240,13 +257,13 @@ class Guard:
             raise
         return batch
 
-    def _checked_tensors(self, *batch):
+    def _checked_tensors(self, *batch: Tensor) -> Any:
         inputs = _inputs(batch)
         if not isinstance(inputs, dict):
             return batch if len(batch) > 1 else batch[0]
         names = [x for x in ("token_ids", "padding_mask", "response_mask") if x in inputs]
 
-        def check(*arrays):
+        def check(*arrays: np.ndarray) -> bool:
             self._checked_batch(dict(zip(names, arrays, strict=True)))
             return True
 
@@ -259,30 +276,30 @@ class Guard:
 class _CheckedPyDataset(keras.utils.PyDataset):
     """The batches of another `PyDataset`, each checked."""
 
-    def __init__(self, inner, check):
+    def __init__(self, inner: keras.utils.PyDataset, check: Callable[[Any], Any]) -> None:
         super().__init__(inner.workers, inner.use_multiprocessing, inner.max_queue_size)
         self._inner, self._check = inner, check
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self._inner.num_batches
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         return self._check(self._inner[index])
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         self._inner.on_epoch_begin()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self._inner.on_epoch_end()
 
 
-def _inputs(batch):
+def _inputs(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple) and batch else batch
 
 
-def _row_length(spec):
-    """Columns of the token ids in an `element_spec`, or `None`."""
+def _row_length(spec: Any) -> int | None:
+    """Returns the columns of the token ids in an `element_spec`, or None."""
     inputs = _inputs(spec)
     shape = getattr(inputs.get("token_ids"), "shape", None) if isinstance(inputs, dict) else None
     return shape[-1] if shape is not None and shape.rank else None

@@ -1,114 +1,146 @@
-"""From a source to encoded rows: what all loaders of `kerasrlhf.data` have in common."""
+"""From a source to a dataset: what all loaders of `kerasrlhf.data` have in common."""
 
+from __future__ import annotations
+
+import dataclasses
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kerasrlhf import tokens
 from kerasrlhf.data import dialogue
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
-from kerasrlhf.data.tokenized import check_batching
+from kerasrlhf.data.dialogue import Template
+from kerasrlhf.data.records import Records
+from kerasrlhf.data.sources import Source
+from kerasrlhf.data.tokenized import Batching, TokenizedDataset
+
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor, Tokenizer
+
+_SHOWN = 5
 
 
 class Texts(NamedTuple):
-    """What a loader reads from records.
+    """What a loader finds in records.
 
     Attributes:
-        prompts: List of `str`.
-        candidates: List of lists of `str`, or of token ids; see `rows.encode`.
-        ended: Lists of `bool` like the candidates, or `None`.
-        columns: Dict of lists or arrays `(rows, ...)` that go with the rows.
+        prompts: list of str.
+        candidates: list of lists of str, or of token ids; see `rows.encode`.
+        ended: lists of bool like the candidates, or None.
+        columns: dict of lists or arrays `(rows, ...)` that go with the rows.
     """
 
-    prompts: list
-    candidates: list
-    ended: list | None
-    columns: dict
+    prompts: list[str]
+    candidates: list[list[Any]]
+    ended: list[list[bool]] | None
+    columns: dict[str, Any]
 
 
-class Loaded(NamedTuple):
-    """Encoded rows and what goes with them.
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How records become rows of token ids.
 
-    Attributes:
-        rows: `kerasrlhf.data.rows.Rows`.
-        columns: Dict of lists, of the rows that are left.
+    Args:
+        preprocessor: A keras-hub `CausalLMPreprocessor`.
+        max_length: int or None. Tokens per row at most. Defaults to the preprocessor's
+            `sequence_length`.
+        end_token_id: int, `"auto"` or None. See `kerasrlhf.tokens.end_ids`. Defaults to `"auto"`.
+        template: str or callable. See `kerasrlhf.data.dialogue`. Defaults to `"plain"`.
+        parse_special: bool. Whether special tokens that are written in a record become these
+            tokens. Defaults to False.
+        on_error: `"raise"` or `"skip"`. See `kerasrlhf.data.records.select`.
+        drop_longer_than: int or None. Rows of more tokens are left out. Defaults to None.
+
+    Raises:
+        ValueError: If the template is unknown, or the preprocessor is something else or has no
+            tokenizer.
     """
 
-    rows: Any
-    columns: dict
+    preprocessor: CausalLMPreprocessor
+    _: dataclasses.KW_ONLY
+    max_length: int | None = None
+    end_token_id: int | str | None = "auto"
+    template: Template = "plain"
+    parse_special: bool = False
+    on_error: str = "raise"
+    drop_longer_than: int | None = None
+
+    def __post_init__(self) -> None:
+        dialogue.check_template(self.template)
+        if hasattr(self.preprocessor, "backbone") or hasattr(self.preprocessor, "causal_lm"):
+            raise ValueError(
+                "`preprocessor` must be a keras-hub `CausalLMPreprocessor`, such as "
+                f"`causal_lm.preprocessor`. Received: a {type(self.preprocessor).__name__}."
+            )
+        tokens.tokenizer_of(self.preprocessor)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the preprocessor."""
+        return tokens.tokenizer_of(self.preprocessor)
+
+    def encode(self, texts: Texts) -> rows_lib.Rows:
+        """Returns the token ids of texts, see `kerasrlhf.data.rows.encode`."""
+        return rows_lib.encode(
+            texts.prompts,
+            texts.candidates,
+            self.preprocessor,
+            self.max_length,
+            self.end_token_id,
+            texts.ended,
+            turn_end=dialogue.turn_end(self.template),
+            drop_longer_than=self.drop_longer_than,
+        )
 
 
 def load(
-    source,
-    read,
-    preprocessor,
-    *,
-    batch_size,
-    seed,
-    drop_remainder,
-    split,
-    data_dir,
-    max_length,
-    template,
-    on_error,
-    parse_special,
-    drop_longer_than,
-    end_token_id=None,
-    text_column="text",
-):
-    """Reads, checks, selects and encodes the rows of a source.
+    source: Source,
+    read: Callable[[Records], Texts],
+    arrays: Callable[[rows_lib.Rows, dict[str, list]], Any],
+    encoding: Encoding,
+    batching: Batching,
+    text_column: str = "text",
+) -> TokenizedDataset:
+    """Turns a source into a dataset: reads, checks, selects, encodes and batches its rows.
 
     Args:
-        source: As the loaders take it.
-        read: Function of a list of records that returns `Texts`; its errors name rows.
-        preprocessor: A keras-hub `CausalLMPreprocessor`.
-        batch_size, seed, drop_remainder: See `kerasrlhf.data.tokenized.check_batching`.
-        split, data_dir, text_column: See `kerasrlhf.data.records.load`.
-        max_length, template, on_error, parse_special, drop_longer_than: As the loaders take them.
-        end_token_id: As `kerasrlhf.data.rows.encode`.
+        source: What a loader accepts.
+        read: Function of a list of records that returns `Texts`. Its errors name rows.
+        arrays: Function of the encoded rows and the columns that go with them, which returns a
+            structure of arrays `(rows, ...)`.
+        encoding: `Encoding`.
+        batching: `Batching`.
+        text_column: str. The column that plain strings become. Defaults to `"text"`.
 
     Returns:
-        `Loaded`.
+        `TokenizedDataset`.
 
     Raises:
-        ValueError: If an argument, the source or a row cannot be used.
+        ValueError: If the source or a row cannot be used, or no batch is left.
     """
-    dialogue.check_template(template)
-    if hasattr(preprocessor, "backbone") or hasattr(preprocessor, "causal_lm"):
-        raise ValueError(
-            "`preprocessor` must be a keras-hub `CausalLMPreprocessor`, such as "
-            f"`causal_lm.preprocessor`. Received: a {type(preprocessor).__name__}."
-        )
-    tokenizer = tokens.tokenizer_of(preprocessor)
-    records = records_lib.load(source, split=split, data_dir=data_dir, text_column=text_column)
-    check_batching(batch_size, len(records), seed=seed, drop_remainder=drop_remainder)
-    records_lib.warn_of_ignored_keys(records, template)
-    if not parse_special:
-        records = records_lib.guarded(records, tokenizer)
-    texts, skipped = records_lib.select(records, read, on_error)
+    # 1. Records, with typed special tokens marked as text.
+    records = records_lib.load(source, text_column=text_column)
+    batching.check_rows(len(records))
+    records_lib.warn_of_ignored_keys(records, encoding.template)
+    if not encoding.parse_special:
+        records = records_lib.guarded(records, encoding.tokenizer)
+    # 2. Their texts, without the rows that cannot be used.
+    texts, skipped = records_lib.select(records, read, encoding.on_error)
     if skipped:
-        reasons = "; ".join(f"row {row}: {why}" for row, why in [*skipped.items()][:5])
+        reasons = "; ".join(f"row {row}: {why}" for row, why in [*skipped.items()][:_SHOWN])
         warnings.warn(
             f"{len(skipped)} of {len(records)} rows cannot be used and were left out ({reasons}"
-            f"{'; ...' if len(skipped) > 5 else ''}).",
+            f"{'; ...' if len(skipped) > _SHOWN else ''}).",
             stacklevel=3,
         )
-    rows = rows_lib.encode(
-        texts.prompts,
-        texts.candidates,
-        preprocessor,
-        max_length,
-        end_token_id,
-        texts.ended,
-        turn_end=turn_end(template),
-        drop_longer_than=drop_longer_than,
-    )
+    # 3. Token ids, without the rows that are too long.
+    rows = encoding.encode(texts)
     rows = rows._replace(report=rows.report._replace(skipped=tuple(skipped)))
-    check_batching(batch_size, rows.report.rows, seed=seed, drop_remainder=drop_remainder)
+    batching.check_rows(rows.report.rows)
     columns = {name: [column[i] for i in rows.kept] for name, column in texts.columns.items()}
-    return Loaded(rows, columns)
-
-
-def turn_end(template):
-    """The special token that a template ends a turn with, or `None`."""
-    return None if callable(template) else dialogue.TURN_ENDS.get(template)
+    # 4. Arrays of one length, and their batches.
+    return batching.batches(
+        arrays(rows, columns), rows.report.rows, rows.report, encoding.tokenizer
+    )

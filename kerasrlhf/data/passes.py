@@ -5,73 +5,86 @@ function of a number that training saves, a run that was interrupted goes on wit
 would have had.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kerasrlhf import replica
+from kerasrlhf.types import Tensor
 
 
 class Passes:
     """Passes over a dataset, each a function of the number of batches before it.
 
     Args:
-        make: Function of an int64 scalar tensor, the batches read before, to the
-            `tf.data.Dataset` that comes next.
-        count: `int`, batches of a pass, as `tf.data.Dataset.cardinality` gives it.
-        unit: `int`, batches between the beginnings of two passes; `None` means `count`.
-        is_fixed: Whether all passes are the same.
+        make: Function of an int64 scalar, the batches read before, to the `tf.data.Dataset` that
+            comes next.
+        count: int. Batches of a pass, as `tf.data.Dataset.cardinality` counts them.
+        unit: int or None. Batches from the start of a pass to that of the next. Defaults to
+            `count`.
+        is_fixed: bool. Whether all passes are the same. Defaults to False.
 
     Attributes:
-        count, unit, is_fixed: As given.
+        count: The argument.
+        unit: The argument, at least 1.
+        is_fixed: The argument.
 
     Example:
-
-    >>> ordered = Passes.shuffled({"x": [0, 1, 2, 3]}, rows=4, batch_size=2, seed=0, whole=True)
-    >>> ordered.count, ordered.repeat(3).count
-    (2, 6)
+        >>> ordered = Passes.shuffled({"x": [0, 1, 2, 3]}, rows=4, batch_size=2, seed=0, whole=True)
+        >>> ordered.count, ordered.repeat(3).count
+        (2, 6)
     """
 
-    def __init__(self, make, count, unit=None, is_fixed=False):
+    def __init__(
+        self,
+        make: Callable[[Any], tf.data.Dataset],
+        count: int,
+        unit: int | None = None,
+        is_fixed: bool = False,
+    ) -> None:
         self._make = make
         self.count = count
         self.unit = max(count if unit is None else unit, 1)
         self.is_fixed = is_fixed
 
     @classmethod
-    def fixed(cls, dataset):
-        """Every pass is that of `dataset`."""
+    def fixed(cls, dataset: tf.data.Dataset) -> Passes:
+        """Returns passes that are all those of `dataset`."""
         return cls(lambda step: dataset, int(dataset.cardinality()), is_fixed=True)
 
     @classmethod
-    def shuffled(cls, columns, rows, batch_size, seed, whole):
-        """All rows of some arrays in an order that is a function of the seed and of the pass.
+    def shuffled(cls, columns: Any, rows: int, batch_size: int, seed: int, whole: bool) -> Passes:
+        """Returns passes over all rows in an order that is a function of the seed and the pass.
 
         `tf.data.Dataset.shuffle` mixes the global seed into its own, so that the order would depend
         on `keras.utils.set_random_seed`.
 
         Args:
             columns: A structure of arrays `(rows, ...)`.
-            rows: `int`.
-            batch_size: `int`, rows of a batch.
-            seed: `int`.
-            whole: Whether a last batch of fewer rows is left out.
+            rows: int.
+            batch_size: int. Rows of a batch.
+            seed: int.
+            whole: bool. Whether a last batch of fewer rows is left out.
         """
         columns = tf.data.Dataset.from_tensors(columns).get_single_element()
         count = rows // batch_size if whole else -(-rows // batch_size)
 
-        def take(index):
+        def take(index: Tensor) -> Any:
             return tf.nest.map_structure(lambda column: tf.gather(column, index), columns)
 
-        def make(step):
+        def make(step: Tensor) -> tf.data.Dataset:
             order = tf.data.Dataset.from_tensor_slices(_order(seed, step // max(count, 1), rows))
             return order.batch(batch_size, drop_remainder=whole).map(take)
 
         return cls(make, count)
 
-    def then(self, transform):
-        """Each pass transformed by a function of datasets, such as `take` or `skip`."""
+    def then(self, transform: Callable[[tf.data.Dataset], tf.data.Dataset]) -> Passes:
+        """Returns passes that a function of datasets transforms, such as `take` or `skip`."""
         some = tf.data.Dataset.range(self.count if self.count >= 0 else 1)
         count = int(transform(some if self.count >= 0 else some.repeat()).cardinality())
         if self.is_fixed:
@@ -80,43 +93,43 @@ class Passes:
             return Passes(lambda step: transform(self._make(step)), count, self.unit)
         before = self.unit if self.count >= 0 else count
 
-        def make(step):
+        def make(step: Tensor) -> tf.data.Dataset:
             return transform(self._make(step // max(count, 1) * before))
 
         return Passes(make, count)
 
-    def repeat(self, times=None):
-        """Several passes as one, or passes without end, each with an order of its own."""
+    def repeat(self, times: int | None = None) -> Passes:
+        """Returns several passes as one, or endless passes, each with an order of its own."""
         if self.count < 0:
             return self
 
-        def passed(number):
+        def passed(number: Tensor) -> tf.data.Dataset:
             return self._make(number * self.unit)
 
         if times is None or times < 0:
 
-            def endless(step):
+            def endless(step: Tensor) -> tf.data.Dataset:
                 numbers = tf.data.Dataset.range(step // self.unit, tf.int64.max)
                 return numbers.flat_map(passed).skip(step % self.unit)
 
             return Passes(endless, tf.data.INFINITE_CARDINALITY, self.unit)
         count = self.count * times
 
-        def make(step):
+        def make(step: Tensor) -> tf.data.Dataset:
             first = step // max(count, 1) * times
             return tf.data.Dataset.range(first, first + times).flat_map(passed)
 
         return Passes(make, count, is_fixed=self.is_fixed)
 
-    def read(self, position):
-        """A dataset that asks for the number of batches before it whenever it is iterated over.
+    def read(self, position: Callable[[], int]) -> tf.data.Dataset:
+        """Returns a dataset that asks for the number of batches before it at every iteration.
 
         Args:
-            position: Function without arguments that returns an `int`. It is called in a thread of
+            position: Function without arguments that returns an int. It is called in a thread of
                 `tf.data`.
         """
 
-        def begin(_):
+        def begin(_: Tensor) -> tf.data.Dataset:
             step = tf.numpy_function(lambda: np.int64(position()), [], tf.int64)
             step.set_shape([])
             return self._make(step)
@@ -130,7 +143,7 @@ class Passes:
 
 
 @contextlib.contextmanager
-def _traced():
+def _traced() -> Iterator[None]:
     """Keeps TensorFlow from warning, while it runs functions line by line, that datasets do not."""
     line_by_line = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(False)
@@ -140,8 +153,8 @@ def _traced():
         tf.config.run_functions_eagerly(line_by_line)
 
 
-def _order(seed, number, rows):
-    """A permutation int64 `(rows,)`."""
+def _order(seed: int, number: Tensor, rows: int) -> Tensor:
+    """Returns a permutation, int64 `(rows,)`."""
     # Rows are not shuffled with the numbers that sample their responses.
     stream = tf.constant(replica.stream(seed, "data"), tf.int64)
     key = tf.stack([stream, tf.cast(number, tf.int64)])

@@ -5,13 +5,27 @@ Columns: `prompt`; `response` or `completion`; `chosen` and `rejected`, or `resp
 of messages.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from kerasrlhf import tokens
 from kerasrlhf.data import dialogue, sources
+from kerasrlhf.data.dialogue import Message, Template
+from kerasrlhf.data.sources import Source
+
+if TYPE_CHECKING:
+    from keras_hub.models import Tokenizer
+
+Record: TypeAlias = dict[str, Any]
+Records: TypeAlias = list[Record]
+Text: TypeAlias = str | list[Message]
+_Row = TypeVar("_Row")
+_Value = TypeVar("_Value")
 
 _REPLY = re.compile(r"(?:^|\n)Assistant:")
 _QUESTION = re.compile(r"\n\s*Human:")
@@ -20,14 +34,14 @@ _SHOWN = 5
 
 
 class RowError(ValueError):
-    """Some rows cannot be used.
+    """Signals that some rows cannot be used.
 
     Attributes:
-        numbers: List of `int`, which rows.
-        reason: `str`, what is wrong with them.
+        numbers: list of int. Which rows.
+        reason: str. What is wrong with them.
     """
 
-    def __init__(self, message, numbers, reason):
+    def __init__(self, message: str, numbers: list[int], reason: str) -> None:
         super().__init__(message)
         self.numbers, self.reason = numbers, reason
 
@@ -37,36 +51,34 @@ class Selection(NamedTuple):
 
     Attributes:
         values: What the reading function returned.
-        skipped: Dict from `int`, the rows that were left out, to `str`, why.
+        skipped: dict from int, the rows that were left out, to str, why.
     """
 
     values: Any
-    skipped: dict
+    skipped: dict[int, str]
 
 
-def load(source, *, split="train", data_dir=None, text_column="text"):
+def load(source: Source, *, text_column: str = "text") -> Records:
     """Loads records from any source.
 
     Args:
-        source: See `kerasrlhf.data.sources.read`: records or strings in memory, a path, a
-            `tf.data.Dataset`, or a TFDS name.
-        split: The split of a TFDS dataset.
-        data_dir: Where TFDS keeps its prepared datasets.
-        text_column: The column that plain strings become.
+        source: What `kerasrlhf.data.read` accepts or returns: records or strings in memory, a path,
+            a `tf.data.Dataset`, or the name of a TFDS dataset, whose split "train" is read.
+        text_column: str. The column that plain strings become. Defaults to `"text"`.
 
     Returns:
-        List of `dict`.
+        list of dict.
 
     Raises:
-        ValueError: There are no rows, or a row is neither a dictionary nor a string; and as
-            `kerasrlhf.data.sources.read`.
+        ValueError: If the source cannot be read or has no rows, or a row is neither a dictionary
+            nor a string.
 
     Example:
-
-    >>> load(["Once upon a time"], text_column="prompt")
-    [{'prompt': 'Once upon a time'}]
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.load(["Once upon a time"], text_column="prompt")
+        [{'prompt': 'Once upon a time'}]
     """
-    rows = sources.read(source, split=split, data_dir=data_dir)
+    rows = sources.read(source)
     if not rows:
         raise ValueError(f"The source has no rows. Received: {_shorten(source)}")
     rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
@@ -74,23 +86,24 @@ def load(source, *, split="train", data_dir=None, text_column="text"):
     return rows
 
 
-def prompt_texts(records, template="plain"):
-    """The texts to be answered.
+def prompt_texts(records: Records, template: Template = "plain") -> list[str]:
+    r"""Returns the texts to be answered.
 
     Args:
-        records: List of `dict` with a column `prompt`.
-        template: How messages become a text, see `kerasrlhf.data.dialogue`.
+        records: list of dict with a column `prompt`.
+        template: str or callable. How messages become a text, see `kerasrlhf.data.dialogue`.
+            Defaults to `"plain"`.
 
     Returns:
-        List of `str`.
+        list of str.
 
     Raises:
-        ValueError: A missing column, or a text that is empty or neither a string nor messages.
+        ValueError: If the column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-
-    >>> prompt_texts([{"prompt": [{"role": "user", "content": "Hello"}]}])
-    ['Human: Hello\\n\\nAssistant:']
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.prompt_texts([{"prompt": [{"role": "user", "content": "Hello"}]}])
+        ['Human: Hello\n\nAssistant:']
     """
     dialogue.check_template(template)
     column = _column(records, "prompt")
@@ -98,26 +111,28 @@ def prompt_texts(records, template="plain"):
     return _checked("prompt", _each(records, lambda row: prompt_text(row[column], template)))
 
 
-def demonstration_texts(records, template="plain"):
-    """Prompts and the responses to imitate.
+def demonstration_texts(
+    records: Records, template: Template = "plain"
+) -> tuple[list[str], list[str]]:
+    """Returns prompts and the responses to imitate.
 
     Args:
-        records: List of `dict` with the columns `prompt` and `response` (or `completion`); or
-            with `text`, all of which is response; or with `messages`, whose last one is.
-        template: How messages become a text.
+        records: list of dict with the columns `prompt` and `response` (or `completion`); or with
+            `text`, all of which is response; or with `messages`, whose last one is.
+        template: str or callable. How messages become a text. Defaults to `"plain"`.
 
     Returns:
-        Two lists of `str`: prompts (empty strings for the column `text`) and responses.
+        Two lists of str: prompts (empty strings for the column `text`) and responses.
 
     Raises:
-        ValueError: As `prompt_texts`.
+        ValueError: If a column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-
-    >>> demonstration_texts([{"prompt": "1 + 1 =", "completion": " 2"}])
-    (['1 + 1 ='], [' 2'])
-    >>> demonstration_texts([{"text": "Once upon a time."}])
-    ([''], ['Once upon a time.'])
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.demonstration_texts([{"prompt": "1 + 1 =", "completion": " 2"}])
+        (['1 + 1 ='], [' 2'])
+        >>> rlhf.data.records.demonstration_texts([{"text": "Once upon a time."}])
+        ([''], ['Once upon a time.'])
     """
     column = _column(records, "response", "completion", "text", "messages")
     has_prompt = column in ("response", "completion")
@@ -134,29 +149,29 @@ def demonstration_texts(records, template="plain"):
     return _checked("prompt", prompts) if has_prompt else prompts, _checked(column, responses)
 
 
-def turn_texts(records, template="plain"):
-    """Dialogues split at the turns of the assistant, all of which are imitated.
+def turn_texts(records: Records, template: Template = "plain") -> list[list[tuple[str, str]]]:
+    """Splits dialogues at the turns of the assistant, all of which are imitated.
 
     Args:
-        records: List of `dict` with the columns of `demonstration_texts`.
-        template: How messages become a text.
+        records: list of dict with the columns of `demonstration_texts`.
+        template: str or callable. How messages become a text. Defaults to `"plain"`.
 
     Returns:
-        List of lists of pairs `(before, reply)` of `str`, see `kerasrlhf.data.dialogue.turns`; a
+        list of lists of pairs `(before, reply)` of str, see `kerasrlhf.data.dialogue.turns`; a
         record without messages has one pair.
 
     Raises:
-        ValueError: As `demonstration_texts`.
+        ValueError: If a column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-
-    >>> turn_texts([{"prompt": "1 + 1 =", "response": " 2"}])
-    [[('1 + 1 =', ' 2')]]
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.turn_texts([{"prompt": "1 + 1 =", "response": " 2"}])
+        [[('1 + 1 =', ' 2')]]
     """
     prompts, responses = demonstration_texts(records, template)
     column = _column(records, "response", "completion", "text", "messages")
 
-    def split(row, prompt, response):
+    def split(row: Record, prompt: str, response: str) -> list[tuple[str, str]]:
         value, before = row[column], row.get("prompt")
         if isinstance(value, str) and (isinstance(before, str) or column == "text"):
             return [(prompt, response)]
@@ -171,33 +186,35 @@ def turn_texts(records, template="plain"):
     return _each(list(rows), lambda row: split(*row))
 
 
-def preference_texts(records, template="plain"):
-    """Prompts with a preferred and a rejected response, or with several, best first.
+def preference_texts(records: Records, template: Template = "plain") -> tuple[list[str], ...]:
+    r"""Returns prompts with a preferred and a rejected response, or with several, best first.
 
     Without a column `prompt`, or with `chosen` and `rejected` that hold whole dialogues as
     messages, the prompt is what the two have in common: their leading messages, or as in the
     hh-rlhf data their common text up to the last line that begins with "Assistant:". Dialogues
-    that part before their last turn are compared by the replies in which they part, with a
+    that differ before their last turn are compared by the first replies that differ, with a
     warning that counts them: what the person says later is no part of a response.
 
     Args:
-        records: List of `dict` with the columns `chosen`, `rejected` and perhaps `prompt`; or with
+        records: list of dict with the columns `chosen`, `rejected` and perhaps `prompt`; or with
             `prompt` and `responses`, a list of as many texts in every row, best first.
-        template: How messages become a text.
+        template: str or callable. How messages become a text. Defaults to `"plain"`.
 
     Returns:
-        Three lists of `str`: prompts, chosen responses, rejected responses; or with `responses`
+        Three lists of str: prompts, chosen responses, rejected responses; or with `responses`
         prompts, the best responses, the second best, and so on.
 
     Raises:
-        ValueError: As `prompt_texts`; or a pair has no common prompt; or fewer than two
-            `responses`, or other numbers of them in some rows.
+        ValueError: If a column is missing, a text is empty or neither a string nor messages, a pair
+            has no common prompt, or a row has fewer than two `responses`, or another number of
+            them than the first.
 
     Example:
-
-    >>> preference_texts([{"chosen": "Human: Hi\\n\\nAssistant: Hello!",
-    ...                    "rejected": "Human: Hi\\n\\nAssistant: Go."}])
-    (['Human: Hi\\n\\nAssistant:'], [' Hello!'], [' Go.'])
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.preference_texts(
+        ...     [{"chosen": "Human: Hi\n\nAssistant: Hello!",
+        ...       "rejected": "Human: Hi\n\nAssistant: Go."}])
+        (['Human: Hi\n\nAssistant:'], [' Hello!'], [' Go.'])
     """
     dialogue.check_template(template)
     if _column(records, "chosen", "responses") == "responses":
@@ -218,7 +235,7 @@ def preference_texts(records, template="plain"):
     return texts
 
 
-def _demonstration(row, column, template):
+def _demonstration(row: Record, column: str, template: Template) -> tuple[str, str]:
     value, prompt = row[column], row.get("prompt", [])
     if column == "text" and isinstance(value, str):
         return "", value
@@ -229,8 +246,8 @@ def _demonstration(row, column, template):
     return prompt_text(prompt, template), response_text(prompt, value, template)
 
 
-def _preference(row, template):
-    """The texts of a pair, and whether its dialogues part before their last turn."""
+def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
+    """Returns the texts of a pair, and whether its dialogues differ before their last turn."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     parts_early = False
     if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
@@ -250,8 +267,8 @@ def _preference(row, template):
     )
 
 
-def _first_turn(value):
-    """The assistant's words up to the next turn of the user."""
+def _first_turn(value: Any) -> Any:
+    """Returns the assistant's words up to the next turn of the user."""
     if isinstance(value, str):
         question = _QUESTION.search(value)
         return value[: question.start()] if question else value
@@ -259,8 +276,8 @@ def _first_turn(value):
     return value[: next(users, len(value))]
 
 
-def _ranking_texts(records, template):
-    def is_wrong(row):
+def _ranking_texts(records: Records, template: Template) -> tuple[list[str], ...]:
+    def is_wrong(row: Record) -> bool:
         texts = row.get("responses")
         return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
 
@@ -284,8 +301,8 @@ def _ranking_texts(records, template):
     return tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
 
 
-def _split_common(chosen, rejected):
-    """The shared beginning of two dialogues, and what follows it in each."""
+def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """Returns the common prefix of two dialogues, and what follows it in each."""
     if type(chosen) is not type(rejected):
         raise ValueError("'chosen' and 'rejected' must both be strings or both be messages.")
     if isinstance(chosen, str):
@@ -303,68 +320,78 @@ def _split_common(chosen, rejected):
     return chosen[:size], chosen[size:], rejected[size:]
 
 
-def _common(left, right):
-    """How many leading items are equal."""
+def _common(left: Sequence, right: Sequence) -> int:
+    """Returns how many leading items are equal."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(left), len(right)))
 
 
-def prompt_text(value, template="plain"):
-    """Returns a prompt as text; messages end in a generation prompt.
+def prompt_text(value: Text, template: Template = "plain") -> str:
+    r"""Returns a prompt as text; messages end in a generation prompt.
 
     Args:
-        value: `str` or list of messages.
-        template: How messages become a text.
+        value: str or list of messages.
+        template: str or callable. How messages become a text. Defaults to `"plain"`.
+
+    Returns:
+        str.
 
     Example:
-
-    >>> prompt_text([{"role": "user", "content": "Hi"}])
-    'Human: Hi\\n\\nAssistant:'
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.prompt_text([{"role": "user", "content": "Hi"}])
+        'Human: Hi\n\nAssistant:'
     """
     if isinstance(value, str):
         return value
     return dialogue.render(value, template, add_generation_prompt=True)
 
 
-def response_text(prompt, value, template="plain"):
+def response_text(prompt: Text, value: Text, template: Template = "plain") -> str:
     """Returns a response as text; a string is used as it is unless its prompt is messages.
 
-    What was sampled (`tokens.SampledText`) is used as it is in any case: it is what followed the
+    A sampled response (`tokens.SampledText`) is used as it is in any case: it is what followed the
     prompt, not the content of a message.
 
     Args:
-        prompt: `str` or list of messages.
-        value: `str` or list of messages.
-        template: How messages become a text.
+        prompt: str or list of messages.
+        value: str or list of messages.
+        template: str or callable. How messages become a text. Defaults to `"plain"`.
+
+    Returns:
+        str.
 
     Example:
-
-    >>> response_text([{"role": "user", "content": "Hi"}], "Hello."), response_text("Hi", "Ho")
-    (' Hello.', 'Ho')
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.response_text([{"role": "user", "content": "Hi"}], "Hello.")
+        ' Hello.'
+        >>> rlhf.data.records.response_text("Hi", "Ho")
+        'Ho'
     """
-    is_raw = isinstance(value, tokens.SampledText)
-    if is_raw or (isinstance(prompt, str) and isinstance(value, str)):
+    if isinstance(value, tokens.SampledText):
+        return value
+    if isinstance(value, str) and isinstance(prompt, str):
         return value
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
     return dialogue.reply([] if isinstance(prompt, str) else prompt, messages, template)
 
 
-def _each(rows, function):
-    """Applies a function to every row; an error says which rows it met."""
-    results, errors = [], {}
+def _each(rows: list[_Row], function: Callable[[_Row], _Value]) -> list[_Value]:
+    """Applies a function to every row; an error names the rows that raise one."""
+    results: list[_Value] = []
+    errors: dict[int, ValueError] = {}
     for number, row in enumerate(rows):
         try:
             results.append(function(row))
         except ValueError as error:
             errors[number] = error
     if errors:
-        number, error = next(iter(errors.items()))
+        number, first = next(iter(errors.items()))
         others = f" ({len(errors)} of {len(rows)} rows: {_numbers([*errors])})" * (len(errors) > 1)
-        raise RowError(f"Row {number}: {error}{others}", [*errors], str(error)) from error
+        raise RowError(f"Row {number}: {first}{others}", [*errors], str(first)) from first
     return results
 
 
-def _column(records, *names):
+def _column(records: Records, *names: str) -> str:
     for name in names:
         if any(name in row for row in records):
             return name
@@ -372,7 +399,9 @@ def _column(records, *names):
     raise ValueError(f"Expected a column {' or '.join(map(repr, names))}. Found: {found}")
 
 
-def _check_texts(records, column, is_needed=lambda row: True):
+def _check_texts(
+    records: Records, column: str, is_needed: Callable[[Record], bool] = lambda row: True
+) -> None:
     refuse(
         records,
         lambda row: is_needed(row) and not _is_text(row.get(column)),
@@ -380,12 +409,13 @@ def _check_texts(records, column, is_needed=lambda row: True):
     )
 
 
-def _is_text(value):
-    is_messages = isinstance(value, list) and all(isinstance(item, dict) for item in value)
-    return isinstance(value, str) or (is_messages and len(value) > 0)
+def _is_text(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and all(isinstance(item, dict) for item in value)
+    return isinstance(value, str)
 
 
-def _checked(column, texts):
+def _checked(column: str, texts: list[str]) -> list[str]:
     refuse(texts, lambda text: not text.strip(), f"have an empty {column!r}")
     refuse(
         texts,
@@ -395,25 +425,25 @@ def _checked(column, texts):
     return texts
 
 
-def _is_unicode(text):
+def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _shorten(value, size=200):
+def _shorten(value: object, size: int = 200) -> str:
     text = repr(value)
     return text if len(text) <= size else text[:size] + "..."
 
 
-def refuse(rows, is_wrong, message):
+def refuse(rows: list[_Row], is_wrong: Callable[[_Row], bool], message: str) -> None:
     """Raises a `ValueError` that counts the wrong rows, numbers them and shows the first.
 
     Args:
-        rows: List.
-        is_wrong: Function of a row.
-        message: What is wrong with them, as the end of a sentence about rows.
+        rows: list.
+        is_wrong: Function of a row that returns a bool.
+        message: str. What is wrong with them, as the end of a sentence about rows.
 
     Raises:
-        ValueError: A row is wrong.
+        ValueError: If a row is wrong.
     """
     wrong = [number for number, row in enumerate(rows) if is_wrong(row)]
     if wrong:
@@ -425,17 +455,18 @@ def refuse(rows, is_wrong, message):
         )
 
 
-def _numbers(numbers):
+def _numbers(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
 
 
-def select(records, read, on_error="raise"):
+def select(records: Records, read: Callable[[Records], Any], on_error: str = "raise") -> Selection:
     """Reads records, leaving out odd ones where that is wanted.
 
     Args:
-        records: List of `dict`.
+        records: list of dict.
         read: Function of a list of records that raises a `RowError`, as those of this module do.
-        on_error: `"raise"`, or `"skip"` to leave out the rows that an error names.
+        on_error: `"raise"`, or `"skip"` to leave out the rows that an error names. Defaults to
+            `"raise"`.
 
     Returns:
         `Selection`.
@@ -444,14 +475,16 @@ def select(records, read, on_error="raise"):
         ValueError: If `on_error` is something else, a row cannot be read, or none can.
 
     Example:
-
-    >>> found = select([{"prompt": "a"}, {"prompt": ""}], prompt_texts, on_error="skip")
-    >>> found.values, found.skipped
-    (['a'], {1: "have an empty 'prompt'"})
+        >>> from kerasrlhf.data import records
+        >>> rows = [{"prompt": "a"}, {"prompt": ""}]
+        >>> found = records.select(rows, records.prompt_texts, on_error="skip")
+        >>> found.values, found.skipped
+        (['a'], {1: "have an empty 'prompt'"})
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
-    kept, skipped = list(range(len(records))), {}
+    kept = list(range(len(records)))
+    skipped: dict[int, str] = {}
     while True:
         try:
             return Selection(read([records[i] for i in kept]), dict(sorted(skipped.items())))
@@ -465,26 +498,26 @@ def select(records, read, on_error="raise"):
                 raise ValueError(f"No row can be used. The last reason: {error}") from error
 
 
-def guarded(records, tokenizer):
-    """Returns records whose texts keep typed special tokens as text.
+def guarded(records: Records, tokenizer: Tokenizer) -> Records:
+    r"""Returns records whose texts keep typed special tokens as text.
 
     Args:
-        records: List of `dict`.
+        records: list of dict.
         tokenizer: A keras-hub tokenizer.
 
     Returns:
-        List of `dict`; see `kerasrlhf.special_tokens.guarded`.
+        list of dict; see `kerasrlhf.special_tokens.guarded`.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-    >>> guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
-    [{'prompt': '<\ufdd0|endoftext|>', 'id': 3}]
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
+        >>> from kerasrlhf.data import records
+        >>> records.guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
+        [{'prompt': '<\ufdd0|endoftext|>', 'id': 3}]
     """
 
-    def guard(value):
+    def guard(value: Any) -> Any:
         if isinstance(value, str):
             return tokens.guarded(value, tokenizer)
         if isinstance(value, list | tuple):
@@ -499,12 +532,12 @@ def guarded(records, tokenizer):
     ]
 
 
-def warn_of_ignored_keys(records, template):
+def warn_of_ignored_keys(records: Records, template: Template) -> None:
     """Warns of the keys of messages that a built-in template ignores, with their number.
 
     Args:
-        records: List of `dict`.
-        template: As in `kerasrlhf.data.dialogue`.
+        records: list of dict.
+        template: str or callable. See `kerasrlhf.data.dialogue`.
     """
     if callable(template):
         return
@@ -515,34 +548,34 @@ def warn_of_ignored_keys(records, template):
     if found:
         warnings.warn(
             f"{sum(map(bool, keys))} of {len(keys)} messages have keys that the template "
-            f"{template!r} ignores: {found}. A callable `template` gets them.",
+            f"{template!r} ignores: {found}. A callable `template` receives them.",
             stacklevel=3,
         )
 
 
-def to_json(records):
-    """Each record as one line of JSON; arrays become lists.
+def to_json(records: Records) -> list[str]:
+    """Returns each record as one line of JSON; arrays become lists.
 
     Args:
-        records: List of `dict`.
+        records: list of dict.
 
     Returns:
-        List of `str`.
+        list of str.
 
     Raises:
-        ValueError: A value that JSON cannot express; the row is named.
+        ValueError: If JSON cannot express a value; the row is named.
 
     Example:
-
-    >>> to_json([{"prompt": "é", "label": 1}])
-    ['{"prompt": "é", "label": 1}']
+        >>> import kerasrlhf as rlhf
+        >>> rlhf.data.records.to_json([{"prompt": "é", "label": 1}])
+        ['{"prompt": "é", "label": 1}']
     """
     lines = _each(records, lambda row: json.dumps(row, ensure_ascii=False, default=_plain_value))
     refuse(lines, lambda line: not _is_unicode(line), "have a lone surrogate, half of a character")
     return lines
 
 
-def _plain_value(value):
+def _plain_value(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise ValueError(f"JSON cannot express {value!r}.")

@@ -1,7 +1,10 @@
 """Rows of token ids: prompt and responses without padding between them, within a length."""
 
+from __future__ import annotations
+
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -9,21 +12,24 @@ from kerasrlhf import special_tokens, tokens
 from kerasrlhf.data import cutting
 from kerasrlhf.types import require_int
 
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor
+
 
 class Report(NamedTuple):
     """What became of the rows of a source.
 
     Attributes:
-        rows: `int`, how many are in the dataset.
-        length: `int`, tokens per padded row.
-        longest: `int`, tokens of the longest row before anything was cut.
-        cut_prompts: `int`, prompts that lost their beginning.
-        cut_responses: `int`, responses that lost their end, and with it their end token.
-        longest_response: `int`, tokens of the longest response after cutting; 0 without any.
-        identical: `int`, rows in which two responses are the same tokens after cutting: there is
+        rows: int. How many are in the dataset.
+        length: int. Tokens per padded row.
+        longest: int. Tokens of the longest row before anything was cut.
+        cut_prompts: int. Prompts that lost their first words.
+        cut_responses: int. Responses that lost their end, and with it their end token.
+        longest_response: int. Tokens of the longest response after cutting; 0 without any.
+        identical: int. Rows in which two responses are the same tokens after cutting: there is
             nothing to prefer.
-        dropped: `int`, rows that were left out because of `drop_longer_than`.
-        skipped: Tuple of `int`, the numbers of the rows that were left out because of
+        dropped: int. Rows that were left out because of `drop_longer_than`.
+        skipped: tuple of int. The numbers of the rows that were left out because of
             `on_error="skip"`, counted from 0 in the source.
     """
 
@@ -35,60 +41,63 @@ class Report(NamedTuple):
     longest_response: int = 0
     identical: int = 0
     dropped: int = 0
-    skipped: tuple = ()
+    skipped: tuple[int, ...] = ()
 
 
 class Rows(NamedTuple):
     """Encoded rows.
 
     Attributes:
-        prompts: List of `str`, the prompts that are left after cutting, as people see them.
-        guarded_prompts: List of `str`, the same with typed special tokens marked as text, see
+        prompts: list of str. The prompts that are left after cutting, as people see them.
+        guarded_prompts: list of str. The same with typed special tokens marked as text, see
             `kerasrlhf.special_tokens`.
-        prompt_ids: List of lists of `int`, each with its start token.
-        candidates: List (one per candidate) of lists (one per row) of lists of `int`.
-        report: A `Report`.
-        kept: List of `int`, the rows of the input that are left.
+        prompt_ids: list of lists of int, each with its start token.
+        candidates: list (one per candidate) of lists (one per row) of lists of int.
+        report: `Report`.
+        kept: list of int. The rows of the input that are left.
     """
 
-    prompts: list
-    guarded_prompts: list
-    prompt_ids: list
-    candidates: list
+    prompts: list[str]
+    guarded_prompts: list[str]
+    prompt_ids: list[list[int]]
+    candidates: list[list[list[int]]]
     report: Report
-    kept: list
+    kept: list[int]
 
 
 def encode(
-    prompts,
-    candidates,
-    preprocessor,
-    max_length=None,
-    end_token_id="auto",
-    ended=None,
+    prompts: list[str],
+    candidates: Sequence[list[Any]],
+    preprocessor: CausalLMPreprocessor,
+    max_length: int | None = None,
+    end_token_id: int | str | None = "auto",
+    ended: Sequence[list[bool]] | None = None,
     *,
-    turn_end=None,
-    drop_longer_than=None,
-):
+    turn_end: str | None = None,
+    drop_longer_than: int | None = None,
+) -> Rows:
     """Tokenizes prompts and responses, and makes them fit.
 
     Prompt and response are tokenized as one text (see `kerasrlhf.tokens.continuations`). A row that
-    is too long loses the beginning of its prompt, the start token excepted; all candidates of a row
-    keep the same prompt. A response that does not fit by itself loses its end. What was cut, and
-    rows whose responses are the same, are reported by a warning and in the report.
+    is too long loses the first words of its prompt, but not the start token; all candidates of a
+    row keep the same prompt. A response that does not fit by itself loses its end. What was cut,
+    and rows whose responses are the same, are reported by a warning and in the report.
 
     Args:
-        prompts: List of `str`. Special tokens in them are parsed.
-        candidates: List of lists of `str`: none, one or several responses per prompt. A special
-            token at the end of a response, which a chat template wrote there, is its end token.
-            Lists of `int` in place of the `str` are token ids, which are taken as they are.
+        prompts: list of str. Special tokens in them are parsed.
+        candidates: list of lists of str: none, one or several responses per prompt. A special token
+            at the end of a response, which a chat template wrote there, is its end token. Lists of
+            int in place of the str are token ids, which are used as they are.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        max_length: `int`, tokens per row at most; `None` means `preprocessor.sequence_length`.
-        end_token_id: See `kerasrlhf.tokens.end_ids`.
-        ended: Lists of `bool` like the candidates: False leaves the end token away. `None` means
-            that all end.
-        turn_end: The token that the template ends a turn with, see `kerasrlhf.tokens.end_ids`.
-        drop_longer_than: `int`, leave out rows of more tokens; `None` keeps all.
+        max_length: int, at least 2, or None. Tokens per row at most. Defaults to
+            `preprocessor.sequence_length`.
+        end_token_id: int, `"auto"` or None. See `kerasrlhf.tokens.end_ids`. Defaults to `"auto"`.
+        ended: lists of bool like the candidates, or None. False omits the end token. Defaults to
+            None: all end.
+        turn_end: str or None. The token that the template ends a turn with, see
+            `kerasrlhf.tokens.end_ids`. Defaults to None.
+        drop_longer_than: int, in tokens, or None. Longer rows are left out. Defaults to None, which
+            keeps all.
 
     Returns:
         `Rows`.
@@ -97,15 +106,15 @@ def encode(
         ValueError: If `max_length` is less than 2, or no row is short enough.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
-    >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
-    >>> rows = encode(["ba"], [["b"]], preprocessor)
-    >>> rows.prompt_ids, rows.candidates
-    ([[0, 2, 1]], [[[2, 0]]])
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
+        >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
+        >>> rows = encode(["ba"], [["b"]], preprocessor)
+        >>> rows.prompt_ids, rows.candidates
+        ([[0, 2, 1]], [[[2, 0]]])
     """
+    # 1. Token ids of prompts and responses.
     start = tokens.start_ids(preprocessor)
     limit = _limit(preprocessor, max_length)
     prompt_ids = tokens.tokenize(prompts, preprocessor, parse_special=True)
@@ -119,16 +128,18 @@ def encode(
     ]
     # A template may write the start token; it is added once, and cutting keeps it.
     prompt_ids = _without(start, prompt_ids)
+    # 2. Leave out rows that are too long, and cut the others.
     rows = len(prompts)
     kept = _short_enough(start, prompt_ids, candidates, drop_longer_than)
-    prompts, prompt_ids = ([column[i] for i in kept] for column in (prompts, prompt_ids))
+    prompts, prompt_ids = [prompts[i] for i in kept], [prompt_ids[i] for i in kept]
     candidates = [[column[i] for i in kept] for column in candidates]
     longest = max(map(len, _joined(start, prompt_ids, candidates)))
-    # At least one position stands before a response: nothing predicts position 0.
+    # At least one position precedes a response: nothing predicts position 0.
     candidates, cut_responses = _cut_ends(candidates, limit - max(1, len(start)))
     rooms = _rooms(limit - len(start), len(prompts), candidates)
     prompts, prompt_ids, cut_prompts = _cut_fronts(prompts, prompt_ids, rooms, preprocessor)
     prompt_ids = _without(start, prompt_ids)
+    # 3. Report what was done.
     report = Report(
         rows=len(prompts),
         length=max(map(len, _joined(start, prompt_ids, candidates))),
@@ -146,15 +157,23 @@ def encode(
     return Rows(shown, prompts, [start + ids for ids in prompt_ids], candidates, report, kept)
 
 
-def _limit(preprocessor, max_length):
+def _limit(preprocessor: CausalLMPreprocessor, max_length: int | None) -> int:
     limit = getattr(preprocessor, "sequence_length", None) if max_length is None else max_length
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 2:
         raise ValueError(f"`max_length` must be an integer of at least 2. Received: {limit!r}")
     return int(limit)
 
 
-def _responses(prompts, prompt_ids, texts, preprocessor, end_token_id, turn_end, whole):
-    """Token ids of responses with what ends them."""
+def _responses(
+    prompts: list[str],
+    prompt_ids: list[list[int]],
+    texts: list[str],
+    preprocessor: CausalLMPreprocessor,
+    end_token_id: int | str | None,
+    turn_end: str | None,
+    whole: list[bool],
+) -> list[list[int]]:
+    """Returns the token ids of responses with what ends them."""
     known = special_tokens.special_token_ids(tokens.tokenizer_of(preprocessor))
     end = tokens.end_ids(preprocessor, end_token_id, turn_end)
     bodies, marks = zip(*(split_end(text, known) for text in texts), strict=True)
@@ -175,20 +194,19 @@ def _responses(prompts, prompt_ids, texts, preprocessor, end_token_id, turn_end,
     return rows
 
 
-def split_end(text, known):
-    """Splits the special token from the end of a response, with the white space behind it.
+def split_end(text: str, known: Iterable[str]) -> tuple[str, str | None]:
+    r"""Splits the special token from the end of a response, with the white space behind it.
 
     Args:
-        text: `str`.
-        known: The special tokens of the tokenizer.
+        text: str.
+        known: The special tokens of the tokenizer, an iterable of str.
 
     Returns:
-        The text in front of it and the token; the whole text and `None` where there is none.
+        The text in front of it and the token; the whole text and None if there is none.
 
     Example:
-
-    >>> split_end("Hi.<|im_end|>\\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
-    (('Hi.', '<|im_end|>'), ('Hi. ', None))
+        >>> split_end("Hi.<|im_end|>\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
+        (('Hi.', '<|im_end|>'), ('Hi. ', None))
     """
     stripped = text.rstrip()
     if not stripped.endswith(tuple(known)):
@@ -197,30 +215,37 @@ def split_end(text, known):
     return stripped.removesuffix(mark), mark
 
 
-def encode_turns(dialogues, preprocessor, end_token_id="auto", turn_end=None, ended=None):
+def encode_turns(
+    dialogues: Sequence[list[tuple[str, str]]],
+    preprocessor: CausalLMPreprocessor,
+    end_token_id: int | str | None = "auto",
+    turn_end: str | None = None,
+    ended: Sequence[bool] | None = None,
+) -> tuple[list[str], list[list[int]], list[list[bool]]]:
     """Tokenizes dialogues of which every turn of the assistant is imitated.
 
     Args:
-        dialogues: List of lists of pairs `(before, reply)`, see `kerasrlhf.data.dialogue.turns`.
+        dialogues: list of lists of pairs `(before, reply)`, see `kerasrlhf.data.dialogue.turns`.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        end_token_id: As in `encode`.
-        turn_end: As in `encode`.
-        ended: List of `bool`, whether the last turn is whole; `None` means that all are.
+        end_token_id: int, `"auto"` or None. As in `encode`. Defaults to `"auto"`.
+        turn_end: str or None. As in `encode`. Defaults to None.
+        ended: list of bool, or None. Whether the last turn is whole. Defaults to None: all are.
 
     Returns:
-        The prompts, list of `str`; the ids of all that follows, list of lists of `int`; and which
-        of these are the assistant's, list of lists of `bool`.
+        The prompts, list of str; the ids of all that follows, list of lists of int; and which of
+        these are the assistant's, list of lists of bool.
     """
     known = special_tokens.special_token_ids(tokens.tokenizer_of(preprocessor))
     prompts = [turns[0][0] for turns in dialogues]
     prompt_ids = tokens.tokenize(prompts, preprocessor, parse_special=True)
-    texts, rows, learned = list(prompts), [[*ids] for ids in prompt_ids], [[] for _ in prompts]
+    texts, rows = list(prompts), [[*ids] for ids in prompt_ids]
+    learned: list[list[bool]] = [[] for _ in prompts]
 
-    def append(pieces, are_learned):
+    def append(pieces: dict[int, str], are_learned: bool) -> None:
         """Adds the next piece of some dialogues, a dict by row."""
         numbers = [*pieces]
-        given = ([texts[i] for i in numbers], [rows[i] for i in numbers])
-        found = tokens.continuations(*given, [*pieces.values()], preprocessor)
+        before, ids_before = [texts[i] for i in numbers], [rows[i] for i in numbers]
+        found = tokens.continuations(before, ids_before, [*pieces.values()], preprocessor)
         for i, ids in zip(numbers, found, strict=True):
             texts[i] += pieces[i]
             rows[i] = rows[i] + ids
@@ -238,21 +263,28 @@ def encode_turns(dialogues, preprocessor, end_token_id="auto", turn_end=None, en
         append({i: inner[i][len(reply) :] for i, reply in replies.items()}, False)
         for i in last:
             whole = [ended is None or ended[i]]
-            given = ([texts[i]], [rows[i]], [pairs[i][1]])
-            (ids,) = _responses(*given, preprocessor, end_token_id, turn_end, whole)
+            last_reply = [pairs[i][1]]
+            (ids,) = _responses(
+                [texts[i]], [rows[i]], last_reply, preprocessor, end_token_id, turn_end, whole
+            )
             rows[i] = rows[i] + ids
             learned[i] += [True] * len(ids)
     responses = [row[len(ids) :] for row, ids in zip(rows, prompt_ids, strict=True)]
     return prompts, responses, learned
 
 
-def _without(start, rows):
-    """Rows without the start token, where they begin with it."""
+def _without(start: list[int], rows: list[list[int]]) -> list[list[int]]:
+    """Returns rows without the start token, if they begin with it."""
     return [ids[len(start) :] if start and ids[: len(start)] == start else ids for ids in rows]
 
 
-def _short_enough(start, prompt_ids, candidates, drop_longer_than):
-    """The rows that have no more tokens than that."""
+def _short_enough(
+    start: list[int],
+    prompt_ids: list[list[int]],
+    candidates: list[list[list[int]]],
+    drop_longer_than: int | None,
+) -> list[int]:
+    """Returns the rows that have no more tokens than that."""
     if drop_longer_than is None:
         return [*range(len(prompt_ids))]
     require_int("drop_longer_than", drop_longer_than, minimum=2)
@@ -269,26 +301,33 @@ def _short_enough(start, prompt_ids, candidates, drop_longer_than):
     return kept
 
 
-def _joined(start, prompt_ids, candidates):
+def _joined(
+    start: list[int], prompt_ids: list[list[int]], candidates: list[list[list[int]]]
+) -> Iterator[list[int]]:
     responses = candidates or [[[]] * len(prompt_ids)]
     for column in responses:
         for prompt, response in zip(prompt_ids, column, strict=True):
             yield start + prompt + response
 
 
-def _rooms(room, rows, candidates):
-    """Tokens that each prompt may have beside its longest candidate."""
+def _rooms(room: int, rows: int, candidates: list[list[list[int]]]) -> list[int]:
+    """Returns the tokens that each prompt may have in addition to its longest candidate."""
     return [
         room - max((len(column[row]) for column in candidates), default=0) for row in range(rows)
     ]
 
 
-def _cut_ends(candidates, room):
+def _cut_ends(candidates: list[list[list[int]]], room: int) -> tuple[list[list[list[int]]], int]:
     cut = sum(len(ids) > room for column in candidates for ids in column)
     return [[ids[:room] for ids in column] for column in candidates], cut
 
 
-def _cut_fronts(prompts, prompt_ids, rooms, preprocessor):
+def _cut_fronts(
+    prompts: list[str],
+    prompt_ids: list[list[int]],
+    rooms: list[int],
+    preprocessor: CausalLMPreprocessor,
+) -> tuple[list[str], list[list[int]], int]:
     long = [row for row, ids in enumerate(prompt_ids) if len(ids) > rooms[row]]
     texts, ids = cutting.cut_front(
         [prompts[row] for row in long], [rooms[row] for row in long], preprocessor
@@ -299,7 +338,7 @@ def _cut_fronts(prompts, prompt_ids, rooms, preprocessor):
     return prompts, prompt_ids, len(long)
 
 
-def _warn(report, limit):
+def _warn(report: Report, limit: int) -> None:
     findings = []
     if report.cut_prompts or report.cut_responses:
         findings.append(

@@ -1,9 +1,14 @@
 """Reading rows from memory, files, `tf.data` and TFDS, as plain Python values."""
 
+from __future__ import annotations
+
 import difflib
 import itertools
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -14,36 +19,40 @@ _TFDS_PREFIX = "tfds:"
 _SHOWN = 60
 # More rows than any data set of texts that is held in memory; an endless iterator has more.
 _MOST_ROWS = 10_000_000
+Source: TypeAlias = Iterable[Any] | str | os.PathLike[str] | tf.data.Dataset
 TEXT_COLUMNS = ("prompt", "response", "completion", "chosen", "rejected", "text", "messages")
 
 
-def read(source, split="train", data_dir=None):
+def read(
+    source: Source, split: str = "train", data_dir: str | os.PathLike[str] | None = None
+) -> list[Any]:
     """Reads all rows of a source.
 
     Args:
         source: Rows in memory (an iterable of dictionaries or strings; a generator is read once);
             a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`; an unbatched, finite
             `tf.data.Dataset` of strings or of dictionaries; or the name of a TFDS dataset, which
-            is a `str` without path separator and file suffix. `"tfds:name/config:1.0.0"` is
+            is a str without path separator and file suffix. `"tfds:name/config:1.0.0"` is
             always a TFDS name.
-        split: The split of a TFDS dataset; other sources ignore it.
-        data_dir: Where TFDS keeps its prepared datasets; other sources ignore it.
+        split: str. The split of a TFDS dataset; other sources ignore it. Defaults to `"train"`.
+        data_dir: str, path or None. Where TFDS keeps its prepared datasets; other sources ignore
+            it. Defaults to the directory that TFDS uses.
 
     Returns:
-        List of `dict` (or `str`) with Python values.
+        list of dict (or str) with Python values, which every function of `kerasrlhf.data` accepts
+        as a source.
 
     Raises:
-        ValueError: The file does not exist or is malformed (file and line are named), TFDS does
+        ValueError: If the file does not exist or is malformed (file and line are named), TFDS does
             not know the name, the dataset is infinite or batched, an iterator does not end within
             ten million rows, or `source` is none of the above.
 
     Example:
-
-    >>> read(({"prompt": text} for text in ["a", "b"]))
-    [{'prompt': 'a'}, {'prompt': 'b'}]
-    >>> import tensorflow as tf
-    >>> read(tf.data.Dataset.from_tensor_slices({"prompt": ["a"], "label": [1]}))
-    [{'prompt': 'a', 'label': 1}]
+        >>> import kerasrlhf as rlhf, tensorflow as tf
+        >>> rlhf.data.read(({"prompt": text} for text in ["a", "b"]))
+        [{'prompt': 'a'}, {'prompt': 'b'}]
+        >>> rlhf.data.read(tf.data.Dataset.from_tensor_slices({"prompt": ["a"], "label": [1]}))
+        [{'prompt': 'a', 'label': 1}]
     """
     if isinstance(source, tf.data.Dataset):
         return _read_dataset(source)
@@ -54,8 +63,8 @@ def read(source, split="train", data_dir=None):
     return _read_memory(source)
 
 
-def _read_memory(source):
-    # Iterating over a pandas DataFrame gives its column names, over bytes numbers.
+def _read_memory(source: Any) -> list[Any]:
+    # Iterating over a pandas DataFrame returns its column names, over bytes numbers.
     is_table = isinstance(source, dict) or hasattr(source, "itertuples")
     if is_table or isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ValueError(
@@ -74,8 +83,8 @@ def _read_memory(source):
     return rows
 
 
-def _ending(iterator):
-    """The rows of an iterator; no test tells an endless one, so their number is limited."""
+def _ending(iterator: Iterable) -> list[Any]:
+    """Returns the rows of an iterator, whose number is limited: it may be endless."""
     rows = list(itertools.islice(iterator, _MOST_ROWS + 1))
     if len(rows) > _MOST_ROWS:
         raise ValueError(
@@ -85,12 +94,12 @@ def _ending(iterator):
     return rows
 
 
-def _is_file_name(name):
+def _is_file_name(name: str | os.PathLike[str]) -> bool:
     return formats.suffix(name) in formats.SUFFIXES
 
 
-def _read_named(source, split, data_dir):
-    """Rows of what a string names: a file, or a TFDS dataset."""
+def _read_named(source: str, split: str, data_dir: str | os.PathLike[str] | None) -> list[Any]:
+    """Returns the rows of what a string names: a file, or a TFDS dataset."""
     path = pathlib.Path(source).expanduser()
     if source.startswith(_TFDS_PREFIX):
         return _read_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir)
@@ -112,7 +121,7 @@ def _read_named(source, split, data_dir):
     return _read_tfds(source, split, data_dir, similar)
 
 
-def _read_path(path):
+def _read_path(path: pathlib.Path) -> list[Any]:
     path = path.expanduser()
     if os.path.isfile(path):
         return formats.read_file(path)
@@ -125,12 +134,17 @@ def _read_path(path):
     )
 
 
-def _short(value):
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _read_tfds(name, split, data_dir, similar_file=None):
+def _read_tfds(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None,
+    similar_file: pathlib.Path | None = None,
+) -> list[Any]:
     # An import of seconds that the other sources do not need.
     import tensorflow_datasets as tfds
 
@@ -145,8 +159,13 @@ def _read_tfds(name, split, data_dir, similar_file=None):
     return _read_dataset(dataset)
 
 
-def _check_tfds_name(tfds, name, data_dir, similar_file):
-    """Refuses what TFDS does not know, without the network that its own search would wait for."""
+def _check_tfds_name(
+    tfds: ModuleType,
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    similar_file: pathlib.Path | None,
+) -> None:
+    """Raises an error for an unknown name, without the network that the search of TFDS needs."""
     try:
         builder, _ = tfds.core.naming.parse_builder_name_kwargs(name)
     except ValueError:
@@ -168,7 +187,7 @@ def _check_tfds_name(tfds, name, data_dir, similar_file):
     )
 
 
-def _read_dataset(dataset):
+def _read_dataset(dataset: tf.data.Dataset) -> list[Any]:
     spec = dataset.element_spec
     if not isinstance(spec, dict | tf.TensorSpec):
         raise ValueError(
@@ -185,7 +204,7 @@ def _read_dataset(dataset):
     return _ending(_python_rows(dataset))
 
 
-def _python_rows(dataset):
+def _python_rows(dataset: tf.data.Dataset) -> Iterator[Any]:
     for index, element in enumerate(dataset):
         try:
             yield _to_python(element)
@@ -196,13 +215,13 @@ def _python_rows(dataset):
             ) from error
 
 
-def _text_specs(spec):
+def _text_specs(spec: dict[str, Any]) -> list[tf.TensorSpec]:
     texts = (spec.get(column) for column in TEXT_COLUMNS)
     return [text for text in texts if isinstance(text, tf.TensorSpec) and text.dtype == tf.string]
 
 
-def _to_python(value):
-    """Python values for what a dataset yields; a sequence of dictionaries becomes a list."""
+def _to_python(value: Any) -> Any:
+    """Returns Python values for an element; a sequence of dictionaries becomes a list."""
     if isinstance(value, dict):
         value = {key: _to_python(item) for key, item in value.items()}
         return _messages(value) if set(value) == {"role", "content"} else value
@@ -213,14 +232,14 @@ def _to_python(value):
     return _decode(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
 
 
-def _messages(columns):
+def _messages(columns: dict[str, Any]) -> Any:
     if not all(isinstance(column, list) for column in columns.values()):
         return columns
     pairs = zip(columns["role"], columns["content"], strict=True)
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-def _decode(value):
+def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(item) for item in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value

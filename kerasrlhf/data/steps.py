@@ -1,56 +1,67 @@
 """Responses in steps, each of them right or wrong, as batched token ids."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from kerasrlhf import tokens
+from kerasrlhf.data import arrays, dialogue
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
-from kerasrlhf.data.loading import Texts, load, turn_end
-from kerasrlhf.data.tokenized import batches
+from kerasrlhf.data.dialogue import Template
+from kerasrlhf.data.loading import Encoding, Texts, load
+from kerasrlhf.data.records import Records
+from kerasrlhf.data.rows import Rows
+from kerasrlhf.data.sources import Source
+from kerasrlhf.data.tokenized import Batching, TokenizedDataset
+
+if TYPE_CHECKING:
+    from keras_hub.models import CausalLMPreprocessor
 
 
 def stepwise(
-    source,
-    preprocessor,
-    batch_size,
+    source: Source,
+    preprocessor: CausalLMPreprocessor,
+    batch_size: int,
     *,
-    separator="\n",
-    max_length=None,
-    end_token_id="auto",
-    shuffle=True,
-    seed=0,
-    drop_remainder=False,
-    split="train",
-    data_dir=None,
-    template="plain",
-    parse_special=False,
-    on_error="raise",
-    drop_longer_than=None,
-):
-    """Steps with a label each, for process reward models: `process_reward_model.fit(steps)`.
+    separator: str = "\n",
+    max_length: int | None = None,
+    end_token_id: int | str | None = "auto",
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_remainder: bool = False,
+    template: Template = "plain",
+    parse_special: bool = False,
+    on_error: str = "raise",
+    drop_longer_than: int | None = None,
+) -> TokenizedDataset:
+    """Loads steps with a label each, for process reward models: `process_reward_model.fit(steps)`.
 
     A row is start token, prompt, steps with the separator between them, end token, padding. The
-    label of a step stands at the separator behind it, that of the last step at the end token.
-    That is where `ProcessRewardModel` reads the steps of a sampled response.
+    label of a step is at the separator that follows it, that of the last step at the end token.
+    There `ProcessRewardModel` scores the steps of a sampled response.
 
     Args:
-        source: Records with `prompt`, `steps` (or `completions`), a list of strings, and `labels`,
-            a list with a number from 0 (wrong) to 1 (right) or a boolean for each.
+        source: What `kerasrlhf.data.read` accepts or returns: records with `prompt`, `steps` (or
+            `completions`), a list of strings, and `labels`, a list with a number from 0 (wrong) to
+            1 (right) or a boolean for each.
         preprocessor: A keras-hub `CausalLMPreprocessor`.
-        batch_size: `int`, rows per batch.
-        separator: The text between steps, which one token must hold, such as a line break.
-        max_length: As in `demonstrations`. Steps that do not fit lose their label.
-        end_token_id: As in `demonstrations`. Without an end token the last label stands at the
-            last token.
-        shuffle: As in `demonstrations`.
-        seed: `int`.
-        drop_remainder: As in `demonstrations`.
-        split: The split of a TFDS dataset.
-        data_dir: Where TFDS keeps its prepared datasets.
-        template: How a prompt of messages becomes a text; steps are used as they are.
-        parse_special: As in `demonstrations`.
-        on_error: As in `demonstrations`.
-        drop_longer_than: As in `demonstrations`.
+        batch_size: int, at least 1. Rows per batch.
+        separator: str. The text between steps, which must be one token. Defaults to a line break.
+        max_length: int or None. As in `demonstrations`. Steps that do not fit lose their label.
+            Defaults to None.
+        end_token_id: int, `"auto"` or None. As in `demonstrations`. Without an end token the last
+            label is at the last token. Defaults to `"auto"`.
+        shuffle: bool. As in `demonstrations`. Defaults to True.
+        seed: int, at least 0. Defaults to 0.
+        drop_remainder: bool. As in `demonstrations`. Defaults to False.
+        template: str or callable. How a prompt of messages becomes a text; steps are used as they
+            are. Defaults to `"plain"`.
+        parse_special: bool. As in `demonstrations`. Defaults to False.
+        on_error: `"raise"` or `"skip"`. As in `demonstrations`. Defaults to `"raise"`.
+        drop_longer_than: int or None. As in `demonstrations`. Defaults to None.
 
     Returns:
         A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
@@ -58,60 +69,48 @@ def stepwise(
         step ends; all are `(batch, length)`.
 
     Raises:
-        ValueError: The source, its columns, a text, or an argument cannot be used.
+        ValueError: If the source, its columns, a text, or an argument cannot be used.
 
     Example:
-
-    >>> import keras_hub
-    >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "Ċ": 3, "ab": 4}
-    >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
-    >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
-    >>> records = [{"prompt": "b", "steps": ["ab", "a"], "labels": [1, 0]}]
-    >>> x, y, weight = next(stepwise(records, preprocessor, 1).as_numpy_iterator())
-    >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
-    ([[0, 2, 4, 3, 1, 0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 1.0]])
+        >>> import keras_hub, kerasrlhf as rlhf
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "Ċ": 3, "ab": 4}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
+        >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
+        >>> records = [{"prompt": "b", "steps": ["ab", "a"], "labels": [1, 0]}]
+        >>> steps = rlhf.data.stepwise(records, preprocessor, batch_size=1)
+        >>> x, y, weight = next(steps.as_numpy_iterator())
+        >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
+        ([[0, 2, 4, 3, 1, 0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 1.0]])
     """
+    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    encoding = Encoding(
+        preprocessor,
+        max_length=max_length,
+        end_token_id=end_token_id,
+        template=template,
+        parse_special=parse_special,
+        on_error=on_error,
+        drop_longer_than=drop_longer_than,
+    )
     _check_separator(separator, preprocessor)
-    end = tokens.end_ids(preprocessor, end_token_id, turn_end(template))
+    end = tokens.end_ids(preprocessor, end_token_id, dialogue.turn_end(template))
 
-    def read(records):
+    def read(records: Records) -> Texts:
         prompts = records_lib.prompt_texts(records, template)
         steps, labels = columns_lib.steps(records, separator)
         responses, ends = _encoded(prompts, steps, separator, end, preprocessor)
         return Texts(prompts, [responses], None, {"ends": ends, "labels": labels})
 
-    rows, columns = load(
-        source,
-        read,
-        preprocessor,
-        batch_size=batch_size,
-        seed=seed,
-        drop_remainder=drop_remainder,
-        split=split,
-        data_dir=data_dir,
-        max_length=max_length,
-        template=template,
-        on_error=on_error,
-        parse_special=parse_special,
-        drop_longer_than=drop_longer_than,
-    )
-    joined = [p + r for p, r in zip(rows.prompt_ids, rows.candidates[0], strict=True)]
-    token_ids, mask = tokens.padded(joined, rows.report.length, tokens.pad_id(preprocessor))
-    y, weight = _targets(rows, columns["ends"], columns["labels"], token_ids.shape)
-    return batches(
-        ({"token_ids": token_ids, "padding_mask": mask}, y, weight),
-        rows.report.rows,
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        drop_remainder=drop_remainder,
-        report=rows.report,
-        tokenizer=tokens.tokenizer_of(preprocessor),
-    )
+    def targets(rows: Rows, columns: dict[str, list]) -> tuple:
+        x = arrays.padded(rows, rows.candidates[0], preprocessor)
+        shape = x["token_ids"].shape
+        return x, *_labels_at_ends(rows, columns["ends"], columns["labels"], shape)
+
+    return load(source, read, targets, encoding, batching)
 
 
-def _check_separator(separator, preprocessor):
-    ids = []
+def _check_separator(separator: str, preprocessor: CausalLMPreprocessor) -> None:
+    ids: list[int] = []
     if isinstance(separator, str) and separator:
         before = tokens.tokenize(["a"], preprocessor)
         (ids,) = tokens.continuations(["a"], before, [separator], preprocessor)
@@ -122,15 +121,22 @@ def _check_separator(separator, preprocessor):
         )
 
 
-def _encoded(prompts, steps, separator, end, preprocessor):
-    """Token ids of each response, and the places in it where its steps end.
+def _encoded(
+    prompts: list[str],
+    steps: list[list[str]],
+    separator: str,
+    end: list[int],
+    preprocessor: CausalLMPreprocessor,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the token ids of each response, and the places in it where its steps end.
 
     A step and the separator behind it are tokenized together, as they are where a model writes
     them: in some vocabularies one token holds a full stop and a line break.
     """
     texts = list(prompts)
     rows = tokens.tokenize(prompts, preprocessor, parse_special=True)
-    responses, ends = [[] for _ in prompts], [[] for _ in prompts]
+    responses: list[list[int]] = [[] for _ in prompts]
+    ends: list[list[int]] = [[] for _ in prompts]
     for index in range(max(map(len, steps))):
         some = [i for i, row in enumerate(steps) if len(row) > index]
         pieces = [steps[i][index] + separator * (index + 1 < len(steps[i])) for i in some]
@@ -145,8 +151,10 @@ def _encoded(prompts, steps, separator, end, preprocessor):
     return responses, ends
 
 
-def _targets(rows, ends, labels, shape):
-    """Labels and weights, where the labeled token is still there after cutting."""
+def _labels_at_ends(
+    rows: Rows, ends: list[list[int]], labels: list[list[float]], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels and weights of the labeled tokens that are left after cutting."""
     y, weight = np.zeros(shape, "float32"), np.zeros(shape, "float32")
     for row, (prompt, response) in enumerate(zip(rows.prompt_ids, rows.candidates[0], strict=True)):
         for place, label in zip(ends[row], labels[row], strict=True):

@@ -1,15 +1,24 @@
-"""A `tf.data.Dataset` of rows that are token ids already."""
+"""A `tf.data.Dataset` of rows that are token ids already, and how rows become its batches."""
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 import itertools
 import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import keras_hub
 import tensorflow as tf
 
 from kerasrlhf.data import kinds, training
 from kerasrlhf.data.passes import Passes
+from kerasrlhf.data.rows import Report
 from kerasrlhf.types import require_bool, require_int, require_seed
+
+if TYPE_CHECKING:
+    from keras_hub.models import Tokenizer
 
 # Keras gives this advice at every `fit` on a dataset that does not say `shuffle=False`. Datasets
 # have an order of their own here, and `fit`, also that of keras-hub's models, stays as it is.
@@ -28,32 +37,41 @@ class TokenizedDataset(tf.data.Dataset):
     """A dataset that a keras-hub task takes as it is.
 
     `fit` and `evaluate` of a keras-hub task map the task's preprocessor, which expects strings,
-    over any dataset. This one gives its batches as they are to that one `map`, so that
-    `causal_lm.fit(demos)` works with a preprocessor attached. It stays what it is under `take`,
-    `skip`, `shuffle`, `repeat`, `cache`, `prefetch`, `shard` and `with_options`; other
-    transformations give an ordinary dataset.
+    over any dataset. That one `map` leaves the batches of this dataset as they are, so that
+    `causal_lm.fit(demos)` works with a preprocessor attached. `take`, `skip`, `shuffle`, `repeat`,
+    `cache`, `prefetch`, `shard` and `with_options` return a `TokenizedDataset`; other
+    transformations return an ordinary dataset.
 
-    Whoever iterates over it gets its orders one after the other. A model that is trained on it gets
-    the order that belongs to the steps of its optimizer, so that a run that was interrupted goes on
-    in another process as it would have.
+    An iteration over it starts the next of its orders. A model that is trained on it gets the order
+    that belongs to the steps of its optimizer, so that a run that was interrupted goes on in
+    another process as it would have.
 
     Args:
         dataset: A `tf.data.Dataset` of batched rows, or `kerasrlhf.data.passes.Passes`.
-        report: A `kerasrlhf.data.Report`.
-        tokenizer: What made the token ids, a keras-hub tokenizer, or `None`.
+        report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+        tokenizer: The keras-hub tokenizer of the token ids, or None. Defaults to None.
 
     Attributes:
-        report, tokenizer: As given.
+        report: The argument.
+        tokenizer: The argument.
 
     Example:
-
-    >>> import tensorflow as tf
-    >>> dataset = TokenizedDataset(tf.data.Dataset.range(4), report=None)
-    >>> type(dataset.take(2)).__name__, len(dataset.take(2))
-    ('TokenizedDataset', 2)
+        >>> import kerasrlhf as rlhf, tensorflow as tf
+        >>> dataset = rlhf.data.TokenizedDataset(tf.data.Dataset.range(4), report=None)
+        >>> type(dataset.take(2)).__name__, len(dataset.take(2))
+        ('TokenizedDataset', 2)
     """
 
-    def __init__(self, dataset, report, tokenizer=None, *, _position=None, _around=(), _begun=None):
+    def __init__(
+        self,
+        dataset: tf.data.Dataset | Passes,
+        report: Report | None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        _position: Callable[[], int] | None = None,
+        _around: tuple[Callable[[tf.data.Dataset], tf.data.Dataset], ...] = (),
+        _begun: Iterator[int] | None = None,
+    ) -> None:
         is_passes = isinstance(dataset, Passes)
         self._passes = dataset if is_passes else Passes.fixed(dataset)
         self._position, self._around = _position, _around
@@ -62,61 +80,65 @@ class TokenizedDataset(tf.data.Dataset):
             dataset = dataset.read(_position or self._next)
             for transform in _around:
                 dataset = transform(dataset)
-        self._dataset = dataset
+        self._dataset: tf.data.Dataset = dataset
         self.report, self.tokenizer = report, tokenizer
         super().__init__(tf.data.experimental.to_variant(dataset))
 
-    def _inputs(self):
+    def _inputs(self) -> list[tf.data.Dataset]:
         return [self._dataset]
 
     @property
-    def element_spec(self):
+    def element_spec(self) -> Any:
+        """The structure of a batch, as `tf.data.Dataset.element_spec`."""
         return self._dataset.element_spec
 
-    def _with(self, passes, **changes):
+    def _with(self, passes: Passes, **changes: Any) -> TokenizedDataset:
         changes = {"_position": self._position, "_around": self._around, **changes}
         # Passes over a part count as passes over the whole.
         return TokenizedDataset(passes, self.report, self.tokenizer, _begun=self._begun, **changes)
 
-    def _next(self):
-        """The batches before a pass, where every pass is the next one."""
+    def _next(self) -> int:
+        """Returns the batches before a pass, where every pass is the next one."""
         return next(self._begun) * self._passes.unit
 
-    def in_step_with(self, position):
-        """The same batches, every pass in the order that belongs to a number of batches before it.
+    def in_step_with(self, position: Callable[[], int]) -> TokenizedDataset:
+        """Returns the batches in orders that belong to the number of batches before each pass.
 
         Args:
             position: Function without arguments that returns how many batches were read before, an
-                `int`. It is asked at the beginning of every pass, in a thread of `tf.data`.
+                int. It is called when a pass begins, in a thread of `tf.data`.
 
         Returns:
-            A `TokenizedDataset`.
+            `TokenizedDataset`.
         """
         return self if self._passes.is_fixed else self._with(self._passes, _position=position)
 
-    def repeat(self, count=None):
-        """As `tf.data.Dataset.repeat`; every repetition has an order of its own."""
+    def repeat(self, count: int | None = None) -> TokenizedDataset:
+        """Repeats as `tf.data.Dataset.repeat`; every repetition has an order of its own."""
         return self._with(self._passes.repeat(count))
 
-    def map(self, map_func, *args, **kwargs):
-        """As `tf.data.Dataset.map`, but the preprocessing of a keras-hub task changes nothing."""
-        if _is_task_preprocessing(map_func):
+    def map(self, map_func: Callable, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+        """Maps as `tf.data.Dataset.map`, but the preprocessing of a task changes nothing."""
+        task = _preprocessing_task(map_func)
+        if task is not None:
             kinds.check_kind("x", self, "demonstrations")
-            return training.prepared(map_func.__self__, self)
+            return training.prepared(task, self)
         return super().map(map_func, *args, **kwargs)
 
 
-def _is_task_preprocessing(function):
+def _preprocessing_task(function: Callable) -> keras_hub.models.Task | None:
+    """Returns the task whose preprocessing a function is, or None."""
     task = getattr(function, "__self__", None)
-    return isinstance(task, keras_hub.models.Task) and function.__name__ == "preprocess_samples"
+    is_task = isinstance(task, keras_hub.models.Task)
+    return task if is_task and function.__name__ == "preprocess_samples" else None
 
 
-def _keep(name):
+def _keep(name: str) -> Callable[..., TokenizedDataset]:
     transform = getattr(tf.data.Dataset, name)
 
     @functools.wraps(transform)
-    def method(self, *args, **kwargs):
-        def change(dataset):
+    def method(self: TokenizedDataset, *args: Any, **kwargs: Any) -> TokenizedDataset:
+        def change(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return transform(dataset, *args, **kwargs)
 
         if name in _WHOLE:
@@ -132,69 +154,74 @@ for _name in (*_EACH, *_WHOLE, *_FIXED):
     setattr(TokenizedDataset, _name, _keep(_name))
 
 
-def check_batching(batch_size, rows, *, seed=0, drop_remainder=False):
-    """Raises a `ValueError` for what `batches` could not do.
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How rows become the batches of a dataset.
 
     Args:
-        batch_size: `int`, rows per batch.
-        rows: `int`, how many there are.
-        seed: `int`.
-        drop_remainder: `bool`.
+        batch_size: int, at least 1. Rows per batch.
+        shuffle: bool. Whether every pass has an order of its own, sampled from all rows. Defaults
+            to True.
+        seed: int, at least 0. The order of pass n is a function of `seed` and n. Defaults to 0.
+        drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
 
     Raises:
-        ValueError: A `batch_size` below 1, a negative `seed`, or no batch at all.
+        ValueError: If a value is of another type or outside its range.
 
     Example:
-
-    >>> check_batching(2, 3)
+        >>> dataset = Batching(2, shuffle=False).batches({"x": [1, 2, 3]}, rows=3)
+        >>> [batch["x"].tolist() for batch in dataset.as_numpy_iterator()]
+        [[1, 2], [3]]
     """
-    require_int("batch_size", batch_size, minimum=1)
-    require_seed(seed)
-    require_bool("drop_remainder", drop_remainder)
-    if drop_remainder and rows < batch_size:
-        raise ValueError(
-            f"`batch_size` is {batch_size} but there are only {rows} rows, so that with "
-            "`drop_remainder=True` no batch is left."
-        )
 
+    batch_size: int
+    shuffle: bool = True
+    seed: int = 0
+    drop_remainder: bool = False
 
-def batches(
-    columns,
-    rows,
-    batch_size,
-    *,
-    shuffle=True,
-    seed=0,
-    drop_remainder=False,
-    report=None,
-    tokenizer=None,
-):
-    """Batches arrays that share their first dimension.
+    def __post_init__(self) -> None:
+        require_int("batch_size", self.batch_size, minimum=1)
+        require_bool("shuffle", self.shuffle)
+        require_seed(self.seed)
+        require_bool("drop_remainder", self.drop_remainder)
 
-    Args:
-        columns: A structure of arrays `(rows, ...)`.
-        rows: `int`, their first dimension.
-        batch_size: `int`, rows per batch.
-        shuffle: Whether every pass has an order of its own, drawn from all rows.
-        seed: `int`; the order of pass n is a function of `seed` and n.
-        drop_remainder: Whether a last batch of fewer rows is left out.
-        report, tokenizer: See `TokenizedDataset`.
+    def check_rows(self, rows: int) -> None:
+        """Raises a `ValueError` if no batch is left of some rows.
 
-    Returns:
-        A `TokenizedDataset`.
+        Args:
+            rows: int. How many there are.
+        """
+        if self.drop_remainder and rows < self.batch_size:
+            raise ValueError(
+                f"`batch_size` is {self.batch_size} but there are only {rows} rows, so that with "
+                "`drop_remainder=True` no batch is left."
+            )
 
-    Example:
+    def batches(
+        self,
+        columns: Any,
+        rows: int,
+        report: Report | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> TokenizedDataset:
+        """Returns the batches of arrays.
 
-    >>> dataset = batches({"x": [1, 2, 3]}, 3, 2, shuffle=False)
-    >>> [batch["x"].tolist() for batch in dataset.as_numpy_iterator()]
-    [[1, 2], [3]]
-    """
-    require_bool("shuffle", shuffle)
-    # Without a remainder to drop this only makes the batch dimension static.
-    whole = drop_remainder or rows % batch_size == 0
-    if shuffle:
-        batched = Passes.shuffled(columns, rows, batch_size, seed, whole)
-    else:
-        batched = tf.data.Dataset.from_tensor_slices(columns)
-        batched = batched.batch(batch_size, drop_remainder=whole)
-    return TokenizedDataset(batched, report, tokenizer).prefetch(tf.data.AUTOTUNE)
+        Args:
+            columns: A structure of arrays `(rows, ...)`.
+            rows: int. Their first dimension.
+            report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+            tokenizer: The keras-hub tokenizer of the token ids, or None.
+
+        Returns:
+            `TokenizedDataset`.
+        """
+        size = self.batch_size
+        # Without a remainder to drop this only makes the batch dimension static.
+        whole = self.drop_remainder or rows % size == 0
+        batched: Passes | tf.data.Dataset
+        if self.shuffle:
+            batched = Passes.shuffled(columns, rows, size, self.seed, whole)
+        else:
+            batched = tf.data.Dataset.from_tensor_slices(columns)
+            batched = batched.batch(size, drop_remainder=whole)
+        return TokenizedDataset(batched, report, tokenizer).prefetch(tf.data.AUTOTUNE)

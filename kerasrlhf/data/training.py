@@ -1,13 +1,21 @@
 """What data and the model that is trained on them must agree on, whoever calls `fit`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import keras
 import tensorflow as tf
 
 from kerasrlhf import adapters, replica
 from kerasrlhf.data.limits import Limits
+from kerasrlhf.types import Tensor
+
+if TYPE_CHECKING:
+    from kerasrlhf.data.tokenized import TokenizedDataset
 
 
-def prepared(model, dataset):
+def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
     """Returns the batches of a `TokenizedDataset` as `fit` of a keras-hub task trains on them.
 
     The rows must fit the model. Each pass has the order that belongs to the steps which the model's
@@ -16,7 +24,10 @@ def prepared(model, dataset):
 
     Args:
         model: A keras-hub `CausalLM`. Methods of it are replaced.
-        dataset: A `TokenizedDataset`.
+        dataset: `TokenizedDataset`.
+
+    Returns:
+        `TokenizedDataset`.
 
     Raises:
         ValueError: If rows are too long for the model, or tokens of another vocabulary.
@@ -30,39 +41,51 @@ def prepared(model, dataset):
     return in_step(model, dataset)
 
 
-def in_step(model, dataset):
-    """The passes of a `TokenizedDataset` in the orders that belong to the steps of a model.
+def in_step(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
+    """Returns the passes of a dataset in the orders that belong to the steps of a model.
 
     A step of the optimizer is a batch. Its counter is saved and restored with the weights, by
     `keras.callbacks.BackupAndRestore` too, and so is the order of the data.
+
+    Args:
+        model: A `keras.Model` with or without an optimizer.
+        dataset: `TokenizedDataset`.
+
+    Returns:
+        `TokenizedDataset`.
     """
 
-    def position():
+    def position() -> int:
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         # `iterations` would count the accumulated gradients of several batches as one.
-        return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer._iterations))
+        if optimizer is None:
+            return 0
+        return int(keras.ops.convert_to_numpy(optimizer._iterations))  # noqa: SLF001
 
     return dataset.in_step_with(position)
 
 
-def whole_batch_loss(model, loss, y_pred, sample_weight):
-    """The loss of the batch of all replicas, of which Keras has computed that of one share.
+def whole_batch_loss(
+    model: keras.Model, loss: Tensor, y_pred: Tensor, sample_weight: Tensor | None
+) -> Tensor:
+    """Returns the loss of the batch of all replicas, of which Keras has computed one part.
 
-    Keras averages the losses of replicas, and so do their gradients: shares with fewer rows, or
+    Keras averages the losses of replicas, and so do their gradients: parts with fewer rows, or
     fewer tokens that count, would weigh too much. For `compute_loss`.
 
     Args:
         model: The compiled model.
         loss: What `compute_loss` of Keras returns, divided by the number of replicas.
         y_pred: Predictions `(rows, ...)`.
-        sample_weight: Weights `(rows, ...)` or `None`.
+        sample_weight: Weights `(rows, ...)`, or None.
 
     Returns:
         A scalar. Its value is the whole loss divided by the number of replicas, the same on all of
         them; its gradients add up to that of the whole loss.
     """
-    losses = keras.tree.flatten(model._compile_loss._user_loss)
+    # Keras has no public way to the losses that a model was compiled with.
+    losses = keras.tree.flatten(model._compile_loss._user_loss)  # noqa: SLF001
     reductions = {getattr(x, "reduction", None) or "mean" for x in losses}
     if "sum" in reductions:
         part = None
@@ -73,17 +96,23 @@ def whole_batch_loss(model, loss, y_pred, sample_weight):
     return replica.whole_loss(loss, part)
 
 
-def _train_whole_batches(model):
-    """Has `fit` of a stock model learn on several replicas what it would on one device."""
+def _train_whole_batches(model: keras.Model) -> None:
+    """Makes `fit` of a stock model learn on several replicas what it would on one device."""
     if "compute_loss" in vars(model):
         return
-    compute_loss, build = model.compute_loss, model._maybe_symbolic_build
+    compute_loss, build = model.compute_loss, model._maybe_symbolic_build  # noqa: SLF001
 
-    def whole(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def whole(
+        x: Tensor = None,
+        y: Tensor = None,
+        y_pred: Tensor = None,
+        sample_weight: Tensor = None,
+        training: bool = True,
+    ) -> Tensor:
         loss = compute_loss(x, y, y_pred, sample_weight, training)
         return whole_batch_loss(model, loss, y_pred, sample_weight)
 
-    def built(iterator=None, data_batch=None):
+    def built(iterator: Any = None, data_batch: Any = None) -> None:
         build(*replica.first_batch(model.distribute_strategy, iterator, data_batch))
 
-    model.compute_loss, model._maybe_symbolic_build = whole, built
+    model.compute_loss, model._maybe_symbolic_build = whole, built  # noqa: SLF001

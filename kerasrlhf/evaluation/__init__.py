@@ -1,4 +1,4 @@
-"""Measuring what training has done to a model."""
+"""Measures what training has done to a model."""
 
 from kerasrlhf.evaluation import grpo_optimum, optimum
 from kerasrlhf.evaluation.intervals import Interval, mean_interval

@@ -1,27 +1,26 @@
-"""Where GRPO comes to rest on tasks of which every response is listed.
+"""The fixed point of GRPO on tasks whose responses can all be listed.
 
-`GRPO` with its KL in the loss does not make `E[score] - b KL` large, so that `optimum.regret` does
-not judge it. What it follows is the mean of its gradient, which can be computed: with q the policy,
-p the reference, and y a response,
+`GRPO` with its KL in the loss does not maximize `E[score] - b KL`, so `optimum.regret` does not
+apply to it. It follows its mean gradient, which can be computed: with q the policy, p the
+reference, and y a response,
 
     E_q[ 1 / |y| * sum_t (A(y) - b (1 - p(y_t | y_<t) / q(y_t | y_<t))) grad log q(y_t | y_<t) ]
 
 A(y) is the mean advantage of y among `group_size - 1` other responses of q, and the rest of the
-bracket is the gradient of the k3 estimate of the KL. The policy where this is zero, if every token
-after every beginning can have any probability, is the *resting point*.
+bracket is the gradient of the k3 estimate of the KL. The *resting point* is the policy for which
+this gradient is zero, if the probability of every token after every prefix is a free parameter.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from kerasrlhf.evaluation import optimum
 from kerasrlhf.functional.baselines import EPSILON
 from kerasrlhf.types import require_int, require_number
 
-_DRAWS = 1024
+_GROUPS = 1024
 _POINTS = 33
 _RATE = 0.5
 _STEPS = 4000
@@ -29,40 +28,42 @@ _FORCE, _ACCEPTED = 1e-6, 1e-3
 
 
 def resting_logprobs(
-    ref_logprobs: Any,
-    scores: Any,
-    responses: optimum.Responses,
+    ref_logprobs: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    responses: optimum.ResponseSet,
     kl_coef: float,
     group_size: int,
 ) -> np.ndarray:
-    """Log-probabilities of the policy at which the mean gradient of `GRPO` is zero.
+    """Computes the log-probabilities of the policy for which the mean gradient of `GRPO` is zero.
 
-    Found from the reference on, by steps along what the bracket above leaves for each token after
-    each beginning, less its mean there. Means over groups are taken over 1,024 groups whose scores
-    are spread evenly over their distribution.
+    Starts at the reference and takes steps along the bracket above, per token and prefix, minus its
+    mean over the tokens. Means over groups use 1,024 groups whose scores are spread evenly over
+    their distribution.
 
     Args:
-        ref_logprobs: `(prompts, responses)`, in nats, of the reference.
-        scores: `(prompts, responses)`, or `(responses,)` where the prompt does not matter.
-        responses: from `optimum.enumerate_responses`; the columns of both.
-        kl_coef: float, above 0: weight of the KL in the loss, per standard deviation of a group.
-        group_size: int, at least 2.
+        ref_logprobs: array, `(prompts, responses)`, in nats. Log-probabilities under the reference.
+        scores: array, `(prompts, responses)`, or `(responses,)` if they do not depend on the
+            prompt.
+        responses: `optimum.ResponseSet`, from `optimum.enumerate_responses`. The columns of both.
+        kl_coef: float, above 0. Weight of the KL in the loss, per standard deviation of a group.
+        group_size: int, at least 2. Responses per prompt.
 
     Returns:
-        Float64 `(prompts, responses)`, in nats.
+        Array, `(prompts, responses)`, float64, in nats.
 
     Raises:
-        ValueError: as `optimum.optimal_logprobs`, numbers that are not finite, or a group size
-            below 2.
-        RuntimeError: no resting point was found.
+        ValueError: If an argument is not as in `optimum.optimal_logprobs`, a number is not finite,
+            or `group_size` is below 2.
+        RuntimeError: If no resting point is found.
 
     Example:
-        Of two answers one scores more. A group of two holds both with chance 2 q (1 - q), and the
-        better one wins by 1 whatever the scores are.
+        One of two answers has a higher score. A group of two contains both with probability
+        2 q (1 - q), and the better one has an advantage of 1 whatever the scores are.
 
-        >>> responses = optimum.enumerate_responses(vocab=2, length=1)
-        >>> found = resting_logprobs(np.log([[0.5, 0.5]]), [[7.0, 0.0]], responses, 1.0, 2)
-        >>> np.exp(found).round(3).tolist()
+        >>> responses = rlhf.evaluation.optimum.enumerate_responses(vocab=2, length=1)
+        >>> logprobs = rlhf.evaluation.grpo_optimum.resting_logprobs(
+        ...     np.log([[0.5, 0.5]]), [[7.0, 0.0]], responses, kl_coef=1.0, group_size=2)
+        >>> np.exp(logprobs).round(3).tolist()
         [[0.707, 0.293]]
 
     Reference:
@@ -79,7 +80,7 @@ def resting_logprobs(
     if not (np.isfinite(ref_logprobs).all() and np.isfinite(scores).all()):
         raise ValueError(
             "Log-probabilities and scores must be finite. List only responses that the reference "
-            "can give."
+            "can produce."
         )
     tree = _Tree(responses)
     quantiles = _quantiles(group_size)
@@ -87,27 +88,29 @@ def resting_logprobs(
     return np.array([_rest(tree, *row, kl_coef, quantiles) for row in rows])
 
 
-def relative_divergence(logprobs: Any, ref_logprobs: Any, target_logprobs: Any) -> float:
-    """How far a policy is from a target, in units of how far the reference is.
+def relative_divergence(
+    logprobs: npt.ArrayLike, ref_logprobs: npt.ArrayLike, target_logprobs: npt.ArrayLike
+) -> float:
+    """Computes the divergence of a policy from a target, relative to that of the reference.
 
     `sum KL(q || target) / sum KL(p || target)`, both sums over the prompts: 0 is the target, 1 the
     reference. With `optimum.optimal_logprobs` as the target it is `optimum.regret`, because
     `b log Z - J(q) = b KL(q || p*)`.
 
     Args:
-        logprobs: `(prompts, responses)`, in nats, of the policy.
-        ref_logprobs: the same of the reference.
-        target_logprobs: the same of the target.
+        logprobs: array, `(prompts, responses)`, in nats. Log-probabilities under the policy.
+        ref_logprobs: array, `(prompts, responses)`, in nats. The same under the reference.
+        target_logprobs: array, `(prompts, responses)`, in nats. The same under the target.
 
     Returns:
-        Float, at least 0 up to rounding.
+        float, at least 0 up to rounding.
 
     Raises:
-        ValueError: shapes that do not fit, or a target that is the reference.
+        ValueError: If the shapes differ, or the target is the reference.
 
     Example:
         >>> reference, target = np.log([[0.5, 0.5]]), np.log([[0.75, 0.25]])
-        >>> relative_divergence(reference, reference, target)
+        >>> rlhf.evaluation.grpo_optimum.relative_divergence(reference, reference, target)
         1.0
     """
     arrays = [np.asarray(x, "float64") for x in (logprobs, ref_logprobs, target_logprobs)]
@@ -126,17 +129,17 @@ def relative_divergence(logprobs: Any, ref_logprobs: Any, target_logprobs: Any) 
 def mean_advantages(
     scores: np.ndarray, probabilities: np.ndarray, quantiles: np.ndarray
 ) -> np.ndarray:
-    """The mean of `functional.group_normalized` for a response among others of a policy.
+    """Computes the mean of `functional.group_normalized` for each response in groups of a policy.
 
     Args:
-        scores: float64 `(responses,)`.
-        probabilities: float64 `(responses,)`, that the others have.
-        quantiles: `(groups, others)`, from 0 to 1: where in the distribution of scores the others
-            of each group stand.
+        scores: float64 array, `(responses,)`. Score of each response.
+        probabilities: float64 array, `(responses,)`. Probability of each response under the policy.
+        quantiles: float64 array, `(groups, others)`, in [0, 1]. Quantiles of the distribution of
+            scores at which the other responses of each group are placed.
 
     Returns:
-        Float64 `(responses,)`. Of more than 33 different scores it is computed at 33, evenly by
-        rank, and interpolated.
+        Array, `(responses,)`, float64. If there are more than 33 distinct scores, it is computed at
+        33 of them, spaced evenly by rank, and interpolated.
     """
     levels, which = np.unique(scores, return_inverse=True)
     reached = np.cumsum(np.bincount(which, probabilities))
@@ -153,16 +156,16 @@ def mean_advantages(
 
 
 def _quantiles(group_size: int) -> np.ndarray:
-    """`(groups, others)`: every column has one number in each of as many equal parts of (0, 1)."""
+    """Returns stratified quantiles `(groups, others)`: a column has one in each equal part."""
     generator = np.random.default_rng(0)
-    parts = np.stack([generator.permutation(_DRAWS) for _ in range(group_size - 1)], axis=1)
-    return (parts + generator.random(parts.shape)) / _DRAWS
+    parts = np.stack([generator.permutation(_GROUPS) for _ in range(group_size - 1)], axis=1)
+    return (parts + generator.random(parts.shape)) / _GROUPS
 
 
 class _Tree:
-    """Beginnings of responses, numbered, and where each token of each response stands."""
+    """Prefixes of responses, numbered, and the prefix of each token of each response."""
 
-    def __init__(self, responses: optimum.Responses):
+    def __init__(self, responses: optimum.ResponseSet) -> None:
         ids, self.inside = responses
         numbers: dict[tuple[int, ...], int] = {}
         rows = [
@@ -177,24 +180,24 @@ class _Tree:
         self._places = self._before * self.shape[1] + ids[self.inside]
 
     def per_token(self, values: np.ndarray) -> np.ndarray:
-        """`(responses,)` repeated for each token that counts."""
+        """Repeats `(responses,)` once for each token that counts."""
         return np.repeat(values, self.lengths)
 
     def by_token(self, values: np.ndarray) -> np.ndarray:
-        """Sums of what is given per token, `(beginnings, tokens)`."""
+        """Sums values per token into `(prefixes, tokens)`."""
         size = self.shape[0] * self.shape[1]
         return np.bincount(self._places, values, size).reshape(self.shape)
 
-    def by_beginning(self, values: np.ndarray) -> np.ndarray:
-        """Sums of what is given per token, `(beginnings, 1)`."""
+    def by_prefix(self, values: np.ndarray) -> np.ndarray:
+        """Sums values per token into `(prefixes, 1)`."""
         return np.bincount(self._before, values, self.shape[0])[:, None]
 
     def logprobs(self, table: np.ndarray) -> np.ndarray:
-        """Of each token that counts, from `(beginnings, tokens)`."""
+        """Returns the log-probability of each token that counts, from `(prefixes, tokens)`."""
         return np.log(table.reshape(-1)[self._places])
 
     def summed(self, values: np.ndarray) -> np.ndarray:
-        """Per token to per response."""
+        """Sums values per token into `(responses,)`."""
         rows = np.zeros(self.inside.shape)
         rows[self.inside] = values
         return rows.sum(axis=1)
@@ -207,30 +210,30 @@ def _rest(
     kl_coef: float,
     quantiles: np.ndarray,
 ) -> np.ndarray:
-    """The resting point of one prompt."""
+    """Computes the resting point of one prompt."""
     start = tree.by_token(tree.per_token(np.exp(ref_logprobs)))
     start /= start.sum(axis=1, keepdims=True)
-    table, given = start, tree.logprobs(start)
+    table, ref_tokens = start, tree.logprobs(start)
     for _ in range(_STEPS):
         tokens = tree.logprobs(table)
         logprobs = tree.summed(tokens)
         probabilities = np.exp(logprobs)
         weight = tree.per_token(probabilities / tree.lengths)
         advantages = tree.per_token(mean_advantages(scores, probabilities, quantiles))
-        pulls = weight * (advantages - kl_coef * (1.0 - np.exp(given - tokens)))
-        reached = tree.by_beginning(weight)
-        used = np.where(table > 0, table, 1.0)  # a token may stand in no response
-        force = (tree.by_token(pulls) / used - tree.by_beginning(pulls)) / reached
+        pulls = weight * (advantages - kl_coef * (1.0 - np.exp(ref_tokens - tokens)))
+        reached = tree.by_prefix(weight)
+        used = np.where(table > 0, table, 1.0)  # A token may be in no response.
+        force = (tree.by_token(pulls) / used - tree.by_prefix(pulls)) / reached
         strongest = np.abs(force).max()
         if strongest < _FORCE:
             break
-        # Where k3 pulls hard, a token's force changes fast with its probability.
+        # Damp the step where the k3 term is steep, or the iteration oscillates.
         step = force / (1.0 + kl_coef * start / used)
         table = table * np.exp(_RATE * np.clip(step, -1.0, 1.0))
         table /= table.sum(axis=1, keepdims=True)
     if not strongest < _ACCEPTED:
         raise RuntimeError(
             f"No resting point after {_STEPS} steps: a force of {strongest:.2g} is left. "
-            "With a larger `kl_coef` it is nearer to the reference and found sooner."
+            "A larger `kl_coef` moves it closer to the reference, where it is found sooner."
         )
     return logprobs

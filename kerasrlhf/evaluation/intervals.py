@@ -1,15 +1,22 @@
-"""Means with their uncertainty."""
+"""Means with confidence intervals."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Interval(NamedTuple):
-    """A mean and the 95 % confidence interval around it."""
+    """A mean and its 95 % confidence interval.
+
+    Attributes:
+        mean: float. The mean.
+        low: float. Lower end of the interval.
+        high: float. Upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -19,21 +26,24 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a point."""
+        """Returns whether the two intervals have a point in common."""
         return self.low <= other.high and other.low <= self.high
 
 
-def mean_interval(values: Any) -> Interval:
-    """Mean and normal 95 % interval, mean ± 1.96 s / sqrt(n).
+def mean_interval(values: npt.ArrayLike) -> Interval:
+    """Computes the mean and its normal 95 % interval, mean ± 1.96 s / sqrt(n).
 
     Args:
-        values: numbers `(n,)`, n at least 2, independent of each other.
+        values: array of numbers, `(n,)`, n at least 2. Independent observations.
+
+    Returns:
+        `Interval`, in units of the values.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        ValueError: If there are fewer than two values, or one is not finite.
 
     Example:
-        >>> str(mean_interval([1.0, 3.0]))
+        >>> str(rlhf.evaluation.mean_interval([1.0, 3.0]))
         '2.000 [0.040, 3.960]'
     """
     values = np.asarray(values, "float64").ravel()

@@ -1,11 +1,12 @@
-"""How often, and how surely, a reward model prefers the response that people chose."""
+"""How often a reward model prefers the chosen response, and how well its scores are calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kerasrlhf.types import require_int
 
@@ -13,7 +14,14 @@ _NORMAL = 1.96
 
 
 class PairAccuracy(NamedTuple):
-    """Share of the pairs whose chosen response leads, with its 95 % interval (Wilson's)."""
+    """Fraction of the pairs whose chosen response leads, with its 95 % interval (Wilson's).
+
+    Attributes:
+        pairs: int. Number of pairs.
+        accuracy: float, in [0, 1]. Fraction of the pairs; a tie counts one half.
+        low: float. Lower end of the interval.
+        high: float. Upper end of the interval.
+    """
 
     pairs: int
     accuracy: float
@@ -22,11 +30,15 @@ class PairAccuracy(NamedTuple):
 
 
 class CalibrationBin(NamedTuple):
-    """Pairs of similar score difference.
+    """Pairs with a similar score difference.
 
-    difference: mean size of the difference, in units of score.
-    promised: mean of sigmoid(difference), the accuracy that a Bradley-Terry model stands for.
-    pairs, accuracy, low, high: as in `PairAccuracy`.
+    Attributes:
+        difference: float, in units of score. Mean absolute difference.
+        promised: float. Mean of sigmoid(difference), the accuracy under the Bradley-Terry model.
+        pairs: int. Number of pairs.
+        accuracy: float, in [0, 1]. Fraction of the pairs whose chosen response leads.
+        low: float. Lower end of its 95 % interval.
+        high: float. Upper end of the interval.
     """
 
     difference: float
@@ -37,79 +49,96 @@ class CalibrationBin(NamedTuple):
     high: float
 
 
-def preference_accuracy(scores_chosen: Any, scores_rejected: Any) -> PairAccuracy:
-    """Accuracy over all pairs; a tie counts one half.
+def preference_accuracy(
+    scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike
+) -> PairAccuracy:
+    """Computes the accuracy over all pairs; a tie counts one half.
 
     Args:
-        scores_chosen: numbers `(pairs,)`.
-        scores_rejected: numbers `(pairs,)`.
+        scores_chosen: array of numbers, `(pairs,)`, in units of score. Scores of the chosen
+            responses.
+        scores_rejected: array of numbers, `(pairs,)`, in units of score. Scores of the rejected
+            ones.
+
+    Returns:
+        `PairAccuracy`.
 
     Raises:
-        ValueError: no pairs, lengths that differ, or scores that are not finite.
+        ValueError: If there are no pairs, the lengths differ, or a score is not finite.
 
     Example:
-        >>> preference_accuracy([2.0, 1.0, 0.0, 3.0], [1.0, 1.0, 5.0, 1.0])[:2]
+        >>> chosen, rejected = [2.0, 1.0, 0.0, 3.0], [1.0, 1.0, 5.0, 1.0]
+        >>> found = rlhf.evaluation.preference_accuracy(chosen, rejected)
+        >>> found.pairs, found.accuracy
         (4, 0.625)
     """
     return _accuracy(_leads(scores_chosen, scores_rejected))
 
 
 def accuracy_by_group(
-    scores_chosen: Any, scores_rejected: Any, groups: Iterable
-) -> dict[Any, PairAccuracy]:
-    """Accuracy of each group of pairs, such as each source or each length (detail P16).
+    scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike, groups: Iterable[Hashable]
+) -> dict[Hashable, PairAccuracy]:
+    """Computes the accuracy of each group of pairs, such as each source or length (detail P16).
 
     Args:
-        scores_chosen: numbers `(pairs,)`.
-        scores_rejected: numbers `(pairs,)`.
-        groups: names `(pairs,)`, anything that can be a key of a dict.
+        scores_chosen: array of numbers, `(pairs,)`, in units of score. Scores of the chosen
+            responses.
+        scores_rejected: array of numbers, `(pairs,)`, in units of score. Scores of the rejected
+            ones.
+        groups: iterable of hashable names, `(pairs,)`. The group of each pair.
 
     Returns:
-        Dict from each name, in the order of the names' texts, to its `PairAccuracy`.
+        Dict from each name, sorted by its text, to its `PairAccuracy`.
 
     Raises:
-        ValueError: as `preference_accuracy`, or another number of names than of pairs.
+        ValueError: If the scores are not as in `preference_accuracy`, or the numbers of groups and
+            pairs differ.
 
     Example:
-        >>> groups = accuracy_by_group([2.0, 1.0, 4.0], [1.0, 3.0, 0.0], ["news", "mail", "news"])
+        >>> groups = rlhf.evaluation.accuracy_by_group(
+        ...     [2.0, 1.0, 4.0], [1.0, 3.0, 0.0], ["news", "mail", "news"])
         >>> [(name, group.pairs, group.accuracy) for name, group in groups.items()]
         [('mail', 1, 0.0), ('news', 2, 1.0)]
 
     Reference:
         Huang et al. 2024, arXiv 2403.17031: accuracy by batch, split and confidence of the labels.
     """
-    lead, groups = _leads(scores_chosen, scores_rejected), list(groups)
-    if len(groups) != len(lead):
+    lead, names = _leads(scores_chosen, scores_rejected), list(groups)
+    if len(names) != len(lead):
         raise ValueError(
-            f"Expected one group a pair. Received {len(lead)} pairs and {len(groups)} groups."
+            f"Expected one group per pair. Received {len(lead)} pairs and {len(names)} groups."
         )
     return {
-        name: _accuracy(lead[[group == name for group in groups]])
-        for name in sorted(dict.fromkeys(groups), key=str)
+        name: _accuracy(lead[[group == name for group in names]])
+        for name in sorted(dict.fromkeys(names), key=str)
     }
 
 
-def calibration(scores_chosen: Any, scores_rejected: Any, bins: int = 5) -> list[CalibrationBin]:
-    """Accuracy against the size of the score difference (detail P18).
+def calibration(
+    scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike, bins: int = 5
+) -> list[CalibrationBin]:
+    """Computes the accuracy as a function of the score difference (detail P18).
 
-    Of a calibrated reward model, pairs whose scores differ by `d` are ordered as people order them
-    in a share of `sigmoid(d)`. Pass scores on the scale that the Bradley-Terry loss was minimized
-    at: a gain that was set afterward changes the differences.
+    With a calibrated reward model, a fraction `sigmoid(d)` of the pairs whose scores differ by `d`
+    is ordered as people order them. Pass scores on the scale of the Bradley-Terry loss: a gain set
+    after training changes the differences.
 
     Args:
-        scores_chosen: numbers `(pairs,)`.
-        scores_rejected: numbers `(pairs,)`.
-        bins: int, at least 1. Bins of equal numbers of pairs, as far as that is possible.
+        scores_chosen: array of numbers, `(pairs,)`, in units of score. Scores of the chosen
+            responses.
+        scores_rejected: array of numbers, `(pairs,)`, in units of score. Scores of the rejected
+            ones.
+        bins: int, at least 1. Number of bins, of nearly equal numbers of pairs. Defaults to 5.
 
     Returns:
         List of `CalibrationBin`, from small differences to large ones.
 
     Raises:
-        ValueError: as `preference_accuracy`, or `bins` below 1.
+        ValueError: If the scores are not as in `preference_accuracy`, or `bins` is below 1.
 
     Example:
-        >>> table = calibration([0.5, 3.0, 0.0, 4.0], [0.0, 0.0, 0.5, 0.0], bins=2)
-        >>> [(row.difference, round(row.promised, 2), row.accuracy) for row in table]
+        >>> bins = rlhf.evaluation.calibration([0.5, 3.0, 0.0, 4.0], [0.0, 0.0, 0.5, 0.0], bins=2)
+        >>> [(row.difference, round(row.promised, 2), row.accuracy) for row in bins]
         [(0.5, 0.62, 0.5), (3.5, 0.97, 1.0)]
 
     Reference:
@@ -131,7 +160,7 @@ def calibration(scores_chosen: Any, scores_rejected: Any, bins: int = 5) -> list
     ]
 
 
-def _leads(scores_chosen, scores_rejected):
+def _leads(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.ndarray:
     chosen, rejected = (np.asarray(x, "float64").ravel() for x in (scores_chosen, scores_rejected))
     if len(chosen) != len(rejected) or not len(chosen):
         raise ValueError(
@@ -146,10 +175,10 @@ def _leads(scores_chosen, scores_rejected):
     return chosen - rejected
 
 
-def _accuracy(lead):
+def _accuracy(lead: np.ndarray) -> PairAccuracy:
     n, z = len(lead), _NORMAL
-    share = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    # Rounding can put the limits of an accuracy of 0 or 1 a hair outside.
-    return PairAccuracy(n, share, max(middle - half, 0.0), min(middle + half, 1.0))
+    fraction = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
+    middle = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (fraction * (1 - fraction) / n + z * z / (4 * n * n)) ** 0.5
+    # Rounding can put the limits of an accuracy of 0 or 1 slightly outside [0, 1].
+    return PairAccuracy(n, fraction, max(middle - half, 0.0), min(middle + half, 1.0))

@@ -14,27 +14,36 @@ from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.windows import window_logprobs
-from kerasrlhf.types import require_int
+from kerasrlhf.types import Tensor, require_int
 
 
 def negative_log_likelihood(
     causal_lm: Any, texts: list[str], max_length: int | None = None, batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How badly a language model predicts each text.
+    """Computes the negative log-likelihood of each text under a language model.
 
     Args:
         causal_lm: keras-hub `CausalLM` with a preprocessor.
-        texts: list of strings. Each begins with the model's start token, where it has one.
-        max_length: int, tokens of a text that are read at most, with a warning where a text is
-            longer; default: all the model can.
-        batch_size: int, rows that are read at once.
+        texts: list of str. The model's start token is prepended where it has one.
+        max_length: int, at least 2, in tokens. Longer texts are truncated, with a warning. Defaults
+            to None: the maximum of the model.
+        batch_size: int, at least 1. Rows per forward pass. Defaults to 16.
 
     Returns:
-        Nats `(texts,)` summed over each text's predicted tokens, and their number `(texts,)`. The
-        first token of a row, usually the start token, is not predicted.
+        Tuple `(nats, counts)`, each `(texts,)`: nats summed over the predicted tokens of each text,
+        and their number. The first token of a row, usually the start token, is not predicted.
 
     Raises:
-        ValueError: no texts, entries that are no strings, or a model without a preprocessor.
+        ValueError: If there are no texts, an entry is not a string, or the model has no
+            preprocessor.
+
+    Example:
+        >>> import keras_hub
+        >>> lm = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
+        >>> texts = ["Once upon a time, there was a little girl."]
+        >>> nats, counts = rlhf.evaluation.negative_log_likelihood(lm, texts)
+        >>> bool(nats[0] / counts[0] < 3)
+        True
     """
     lm_adapter.check(causal_lm)
     require_int("batch_size", batch_size, minimum=1)
@@ -47,34 +56,40 @@ def negative_log_likelihood(
     if long:
         warnings.warn(
             f"{long} of {len(rows)} texts have more than {limit} tokens; only their first {limit} "
-            "are read. Split them to measure all of it.",
+            "count. Split them to measure all of it.",
             stacklevel=2,
         )
     rows = [row[:limit] for row in rows]
     token_ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
     limits.check_ids(token_ids, mask)
 
-    def read(ids, mask):
-        starts = ops.ones((ids.shape[0],), "int32")
-        logprobs = window_logprobs(causal_lm, ids, mask, starts, ids.shape[1] - 1)
+    def nats_of(ids: Tensor, mask: Tensor) -> Tensor:
+        prompt_lengths = ops.ones((ids.shape[0],), "int32")
+        logprobs = window_logprobs(causal_lm, ids, mask, prompt_lengths, ids.shape[1] - 1)
         return masking.masked_sum(-logprobs, mask, axis=-1)
 
-    read = replica.compiled(read)
-    filled = np.arange(-(-len(rows) // batch_size) * batch_size) % len(rows)
-    nats = [
-        np.asarray(read(ops.convert_to_tensor(token_ids[part]), ops.convert_to_tensor(mask[part])))
-        for part in filled.reshape(-1, batch_size)
-    ]
-    return np.concatenate(nats)[: len(rows)], mask.sum(axis=1) - 1
+    nats = replica.in_batches(replica.compiled(nats_of), (token_ids, mask), batch_size)
+    return nats, mask.sum(axis=1) - 1
 
 
 def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
-    """exp of the nats per predicted token over all texts; arguments as above.
+    """Computes the perplexity over all texts: exp of the nats per predicted token.
+
+    Args:
+        causal_lm: keras-hub `CausalLM` with a preprocessor.
+        texts: list of str.
+        **kwargs: `max_length` and `batch_size` of `negative_log_likelihood`.
+
+    Returns:
+        float, at least 1.
+
+    Raises:
+        ValueError: If an argument is not as in `negative_log_likelihood`.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> lm = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
-        >>> perplexity(lm, ["Once upon a time, there was a little girl."]) < 20
+        >>> rlhf.evaluation.perplexity(lm, ["Once upon a time, there was a little girl."]) < 20
         True
     """
     nats, counts = negative_log_likelihood(causal_lm, texts, **kwargs)
@@ -82,10 +97,20 @@ def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
 
 
 def distinct_n(texts: list[str], n: int = 2) -> float:
-    """Distinct word n-grams over all texts, divided by the number of n-grams.
+    """Computes the number of distinct word n-grams over all texts, divided by that of all n-grams.
+
+    Args:
+        texts: list of str. Split at whitespace, in lower case.
+        n: int, at least 1. Words per n-gram. Defaults to 2.
+
+    Returns:
+        float, in [0, 1]; 0 without any n-gram.
+
+    Raises:
+        ValueError: If an entry is not a string, or `n` is below 1.
 
     Example:
-        >>> distinct_n(["a b a b"], n=2)  # a b, b a, a b
+        >>> rlhf.evaluation.distinct_n(["a b a b"], n=2)  # a b, b a, a b
         0.6666666666666666
 
     Reference:

@@ -1,6 +1,7 @@
-"""Pure functions on `keras.ops`: no state, nothing reduced unless the name says so, float32.
+"""Pure functions on `keras.ops`: stateless, float32, reduced only where the name says so.
 
-Per-token tensors are `(batch, length)`; masks are true where something counts.
+Per-token tensors are `(batch, length)`; masks are true where something counts. Every function is
+available both here and in its module: `rlhf.functional.gae` is `rlhf.functional.returns.gae`.
 """
 
 from kerasrlhf.functional import (
@@ -14,8 +15,52 @@ from kerasrlhf.functional import (
     returns,
     value_losses,
 )
+from kerasrlhf.functional.baselines import group_mean, group_normalized, leave_one_out
+from kerasrlhf.functional.direct_losses import (
+    implicit_reward,
+    ipo,
+    kto,
+    log_odds,
+    orpo,
+    response_logprobs,
+)
+from kerasrlhf.functional.kl import k1, k2, k3
+from kerasrlhf.functional.logprobs import token_entropy, token_logprobs
+from kerasrlhf.functional.masking import (
+    last_true,
+    last_true_mask,
+    loss_weights,
+    masked_mean,
+    masked_sum,
+    masked_variance,
+    response_mask,
+    whiten,
+    zero_outside,
+)
+from kerasrlhf.functional.policy_losses import (
+    clipped_policy_loss,
+    importance_weights,
+    policy_gradient_loss,
+    response_weights,
+)
+from kerasrlhf.functional.preferences import (
+    accuracy,
+    agreement,
+    best_of_k,
+    bradley_terry,
+    lead,
+    plackett_luce,
+    squared_sum,
+)
+from kerasrlhf.functional.returns import discounted_sums, gae, token_rewards
+from kerasrlhf.functional.value_losses import (
+    clipped_value_loss,
+    critic_warmup_loss,
+    explained_variance,
+)
 
 __all__ = [
+    # Modules
     "baselines",
     "direct_losses",
     "kl",
@@ -25,4 +70,49 @@ __all__ = [
     "preferences",
     "returns",
     "value_losses",
+    # Masks, sums and means
+    "zero_outside",
+    "masked_sum",
+    "masked_mean",
+    "masked_variance",
+    "whiten",
+    "response_mask",
+    "last_true_mask",
+    "last_true",
+    "loss_weights",
+    # Log-probabilities and KL
+    "token_logprobs",
+    "token_entropy",
+    "response_logprobs",
+    "k1",
+    "k2",
+    "k3",
+    # Rewards, returns and advantages
+    "token_rewards",
+    "discounted_sums",
+    "gae",
+    "leave_one_out",
+    "group_mean",
+    "group_normalized",
+    # Losses of the policy and the critic
+    "clipped_policy_loss",
+    "policy_gradient_loss",
+    "importance_weights",
+    "response_weights",
+    "clipped_value_loss",
+    "critic_warmup_loss",
+    "explained_variance",
+    # Preferences
+    "bradley_terry",
+    "best_of_k",
+    "plackett_luce",
+    "squared_sum",
+    "accuracy",
+    "agreement",
+    "lead",
+    "implicit_reward",
+    "ipo",
+    "kto",
+    "log_odds",
+    "orpo",
 ]

@@ -1,33 +1,32 @@
-"""What a response is worth beside others to the same prompt: advantages without a critic.
+"""Group baselines: advantages from several responses to one prompt, without a critic.
 
-Scores are `(groups * group_size,)`: the responses to one prompt stand next to each other.
+Scores are `(groups * group_size,)`, with the responses to one prompt in consecutive rows. Every
+function raises a `ValueError` if `scores` is not of rank 1, `group_size` is below 2, or the number
+of rows is not a multiple of `group_size`.
 """
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_rank, float32
+from kerasrlhf.functional._inputs import Tensor, check_rank, float32
 
 EPSILON = 1e-4
 
 
-def leave_one_out(scores, group_size):
-    """Each score less the mean of the other scores of its group.
+def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
+    """Subtracts from each score the mean of the other scores of its group.
 
     `advantage[i] = score[i] - sum over j != i of score[j] / (group_size - 1)`. The baseline does
-    not depend on the response itself, so the gradient stays unbiased.
+    not depend on the response itself, so the policy gradient stays unbiased.
 
     Args:
-        scores: Tensor `(batch,)`, `batch` a multiple of `group_size`.
-        group_size: int, at least 2.
+        scores: Tensor, `(batch,)`. Scores of the responses, grouped by prompt.
+        group_size: int, at least 2. Responses per prompt.
 
     Returns:
-        Tensor `(batch,)`, float32, of the unit of the scores.
-
-    Raises:
-        ValueError: When the group is smaller than 2 or does not divide the rows.
+        Tensor, `(batch,)`, float32, in units of the scores.
 
     Example:
-        >>> leave_one_out([1.0, 4.0, 7.0], group_size=3).numpy().tolist()
+        >>> rlhf.functional.leave_one_out([1.0, 4.0, 7.0], group_size=3).numpy().tolist()
         [-4.5, 0.0, 4.5]
 
     Reference:
@@ -39,24 +38,21 @@ def leave_one_out(scores, group_size):
     return ops.reshape(grouped - others, (-1,))
 
 
-def group_mean(scores, group_size):
-    """Each score less the mean of its whole group.
+def group_mean(scores: Tensor, group_size: int) -> Tensor:
+    """Subtracts from each score the mean of its whole group.
 
-    `advantage[i] = score[i] - mean(score)`. It is `leave_one_out` times
+    `advantage[i] = score[i] - mean(score)`, which is `leave_one_out` times
     `(group_size - 1) / group_size`.
 
     Args:
-        scores: Tensor `(batch,)`, `batch` a multiple of `group_size`.
-        group_size: int, at least 2.
+        scores: Tensor, `(batch,)`. Scores of the responses, grouped by prompt.
+        group_size: int, at least 2. Responses per prompt.
 
     Returns:
-        Tensor `(batch,)`, float32, of the unit of the scores.
-
-    Raises:
-        ValueError: When the group is smaller than 2 or does not divide the rows.
+        Tensor, `(batch,)`, float32, in units of the scores.
 
     Example:
-        >>> group_mean([1.0, 4.0, 7.0], group_size=3).numpy().tolist()
+        >>> rlhf.functional.group_mean([1.0, 4.0, 7.0], group_size=3).numpy().tolist()
         [-3.0, 0.0, 3.0]
 
     Reference:
@@ -66,25 +62,23 @@ def group_mean(scores, group_size):
     return ops.reshape(grouped - ops.mean(grouped, axis=1, keepdims=True), (-1,))
 
 
-def group_normalized(scores, group_size, epsilon=EPSILON):
-    """Each score less the mean of its group, divided by the group's standard deviation.
+def group_normalized(scores: Tensor, group_size: int, epsilon: float = EPSILON) -> Tensor:
+    """Normalizes each score by the mean and standard deviation of its group.
 
-    `(score[i] - mean(score)) / (std(score) + epsilon)`, with the population deviation. A group of
-    equal scores gets zeros.
+    `(score[i] - mean(score)) / (std(score) + epsilon)`, with the population standard deviation. A
+    group of equal scores becomes zeros.
 
     Args:
-        scores: Tensor `(batch,)`, `batch` a multiple of `group_size`.
-        group_size: int, at least 2.
-        epsilon: Number added to the deviation.
+        scores: Tensor, `(batch,)`. Scores of the responses, grouped by prompt.
+        group_size: int, at least 2. Responses per prompt.
+        epsilon: float, in units of the scores. Added to the standard deviation. Defaults to 1e-4.
 
     Returns:
-        Tensor `(batch,)`, float32, without unit.
-
-    Raises:
-        ValueError: When the group is smaller than 2 or does not divide the rows.
+        Tensor, `(batch,)`, float32, without unit.
 
     Example:
-        >>> [round(x, 2) for x in group_normalized([1.0, 3.0], group_size=2).numpy().tolist()]
+        >>> advantages = rlhf.functional.group_normalized([1.0, 3.0], group_size=2)
+        >>> [round(x, 2) for x in advantages.numpy().tolist()]
         [-1.0, 1.0]
 
     Reference:
@@ -95,7 +89,7 @@ def group_normalized(scores, group_size, epsilon=EPSILON):
     return ops.reshape(centered / (deviation + epsilon), (-1,))
 
 
-def _grouped(scores, group_size):
+def _grouped(scores: Tensor, group_size: int) -> Tensor:
     scores = float32(scores)
     check_rank("scores", scores, ("batch",))
     if group_size < 2:
@@ -107,6 +101,6 @@ def _grouped(scores, group_size):
     if rows is not None and rows % group_size:
         raise ValueError(
             f"{rows} scores cannot be divided into groups of {group_size}. The rows of a group "
-            "stand next to each other, and all groups are of one size."
+            "must be consecutive, and all groups must have the same size."
         )
     return ops.reshape(scores, (-1, group_size))

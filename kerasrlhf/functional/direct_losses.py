@@ -1,12 +1,14 @@
 """Preference losses on a policy's own log-probabilities, without a reward model.
 
-A response has one number: the sum of its tokens' log-probabilities, or their mean. Candidate 0 is
-the preferred one, as in `preferences`.
+Each response is reduced to one number: the sum of its tokens' log-probabilities, or their mean.
+Candidate 0 is the preferred one, as in `preferences`. Every function raises a `ValueError` if the
+static shapes are not the documented ones or a number is outside its range.
 """
 
 from keras import ops
 
 from kerasrlhf.functional._inputs import (
+    Tensor,
     boolean,
     check_candidates,
     check_positive,
@@ -17,30 +19,28 @@ from kerasrlhf.functional._inputs import (
 from kerasrlhf.functional.masking import masked_sum
 from kerasrlhf.functional.preferences import bradley_terry
 
-_CERTAIN = -1e-6  # log-probabilities above it count as this one
+_CERTAIN = -1e-6  # Log-probabilities above this are clipped to it.
 
 
-def response_logprobs(logprobs, mask, average=False):
-    """Log-probability of each response: the sum over its tokens, or their mean.
+def response_logprobs(logprobs: Tensor, mask: Tensor, average: bool = False) -> Tensor:
+    """Computes the log-probability of each response: the sum over its tokens, or their mean.
 
-    `sum_t mask[t] logprobs[t]`, with `average` divided by `sum_t mask[t]`; 0 without a token.
+    `sum_t mask[t] logprobs[t]`, divided by `sum_t mask[t]` with `average`; 0 for a response
+    without tokens.
 
     Args:
-        logprobs: Tensor `(..., length)`, in nats.
-        mask: Tensor of that shape, bool, true on response tokens.
-        average: Whether to divide by the number of response tokens.
+        logprobs: Tensor, `(..., length)`, in nats. Log-probabilities of the tokens.
+        mask: Tensor, `(..., length)`, bool. True on response tokens.
+        average: bool. Whether to divide by the number of response tokens. Defaults to False.
 
     Returns:
-        Tensor `(...)`, float32, in nats, or nats per token with `average`.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(...)`, float32, in nats, or in nats per token with `average`.
 
     Example:
         >>> logprobs, mask = [[-9.0, -1.0, -2.0]], [[False, True, True]]
-        >>> response_logprobs(logprobs, mask).numpy().tolist()
+        >>> rlhf.functional.response_logprobs(logprobs, mask).numpy().tolist()
         [-3.0]
-        >>> response_logprobs(logprobs, mask, average=True).numpy().tolist()
+        >>> rlhf.functional.response_logprobs(logprobs, mask, average=True).numpy().tolist()
         [-1.5]
 
     Reference:
@@ -53,26 +53,30 @@ def response_logprobs(logprobs, mask, average=False):
     return total / ops.maximum(ops.sum(float32(boolean(mask)), axis=-1), 1.0)
 
 
-def implicit_reward(logprobs, ref_logprobs, beta=1.0, reference_point=0.0):
-    """The score for which a policy is the best one, up to a constant of the prompt.
+def implicit_reward(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    beta: float | Tensor = 1.0,
+    reference_point: float | Tensor = 0.0,
+) -> Tensor:
+    """Computes the score that makes a policy optimal, up to a constant per prompt.
 
-    `beta (log pi(y|x) - log ref(y|x) - reference_point)`: with that score `r` the best policy under
-    `E[r] - beta KL` is `pi` itself. With `beta` 1 it is the log-ratio.
+    `beta (log pi(y|x) - log ref(y|x) - reference_point)`: with that score `r`, the policy that
+    maximizes `E[r] - beta KL` is `pi` itself. With `beta` 1 it is the log-ratio.
 
     Args:
-        logprobs: Tensor of any shape, in nats, of responses under the policy.
-        ref_logprobs: Tensor of that shape, under the reference.
-        beta: Number above 0, units of score per nat.
-        reference_point: Number or tensor that can be subtracted, in nats; KTO's `z0`.
+        logprobs: Tensor, any shape, in nats. Log-probabilities of responses under the policy.
+        ref_logprobs: Tensor, the shape of `logprobs`, in nats. The same under the reference.
+        beta: float, above 0, in units of score per nat. Defaults to 1.0.
+        reference_point: float or Tensor that broadcasts to `logprobs`, in nats. Subtracted from
+            the log-ratio; KTO's `z0`. Defaults to 0.0.
 
     Returns:
-        Tensor of the shape of `logprobs`, float32, in units of score.
-
-    Raises:
-        ValueError: When the static shapes differ or `beta` is not above 0.
+        Tensor, the shape of `logprobs`, float32, in units of score.
 
     Example:
-        >>> implicit_reward([[-1.0, -4.0]], [[-2.0, -2.0]], beta=0.5).numpy().tolist()
+        >>> logprobs, ref_logprobs = [[-1.0, -4.0]], [[-2.0, -2.0]]
+        >>> rlhf.functional.implicit_reward(logprobs, ref_logprobs, beta=0.5).numpy().tolist()
         [[0.5, -1.0]]
 
     Reference:
@@ -85,26 +89,24 @@ def implicit_reward(logprobs, ref_logprobs, beta=1.0, reference_point=0.0):
     return beta * (logprobs - ref_logprobs - reference_point)
 
 
-def ipo(log_ratios, beta):
-    """Squared distance of the lead of candidate 0 from a fixed one.
+def ipo(log_ratios: Tensor, beta: float | Tensor) -> Tensor:
+    """Computes the squared distance of candidate 0's lead from `1 / (2 beta)`.
 
-    `mean over j > 0 of (h[0] - h[j] - 1 / (2 beta))^2` with `h = log pi - log ref`. With labels of
-    a preference `p(y > y')` over pairs drawn from one list the best log-ratio is `E_y'[p(y > y')] /
-    beta` and a constant: finite also where one response always wins.
+    `mean over j > 0 of (h[0] - h[j] - 1 / (2 beta))^2` with `h = log pi - log ref`. If labels
+    follow a preference `p(y > y')` over pairs sampled from one list, the optimal log-ratio is
+    `E_y'[p(y > y')] / beta` plus a constant, which is finite even if one response always wins.
 
     Args:
-        log_ratios: Tensor `(batch, candidates)`, in nats, the preferred one first.
-        beta: Number above 0: the paper's tau.
+        log_ratios: Tensor, `(batch, candidates)`, in nats, at least two candidates. Log-ratios of
+            policy and reference, the preferred candidate first.
+        beta: float, above 0. The paper's tau.
 
     Returns:
-        Tensor `(batch,)`, float32, at least 0, in squared nats.
-
-    Raises:
-        ValueError: When `log_ratios` is not `(batch, candidates)` with two candidates or more, or
-            `beta` is not above 0.
+        Tensor, `(batch,)`, float32, in squared nats, at least 0.
 
     Example:
-        >>> ipo([[3.0, 1.0], [0.0, 0.0]], beta=0.5).numpy().tolist()  # leads of 2 and 0 against 1
+        >>> log_ratios = [[3.0, 1.0], [0.0, 0.0]]  # leads of 2 and 0; the target is 1
+        >>> rlhf.functional.ipo(log_ratios, beta=0.5).numpy().tolist()
         [1.0, 1.0]
 
     Reference:
@@ -117,31 +119,32 @@ def ipo(log_ratios, beta):
     return ops.mean(ops.square(leads - 1.0 / (2.0 * beta)), axis=1)
 
 
-def kto(rewards, desirable_weight=1.0, undesirable_weight=1.0, desirable=None):
-    """How far each response is from being surely what it is said to be, desirable or undesirable.
+def kto(
+    rewards: Tensor,
+    desirable_weight: float | Tensor = 1.0,
+    undesirable_weight: float | Tensor = 1.0,
+    desirable: Tensor | None = None,
+) -> Tensor:
+    """Computes the Kahneman-Tversky loss of desirable and undesirable responses.
 
-    `lambda_D (1 - sigmoid(r))` of desirable ones and `lambda_U (1 - sigmoid(-r))` of the others,
-    meaned over the candidates: each is judged by itself, against the reference point that `r` is
-    measured from.
+    `lambda_D (1 - sigmoid(r))` for desirable responses and `lambda_U (1 - sigmoid(-r))` for the
+    others, averaged over the candidates. Each response is judged by itself, relative to the
+    reference point that `r` is measured from.
 
     Args:
-        rewards: Tensor `(batch, candidates)`, `beta (log pi - log ref - z0)`.
-        desirable_weight: Number, at least 0: `lambda_D`.
-        undesirable_weight: Number, at least 0: `lambda_U`.
-        desirable: Tensor of that shape, bool. None: the first of two candidates or more is
-            desirable, and the others are not.
+        rewards: Tensor, `(batch, candidates)`. Implicit rewards `beta (log pi - log ref - z0)`.
+        desirable_weight: float, at least 0. `lambda_D`. Defaults to 1.0.
+        undesirable_weight: float, at least 0. `lambda_U`. Defaults to 1.0.
+        desirable: Tensor, `(batch, candidates)`, bool. Which responses are desirable. Defaults to
+            None: the first of two or more candidates only.
 
     Returns:
-        Tensor `(batch,)`, float32, from 0 to the larger weight.
-
-    Raises:
-        ValueError: When `rewards` is not `(batch, candidates)`, has one candidate and no
-            `desirable`, or the shapes differ.
+        Tensor, `(batch,)`, float32, from 0 to the larger weight.
 
     Example:
-        >>> kto([[0.0, 0.0], [99.0, 0.0], [99.0, -99.0]]).numpy().tolist()
+        >>> rlhf.functional.kto([[0.0, 0.0], [99.0, 0.0], [99.0, -99.0]]).numpy().tolist()
         [0.5, 0.25, 0.0]
-        >>> kto([[99.0], [99.0]], desirable=[[True], [False]]).numpy().tolist()
+        >>> rlhf.functional.kto([[99.0], [99.0]], desirable=[[True], [False]]).numpy().tolist()
         [0.0, 1.0]
 
     Reference:
@@ -162,24 +165,21 @@ def kto(rewards, desirable_weight=1.0, undesirable_weight=1.0, desirable=None):
     return ops.mean(losses, axis=1)
 
 
-def log_odds(logprobs):
-    """Logarithm of the odds of an event with these log-probabilities.
+def log_odds(logprobs: Tensor) -> Tensor:
+    """Computes the logarithm of the odds of events with these log-probabilities.
 
-    `log(p / (1 - p)) = logprobs - log(1 - exp(logprobs))`. Probabilities above 0.999999 count as
-    that one, so that the odds stay finite.
+    `log(p / (1 - p)) = logprobs - log(1 - exp(logprobs))`. Probabilities are clipped at 0.999999,
+    so the odds stay finite.
 
     Args:
-        logprobs: Tensor of any shape, in nats, at most 0; ORPO takes means per token.
+        logprobs: Tensor, any shape, in nats, at most 0. ORPO passes means per token.
 
     Returns:
-        Tensor of that shape, float32, in nats.
-
-    Raises:
-        ValueError: When `logprobs` is no number.
+        Tensor, the shape of `logprobs`, float32, in nats.
 
     Example:
         >>> import math
-        >>> odds = log_odds([math.log(0.75), math.log(0.5)])  # log 3 and log 1
+        >>> odds = rlhf.functional.log_odds([math.log(0.75), math.log(0.5)])  # log 3 and log 1
         >>> [round(x, 4) + 0.0 for x in odds.numpy().tolist()]
         [1.0986, 0.0]
 
@@ -190,26 +190,25 @@ def log_odds(logprobs):
     return logprobs - ops.log(-ops.expm1(logprobs))
 
 
-def orpo(mean_logprobs, coef=0.1):
-    """Likelihood of candidate 0 and the odds of it against the others, in one loss.
+def orpo(mean_logprobs: Tensor, coef: float | Tensor = 0.1) -> Tensor:
+    """Computes the negative log-likelihood of candidate 0 plus an odds-ratio penalty.
 
-    `-m[0] + coef * mean over j > 0 of -log sigmoid(log_odds(m[0]) - log_odds(m[j]))` with `m` the
-    mean log-probability of a response's tokens.
+    `-m[0] + coef * mean over j > 0 of -log sigmoid(log_odds(m[0]) - log_odds(m[j]))`, where `m` is
+    the mean log-probability of a response's tokens.
 
     Args:
-        mean_logprobs: Tensor `(batch, candidates)`, in nats per token, the preferred one first.
-        coef: Number, at least 0: the paper's lambda.
+        mean_logprobs: Tensor, `(batch, candidates)`, in nats per token, at least two candidates.
+            Mean log-probabilities of the responses, the preferred one first.
+        coef: float, at least 0. Weight of the odds ratio; the paper's lambda. Defaults to 0.1.
 
     Returns:
-        Tensor `(batch,)`, float32, in nats, at least 0.
-
-    Raises:
-        ValueError: When `mean_logprobs` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in nats, at least 0.
 
     Example:
         >>> import math
         >>> half, quarter = math.log(0.5), math.log(0.25)  # odds of 1 and 1/3
-        >>> round(float(orpo([[half, quarter]], coef=1.0)[0]), 4)  # log 2 + log 4/3
+        >>> loss = rlhf.functional.orpo([[half, quarter]], coef=1.0)
+        >>> round(float(loss[0]), 4)  # log 2 + log 4/3
         0.9808
 
     Reference:

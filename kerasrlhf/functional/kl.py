@@ -1,31 +1,29 @@
-"""Three estimators, per sampled token, of KL(policy || reference).
+"""Three per-token estimators of KL(policy || reference).
 
-All take tokens sampled from the policy and use `d = logprobs - ref_logprobs`. `k1` belongs into the
-reward; `k2` and `k3` are for losses and for logging.
+All take tokens sampled from the policy and use `d = logprobs - ref_logprobs`. `k1` belongs in the
+reward; `k2` and `k3` are for losses and for logging. Each takes two tensors `(batch, length)` in
+nats and raises a `ValueError` if their static shapes differ.
 """
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_same_shape, float32
+from kerasrlhf.functional._inputs import Tensor, check_same_shape, float32
 
 
-def k1(logprobs, ref_logprobs):
-    """The log ratio: unbiased, of either sign.
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Computes the log-ratio `d`: unbiased, of either sign.
 
-    `d`. Its sum over a response is the KL term of the reward, in nats per sequence.
+    Its sum over a response is the KL term of the reward, in nats per sequence.
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy.
-        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy.
+        ref_logprobs: Tensor, `(batch, length)`, in nats. The same under the reference.
 
     Returns:
-        Tensor `(batch, length)`, float32, in nats.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch, length)`, float32, in nats.
 
     Example:
-        >>> k1([[-1.0]], [[-3.0]]).numpy().tolist()
+        >>> rlhf.functional.k1([[-1.0]], [[-3.0]]).numpy().tolist()
         [[2.0]]
 
     Reference:
@@ -37,23 +35,20 @@ def k1(logprobs, ref_logprobs):
     return logprobs - ref_logprobs
 
 
-def k2(logprobs, ref_logprobs):
-    """Half the squared log ratio: biased, never negative, of small variance.
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Computes half the squared log-ratio, `d^2 / 2`: biased, never negative, of low variance.
 
-    `d^2 / 2`. With the new and the old policy its masked mean is `approxkl` (S1).
+    Between the new and the old policy, its masked mean is `approxkl` (S1).
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy.
-        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy.
+        ref_logprobs: Tensor, `(batch, length)`, in nats. The same under the reference.
 
     Returns:
-        Tensor `(batch, length)`, float32, in nats, at least 0.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch, length)`, float32, at least 0.
 
     Example:
-        >>> k2([[-1.0]], [[-4.0]]).numpy().tolist()
+        >>> rlhf.functional.k2([[-1.0]], [[-4.0]]).numpy().tolist()
         [[4.5]]
 
     Reference:
@@ -62,24 +57,20 @@ def k2(logprobs, ref_logprobs):
     return 0.5 * ops.square(k1(logprobs, ref_logprobs))
 
 
-def k3(logprobs, ref_logprobs):
-    """The inverse ratio less its tangent: unbiased and never negative.
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Computes `exp(-d) - 1 + d`: unbiased and never negative.
 
-    `exp(-d) - 1 + d`. Its gradient is not that of the reverse KL, so it stays out of the reward
-    (M6).
+    Its gradient is not that of the reverse KL, so it stays out of the reward (M6).
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy.
-        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy.
+        ref_logprobs: Tensor, `(batch, length)`, in nats. The same under the reference.
 
     Returns:
-        Tensor `(batch, length)`, float32, in nats, at least 0.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch, length)`, float32, in nats, at least 0.
 
     Example:
-        >>> round(float(k3([[-1.0]], [[-2.0]])[0, 0]), 4)  # 1 / e
+        >>> round(float(rlhf.functional.k3([[-1.0]], [[-2.0]])[0, 0]), 4)  # 1 / e
         0.3679
 
     Reference:

@@ -1,31 +1,34 @@
-"""Log probabilities of chosen tokens, and the entropy of the choice."""
+"""Log-probabilities of chosen tokens, and the entropy of the choice.
+
+Every function raises a `ValueError` if `temperature` is not above 0 or static shapes do not match.
+"""
+
+from typing import Any
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
+from kerasrlhf.functional._inputs import Tensor, check_positive, check_same_shape, float32
 
 
-def token_logprobs(logits, token_ids, temperature=1.0):
-    """Log probability of each token under the logits that stand at the same position.
+def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """Computes the log-probability of each token under the logits at the same position.
 
     `logits[t, id] / temperature - logsumexp(logits[t] / temperature)`. Nothing is shifted:
-    `logits[:, t]` chose `token_ids[:, t]`. No tensor of the vocabulary's size is kept besides the
-    logits.
+    `logits[:, t]` chose `token_ids[:, t]`. Apart from the logits, no tensor of the vocabulary's
+    size is kept.
 
     Args:
-        logits: Tensor `(..., vocab)`.
-        token_ids: Tensor `(...)`, integers in [0, vocab).
-        temperature: Number above 0 by which the logits are divided, as in sampling.
+        logits: Tensor, `(..., vocab)`. Unnormalized log-probabilities.
+        token_ids: Tensor, `(...)`, integers in [0, vocab). The chosen tokens.
+        temperature: float or scalar Tensor, above 0. Divides the logits, as in sampling. Defaults
+            to 1.0.
 
     Returns:
-        Tensor `(...)`, float32, in nats, at most 0.
-
-    Raises:
-        ValueError: When `temperature` is not above 0 or the static shapes do not match.
+        Tensor, `(...)`, float32, in nats, at most 0.
 
     Example:
         >>> import math
-        >>> chosen = token_logprobs([[math.log(3.0), 0.0]], [0])
+        >>> chosen = rlhf.functional.token_logprobs([[math.log(3.0), 0.0]], [0])
         >>> round(math.exp(float(chosen[0])), 4)
         0.75
 
@@ -40,22 +43,22 @@ def token_logprobs(logits, token_ids, temperature=1.0):
     return _chosen_logprobs(logits, indices, temperature)
 
 
-def _chosen_logprobs(logits, indices, temperature):
-    """The log-probabilities, with the gradient `(onehot - softmax) / temperature` written down.
+def _chosen_logprobs(logits: Tensor, indices: Tensor, temperature: float | Tensor) -> Tensor:
+    """Computes log-probabilities with the explicit gradient `(onehot - softmax) / temperature`.
 
-    Derived automatically it would keep a second tensor of the vocabulary's size and scatter into a
-    third, which XLA does one element at a time.
+    Automatic differentiation would keep a second tensor of the vocabulary's size and scatter into
+    a third, which XLA does one element at a time.
     """
 
     @ops.custom_gradient
-    def chosen_logprobs(logits):
+    def chosen_logprobs(logits: Tensor) -> tuple[Tensor, Any]:
         scaled = float32(logits) / temperature
-        # The peak leaves before the rounding: logits near -100 (GPT-2) would cost two digits.
+        # Subtract the peak before rounding: logits near -100 (GPT-2) would cost two digits.
         peak = ops.max(scaled, axis=-1, keepdims=True)
         normalizer = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1, keepdims=True))
         chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature - peak
 
-        def gradient(*args, upstream=None):
+        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
             upstream = args[0] if upstream is None else upstream
             hit = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), indices)
             probabilities = ops.exp(float32(logits) / temperature - peak - normalizer)
@@ -67,24 +70,21 @@ def _chosen_logprobs(logits, indices, temperature):
     return chosen_logprobs(logits)
 
 
-def token_entropy(logits, temperature=1.0):
-    """Exact entropy of the distribution at each position.
+def token_entropy(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """Computes the exact entropy of the distribution at each position.
 
     `-sum_id p[id] log p[id]` with `p = softmax(logits / temperature)`. A token with a logit of
     `-inf` (forbidden) adds nothing.
 
     Args:
-        logits: Tensor `(..., vocab)`.
-        temperature: Number above 0 by which the logits are divided.
+        logits: Tensor, `(..., vocab)`. Unnormalized log-probabilities.
+        temperature: float or scalar Tensor, above 0. Divides the logits. Defaults to 1.0.
 
     Returns:
-        Tensor `(...)`, float32, in nats, from 0 to log(vocab).
-
-    Raises:
-        ValueError: When `temperature` is not above 0.
+        Tensor, `(...)`, float32, in nats, from 0 to log(vocab).
 
     Example:
-        >>> round(float(token_entropy([0.0, 0.0, 0.0, 0.0])), 4)  # log 4
+        >>> round(float(rlhf.functional.token_entropy([0.0, 0.0, 0.0, 0.0])), 4)  # log 4
         1.3863
 
     Reference:

@@ -1,35 +1,35 @@
 """Sums, means and whitening over the true positions of a mask.
 
-Whatever stands outside the mask, `inf` and `nan` included, is replaced *before* any arithmetic:
-it changes no result and, because `0 * inf` never arises, no gradient either.
+Values outside the mask, `inf` and `nan` included, are replaced *before* any arithmetic: they
+change no result and, because `0 * inf` never arises, no gradient either. Every function raises a
+`ValueError` if the static shapes of its tensors differ or a rank is not the documented one.
 """
+
+from collections.abc import Sequence
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import boolean, check_rank, check_same_shape, float32
+from kerasrlhf.functional._inputs import Tensor, boolean, check_rank, check_same_shape, float32
 
 EPSILON = 1e-8
 REDUCTIONS = ("token", "sequence", "fixed")
 
 
-def zero_outside(x, mask):
-    """Keep `x` where the mask is true and put zeros elsewhere.
+def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
+    """Keeps `x` where the mask is true and puts zeros elsewhere.
 
-    `result[t] = x[t] if mask[t] else 0`. Apply it to the *inputs* of a per-token formula that takes
-    no mask when their padding may hold anything: the gradient stays finite then.
+    `result[t] = x[t] if mask[t] else 0`. If a per-token formula takes no mask and its padding may
+    hold anything, apply this function to the formula's *inputs*: then its gradient stays finite.
 
     Args:
-        x: Tensor of any shape.
-        mask: Tensor of the shape of `x`, bool.
+        x: Tensor, any shape. Values to keep or replace.
+        mask: Tensor, the shape of `x`, bool. True where `x` is kept.
 
     Returns:
-        Tensor of the shape of `x`, float32.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, the shape of `x`, float32.
 
     Example:
-        >>> zero_outside([3.0, float("nan")], [True, False]).numpy().tolist()
+        >>> rlhf.functional.zero_outside([3.0, float("nan")], [True, False]).numpy().tolist()
         [3.0, 0.0]
     """
     x, mask = float32(x), boolean(mask)
@@ -37,47 +37,42 @@ def zero_outside(x, mask):
     return ops.where(mask, x, 0.0)
 
 
-def masked_sum(x, mask, axis=None):
-    """Sum over the true positions.
+def masked_sum(x: Tensor, mask: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+    """Computes the sum over the true positions.
 
-    `sum_t mask[t] x[t]`; 0 when no position is true.
+    `sum_t mask[t] x[t]`; 0 if no position is true.
 
     Args:
-        x: Tensor of any shape.
-        mask: Tensor of the shape of `x`, bool.
-        axis: Axis or axes to sum over; None sums over all.
+        x: Tensor, any shape. Values to add up.
+        mask: Tensor, the shape of `x`, bool. True where a value counts.
+        axis: int or sequence of ints. Axes to sum over. Defaults to None: all of them.
 
     Returns:
-        Tensor, float32: a scalar, or the axes that are left.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, float32, with the axes that are left: a scalar if `axis` is None.
 
     Example:
-        >>> sums = masked_sum([[1.0, 2.0], [4.0, 8.0]], [[True, True], [True, False]], axis=1)
-        >>> sums.numpy().tolist()
+        >>> x, mask = [[1.0, 2.0], [4.0, 8.0]], [[True, True], [True, False]]
+        >>> rlhf.functional.masked_sum(x, mask, axis=1).numpy().tolist()
         [3.0, 4.0]
     """
     return ops.sum(zero_outside(x, mask), axis=axis)
 
 
-def masked_mean(x, mask):
-    """Mean over all true positions of the whole tensor, not a mean of the means of the rows.
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Computes the mean over all true positions of the whole tensor.
 
-    `sum mask x / sum mask`; 0 when no position is true.
+    `sum mask x / sum mask`, not a mean of row means; 0 if no position is true.
 
     Args:
-        x: Tensor of any shape.
-        mask: Tensor of the shape of `x`, bool.
+        x: Tensor, any shape. Values to average.
+        mask: Tensor, the shape of `x`, bool. True where a value counts.
 
     Returns:
-        Scalar, float32.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, scalar, float32.
 
     Example:
-        >>> float(masked_mean([[1.0, 2.0], [6.0, 9.0]], [[True, True], [True, False]]))
+        >>> x, mask = [[1.0, 2.0], [6.0, 9.0]], [[True, True], [True, False]]
+        >>> float(rlhf.functional.masked_mean(x, mask))
         3.0
 
     Reference:
@@ -88,23 +83,20 @@ def masked_mean(x, mask):
     return masked_sum(x, mask) / ops.maximum(count, 1.0)
 
 
-def masked_variance(x, mask):
-    """Population variance over all true positions of the whole tensor.
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Computes the population variance over all true positions of the whole tensor.
 
-    `sum mask (x - mean)^2 / sum mask`: divided by the count, not by the count less one.
+    `sum mask (x - mean)^2 / sum mask`: divided by the count, not by the count minus one.
 
     Args:
-        x: Tensor of any shape.
-        mask: Tensor of the shape of `x`, bool.
+        x: Tensor, any shape. Values whose variance is computed.
+        mask: Tensor, the shape of `x`, bool. True where a value counts.
 
     Returns:
-        Scalar, float32; 0 when at most one position is true.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, scalar, float32; 0 if at most one position is true.
 
     Example:
-        >>> float(masked_variance([1.0, 3.0, 100.0], [True, True, False]))
+        >>> float(rlhf.functional.masked_variance([1.0, 3.0, 100.0], [True, True, False]))
         1.0
 
     Reference:
@@ -115,27 +107,25 @@ def masked_variance(x, mask):
     return masked_mean(ops.square(x - masked_mean(x, mask)), mask)
 
 
-def whiten(x, mask, center=True):
-    """Scale the true positions to variance 1 and, with `center`, to mean 0.
+def whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
+    """Scales the true positions to variance 1 and, with `center`, shifts them to mean 0.
 
-    `(x - mean) / sqrt(variance + 1e-8)`, plus the mean again when `center` is False.
+    `(x - mean) / sqrt(variance + 1e-8)`, plus the mean again if `center` is False.
 
     Args:
-        x: Tensor of any shape.
-        mask: Tensor of the shape of `x`, bool.
-        center: True moves the mean to 0 (advantages); False leaves it where it is (rewards). A
-            flag that does the opposite is a known mistake (M4).
+        x: Tensor, any shape. Values to whiten.
+        mask: Tensor, the shape of `x`, bool. True where a value counts.
+        center: bool. True moves the mean to 0 (advantages); False keeps it (rewards). A flag with
+            the opposite meaning is a known mistake (M4). Defaults to True.
 
     Returns:
-        Tensor of the shape of `x`, float32, zero outside the mask.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, the shape of `x`, float32, zero outside the mask.
 
     Example:
-        >>> [round(v, 3) for v in whiten([1.0, 5.0, 7.0], [True, True, False]).numpy().tolist()]
+        >>> x, mask = [1.0, 5.0, 7.0], [True, True, False]
+        >>> [round(v, 3) for v in rlhf.functional.whiten(x, mask).numpy().tolist()]
         [-1.0, 1.0, 0.0]
-        >>> kept = whiten([1.0, 5.0, 7.0], [True, True, False], center=False)
+        >>> kept = rlhf.functional.whiten(x, mask, center=False)
         >>> [round(v, 3) for v in kept.numpy().tolist()]
         [2.0, 4.0, 0.0]
 
@@ -149,24 +139,22 @@ def whiten(x, mask, center=True):
     return zero_outside(whitened if center else whitened + mean, mask)
 
 
-def response_mask(prompt_lengths, response_lengths, length: int):
-    """Where the response stands in rows that hold prompt, response and right padding.
+def response_mask(prompt_lengths: Tensor, response_lengths: Tensor, length: int) -> Tensor:
+    """Returns the response positions of rows that hold prompt, response and right padding.
 
     `mask[b, t] = prompt_lengths[b] <= t < prompt_lengths[b] + response_lengths[b]`.
 
     Args:
-        prompt_lengths: Tensor `(batch,)`, integers, in tokens.
-        response_lengths: Tensor `(batch,)`, integers, in tokens, the end token counted.
-        length: Number of columns.
+        prompt_lengths: Tensor, `(batch,)`, integers, in tokens. Where each response starts.
+        response_lengths: Tensor, `(batch,)`, integers, in tokens. The end token counts.
+        length: int. Number of columns.
 
     Returns:
-        Tensor `(batch, length)`, bool.
-
-    Raises:
-        ValueError: When a length tensor is not of rank 1 or the two differ in size.
+        Tensor, `(batch, length)`, bool.
 
     Example:
-        >>> response_mask([1, 2], [2, 1], length=4).numpy().astype(int).tolist()
+        >>> mask = rlhf.functional.response_mask([1, 2], [2, 1], length=4)
+        >>> mask.numpy().astype(int).tolist()
         [[0, 1, 1, 0], [0, 0, 1, 0]]
     """
     start = ops.cast(ops.convert_to_tensor(prompt_lengths), "int32")
@@ -178,20 +166,17 @@ def response_mask(prompt_lengths, response_lengths, length: int):
     return ops.logical_and(begun, positions < (start + size)[:, None])
 
 
-def last_true_mask(mask):
-    """True at the last true position of each row and nowhere else.
+def last_true_mask(mask: Tensor) -> Tensor:
+    """Returns a mask of the last true position of each row.
 
     Args:
-        mask: Tensor `(batch, length)`, bool.
+        mask: Tensor, `(batch, length)`, bool. Any mask.
 
     Returns:
-        Tensor `(batch, length)`, bool; a row without a true position stays all false.
-
-    Raises:
-        ValueError: When the mask is not of rank 2.
+        Tensor, `(batch, length)`, bool; a row without a true position stays all false.
 
     Example:
-        >>> last_true_mask([[True, True, False]]).numpy().tolist()
+        >>> rlhf.functional.last_true_mask([[True, True, False]]).numpy().tolist()
         [[False, True, False]]
     """
     mask = boolean(mask)
@@ -201,21 +186,18 @@ def last_true_mask(mask):
     return ops.equal(positions, last)
 
 
-def last_true(x, mask):
-    """The value at the last true position of each row: the score at the last real token.
+def last_true(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns the value at the last true position of each row, such as the score of a response.
 
     Args:
-        x: Tensor `(batch, length)`.
-        mask: Tensor `(batch, length)`, bool.
+        x: Tensor, `(batch, length)`. Values per token.
+        mask: Tensor, `(batch, length)`, bool. True on real tokens.
 
     Returns:
-        Tensor `(batch,)`, float32; 0 for a row without a true position.
-
-    Raises:
-        ValueError: When the mask is not of rank 2 or the static shapes differ.
+        Tensor, `(batch,)`, float32; 0 for a row without a true position.
 
     Example:
-        >>> last_true([[5.0, 7.0, 9.0]], [[True, True, False]]).numpy().tolist()
+        >>> rlhf.functional.last_true([[5.0, 7.0, 9.0]], [[True, True, False]]).numpy().tolist()
         [7.0]
 
     Reference:
@@ -225,8 +207,8 @@ def last_true(x, mask):
     return masked_sum(x, last_true_mask(mask), axis=1)
 
 
-def loss_weights(mask, reduction="token", length=None):
-    """The weight of every token in a loss: a sum with these weights is the mean asked for.
+def loss_weights(mask: Tensor, reduction: str = "token", length: int | None = None) -> Tensor:
+    """Computes the weight of every token in a loss, so that the weighted sum is a mean.
 
     `"token"`: `1 / all true positions`; long responses count more. `"sequence"`:
     `1 / (rows * true positions of the row)`; every response counts the same, and the tokens of
@@ -234,21 +216,24 @@ def loss_weights(mask, reduction="token", length=None):
     there are, which keeps the gradient of a sum over tokens.
 
     Args:
-        mask: Tensor `(batch, length)`, bool.
-        reduction: `"token"`, `"sequence"` or `"fixed"`.
-        length: int, the constant of `"fixed"`. None: the columns of the mask.
+        mask: Tensor, `(batch, length)`, bool. True on response tokens.
+        reduction: `"token"`, `"sequence"` or `"fixed"`. Defaults to `"token"`.
+        length: int, in tokens. The constant of `"fixed"`. Defaults to None: the columns of the
+            mask.
 
     Returns:
-        Tensor `(batch, length)`, float32, zero outside the mask.
+        Tensor, `(batch, length)`, float32, zero outside the mask.
 
     Raises:
-        ValueError: When the mask is not of rank 2 or the reduction is another.
+        ValueError: If `reduction` is not one of the three.
 
     Example:
         >>> mask = [[True, True, True, True], [True, False, False, False]]
-        >>> [loss_weights(mask, name)[:, 0].numpy().tolist() for name in REDUCTIONS]
-        ... # doctest: +ELLIPSIS
-        [[0.200..., 0.200...], [0.125, 0.5], [0.125, 0.125]]
+        >>> for reduction in ("token", "sequence", "fixed"):
+        ...     print(rlhf.functional.loss_weights(mask, reduction)[:, 0].numpy())
+        [0.2 0.2]
+        [0.125 0.5  ]
+        [0.125 0.125]
 
     Reference:
         Yu et al. 2025, arXiv 2503.14476, section 3.3 (token); Shao et al. 2024, arXiv 2402.03300,

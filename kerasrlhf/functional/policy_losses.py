@@ -1,42 +1,50 @@
-"""Losses of the policy, per token and unreduced."""
+"""Losses of the policy, per token and unreduced, and importance weights.
+
+Every function raises a `ValueError` if the static shapes of its tensors differ or a number is
+outside its range. Padding must hold finite numbers in the losses (`masking.zero_outside`).
+"""
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
+from kerasrlhf.functional._inputs import Tensor, check_positive, check_same_shape, float32
 from kerasrlhf.functional.kl import k1
 from kerasrlhf.functional.masking import masked_sum
 
 
 def clipped_policy_loss(
-    logprobs, old_logprobs, advantages, cliprange, cliprange_high=None, dual_clip=None
-):
-    """Clipped surrogate objective of PPO, as a loss to be made small.
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    cliprange: float | Tensor,
+    cliprange_high: float | Tensor | None = None,
+    dual_clip: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Computes the clipped surrogate objective of PPO, as a loss to minimize.
 
     `max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange))`, `ratio = exp(logprobs - old)`:
-    no gain from leaving the range, and a full gradient back into it.
+    leaving the range gains nothing, and the gradient back into it is not clipped.
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy being updated.
-        old_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
-        advantages: Tensor `(batch, length)`, of the unit of the rewards, or whitened.
-        cliprange: Number above 0: how far the ratio may move from 1.
-        cliprange_high: Number above 0: how far it may move upward, when that differs (DAPO's
-            clip-higher leaves unlikely tokens room to grow). None: `cliprange`.
-        dual_clip: Number above 1, or None. Where the advantage is negative the loss is at most
-            `-dual_clip A`, so that one token of a huge ratio cannot rule the update.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy being
+            updated.
+        old_logprobs: Tensor, `(batch, length)`, in nats. The same under the policy that sampled.
+        advantages: Tensor, `(batch, length)`, in units of the rewards, or whitened.
+        cliprange: float, above 0. How far the ratio may move from 1.
+        cliprange_high: float, above 0. How far it may move upward (DAPO's clip-higher leaves
+            unlikely tokens room to grow). Defaults to None: `cliprange`.
+        dual_clip: float, above 1. Bounds the loss by `-dual_clip A` where the advantage is
+            negative, so one token with a huge ratio cannot dominate the update. Defaults to None:
+            no bound.
 
     Returns:
-        `(loss, clipped)`, each `(batch, length)`: float32, and bool where a clipped term decides.
-        Give finite numbers at padding, too (`masking.zero_outside`).
-
-    Raises:
-        ValueError: When a range is not above 0, `dual_clip` not above 1, or the static shapes
-            differ.
+        Tuple `(loss, clipped)`, each `(batch, length)`: float32, and bool where a clipped term
+        decides.
 
     Example:
         >>> import math
-        >>> loss, clipped = clipped_policy_loss([[math.log(1.5), 0.0]], [[0.0, 0.0]],
-        ...                                     [[2.0, 2.0]], cliprange=0.25)
+        >>> loss, clipped = rlhf.functional.clipped_policy_loss(
+        ...     logprobs=[[math.log(1.5), 0.0]], old_logprobs=[[0.0, 0.0]],
+        ...     advantages=[[2.0, 2.0]], cliprange=0.25)
         >>> loss.numpy().tolist(), clipped.numpy().tolist()
         ([[-2.5, -2.0]], [[True, False]])
 
@@ -63,25 +71,23 @@ def clipped_policy_loss(
     return ops.where(bounded, bound, loss), ops.logical_or(clipped, bounded)
 
 
-def policy_gradient_loss(logprobs, old_logprobs, advantages):
-    """The surrogate of the plain policy gradient, without clipping.
+def policy_gradient_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """Computes the surrogate loss of the plain policy gradient, without clipping.
 
     `-A ratio`, `ratio = exp(logprobs - old_logprobs)`. Where the ratio is 1 its gradient is that
     of REINFORCE, `-A` times the gradient of `logprobs`.
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy being updated.
-        old_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
-        advantages: Tensor `(batch, length)`.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy being
+            updated.
+        old_logprobs: Tensor, `(batch, length)`, in nats. The same under the policy that sampled.
+        advantages: Tensor, `(batch, length)`, in units of the rewards, or whitened.
 
     Returns:
-        Tensor `(batch, length)`, float32.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch, length)`, float32.
 
     Example:
-        >>> policy_gradient_loss([[0.0]], [[0.0]], [[2.0]]).numpy().tolist()
+        >>> rlhf.functional.policy_gradient_loss([[0.0]], [[0.0]], [[2.0]]).numpy().tolist()
         [[-2.0]]
 
     Reference:
@@ -94,30 +100,30 @@ def policy_gradient_loss(logprobs, old_logprobs, advantages):
     return -advantages * ratio
 
 
-def importance_weights(logprobs, behavior_logprobs, cap=None):
-    """How much more likely a token was under the policy than under what drew it.
+def importance_weights(
+    logprobs: Tensor, behavior_logprobs: Tensor, cap: float | Tensor | None = None
+) -> Tensor:
+    """Computes per-token importance weights of the policy over the behavior distribution.
 
-    `exp(logprobs - behavior_logprobs)`, at most `cap`. With these weights a token counts, among
-    those that could stand in its place, as often as the policy would draw it. The tokens before
-    and after it stay as often as they were drawn: exact for a response is the product of its
-    weights, whose variance grows with its length. The cap trades more of exactness for less
-    variance.
+    `exp(logprobs - behavior_logprobs)`, at most `cap`. The weight corrects the distribution of
+    each token given its prefix; prefixes keep the behavior distribution. The exact weight of a
+    response is the product over its tokens, whose variance grows with length. `cap` trades bias
+    for variance.
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy at the start of the updates.
-        behavior_logprobs: Tensor `(batch, length)`, in nats, of the distribution that was drawn
-            from.
-        cap: Number above 0, or None.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy at the
+            start of the updates.
+        behavior_logprobs: Tensor, `(batch, length)`, in nats. The same under the distribution that
+            the tokens were sampled from.
+        cap: float, above 0. Largest weight. Defaults to None: unbounded.
 
     Returns:
-        Tensor `(batch, length)`, float32, not negative.
-
-    Raises:
-        ValueError: When `cap` is not above 0 or the static shapes differ.
+        Tensor, `(batch, length)`, float32, at least 0.
 
     Example:
         >>> import math
-        >>> weights = importance_weights([[math.log(0.75), 0.0]], [[math.log(0.25), 0.0]], cap=2.0)
+        >>> weights = rlhf.functional.importance_weights(
+        ...     [[math.log(0.75), 0.0]], [[math.log(0.25), 0.0]], cap=2.0)
         >>> weights.numpy().tolist()
         [[2.0, 1.0]]
 
@@ -131,41 +137,40 @@ def importance_weights(logprobs, behavior_logprobs, cap=None):
     return ops.minimum(weights, cap)
 
 
-def response_weights(logprobs, sampled_logprobs, mask):
-    """How much a response of an earlier policy counts: truncated weights of whole responses.
+def response_weights(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Computes truncated importance weights of whole responses of an earlier policy.
 
     `min(1, prod_t exp(logprobs[t] - sampled_logprobs[t]))`, one number for all tokens of a
-    response. It is `min(p, q)(y) / q(y)` with `p` the policy and `q` the earlier one, so the
-    weighted sample is one of the part that both have in common: neither the prefix of a token nor
-    what follows it comes from a policy that is gone. Weights of single tokens leave both as they
-    were sampled, and without a cap one token that was rare then and is likely now counts thousands
-    of times.
+    response. It equals `min(p, q)(y) / q(y)` with `p` the policy and `q` the earlier one, so the
+    weighted sample represents the overlap of the two: neither the prefix of a token nor its
+    continuation comes from the earlier policy alone. Per-token weights would leave both
+    uncorrected, and without a cap one token that has become much likelier counts thousands of
+    times.
 
-    With the KL in the reward (k1) all responses to a prompt return the same at the best policy, so
-    advantages vanish there whatever the weights are. Elsewhere the policy gradient of responses
-    that count `w` times, `w (return - value)` on all of their tokens, is that of the weighted mean
-    of `(return - value)^2 / (2 kl_coef)`, whose minimum is the best policy. That takes one weight
-    for all tokens of a response.
+    With the KL in the reward (k1), all responses to a prompt have the same return under the
+    optimal policy, so advantages vanish there whatever the weights are. Elsewhere the policy
+    gradient of responses with weight `w`, `w (return - value)` on all of their tokens, is the
+    gradient of the weighted mean of `(return - value)^2 / (2 kl_coef)`, whose minimum is the
+    optimal policy. That requires one weight for all tokens of a response.
 
     Args:
-        logprobs: Tensor `(batch, length)`, in nats, of the policy at the start of the updates.
-        sampled_logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
-        mask: Tensor `(batch, length)`, bool, true on response tokens.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy at the
+            start of the updates.
+        sampled_logprobs: Tensor, `(batch, length)`, in nats. The same under the policy that
+            sampled.
+        mask: Tensor, `(batch, length)`, bool. True on response tokens.
 
     Returns:
-        Tensor `(batch,)`, float32, between 0 and 1.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch,)`, float32, from 0 to 1.
 
     Example:
         >>> import math
-        >>> now = [[math.log(0.8), math.log(0.25)], [math.log(0.5), math.log(0.9)]]
-        >>> then = [[math.log(0.2), math.log(0.5)], [math.log(0.25), math.log(0.3)]]
+        >>> new = [[math.log(0.8), math.log(0.25)], [math.log(0.5), math.log(0.9)]]
+        >>> old = [[math.log(0.2), math.log(0.5)], [math.log(0.25), math.log(0.3)]]
         >>> mask = [[True, True], [True, False]]
-        >>> response_weights(now, then, mask).numpy().tolist()  # 4 * 1/2; 2
+        >>> rlhf.functional.response_weights(new, old, mask).numpy().tolist()  # 4 * 1/2; 2
         [1.0, 1.0]
-        >>> response_weights(then, now, mask).numpy().round(4).tolist()
+        >>> rlhf.functional.response_weights(old, new, mask).numpy().round(4).tolist()
         [0.5, 0.5]
 
     Reference:

@@ -1,8 +1,14 @@
-"""Losses and statistics of compared responses; candidate 0 is the preferred one."""
+"""Losses and statistics of compared responses; candidate 0 is the preferred one.
+
+Unless stated otherwise, functions take scores `(batch, candidates)` with at least two candidates,
+the preferred one first, and return one float32 number per row. Every function raises a
+`ValueError` if the static shapes are not the documented ones.
+"""
 
 from keras import ops
 
 from kerasrlhf.functional._inputs import (
+    Tensor,
     check_candidates,
     check_rank,
     check_same_shape,
@@ -11,27 +17,31 @@ from kerasrlhf.functional._inputs import (
 )
 
 
-def bradley_terry(scores, margin=None, label_smoothing=0.0):
-    """Negative log likelihood that candidate 0 beats another one.
+def bradley_terry(
+    scores: Tensor,
+    margin: float | Tensor | None = None,
+    label_smoothing: float | Tensor = 0.0,
+) -> Tensor:
+    """Computes the negative log-likelihood that candidate 0 beats another one.
 
     `mean over j > 0 of -log sigmoid(scores[0] - scores[j] - margin)`; with two candidates the mean
     has one term.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
-        margin: Number or tensor `(batch,)` by which the preferred score shall lead; None is 0.
-        label_smoothing: Number in [0, 1]: how probable it is that a label is the wrong way round.
-            The loss is then its expectation over both ways, least at a finite lead.
+        scores: Tensor, `(batch, candidates)`. Scores, the preferred candidate first.
+        margin: float or Tensor `(batch,)`, in units of score. By how much the preferred score
+            should lead. Defaults to None: 0.
+        label_smoothing: float, in [0, 1]. Probability that a label is reversed. The loss is its
+            expectation over both orders, minimal at a finite lead. Defaults to 0.0.
 
     Returns:
-        Tensor `(batch,)`, float32, in nats, at least 0.
+        Tensor, `(batch,)`, float32, in nats, at least 0.
 
     Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more, a
-            margin per row has another number of rows, or `label_smoothing` is outside [0, 1].
+        ValueError: If `label_smoothing` is outside [0, 1].
 
     Example:
-        >>> round(float(bradley_terry([[1.0, 1.0]])[0]), 4)  # log 2
+        >>> round(float(rlhf.functional.bradley_terry([[1.0, 1.0]])[0]), 4)  # log 2
         0.6931
 
     Reference:
@@ -47,22 +57,19 @@ def bradley_terry(scores, margin=None, label_smoothing=0.0):
     return ops.mean(ops.softplus(-lead) + label_smoothing * lead, axis=1)
 
 
-def best_of_k(scores):
-    """Negative log likelihood that candidate 0 is picked among all.
+def best_of_k(scores: Tensor) -> Tensor:
+    """Computes the negative log-likelihood that candidate 0 is picked among all.
 
     `-log softmax(scores)[0]`; with two candidates this is `bradley_terry`.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+        scores: Tensor, `(batch, candidates)`. Scores, the preferred candidate first.
 
     Returns:
-        Tensor `(batch,)`, float32, in nats, at least 0.
-
-    Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in nats, at least 0.
 
     Example:
-        >>> round(float(best_of_k([[2.0, 2.0, 2.0, 2.0]])[0]), 4)  # log 4
+        >>> round(float(rlhf.functional.best_of_k([[2.0, 2.0, 2.0, 2.0]])[0]), 4)  # log 4
         1.3863
 
     Reference:
@@ -72,23 +79,21 @@ def best_of_k(scores):
     return -ops.log_softmax(scores, axis=1)[:, 0]
 
 
-def plackett_luce(scores):
-    """Negative log likelihood of a whole ranking: each candidate is picked among those left.
+def plackett_luce(scores: Tensor) -> Tensor:
+    """Computes the negative log-likelihood of a whole ranking.
 
-    `-sum over k of log softmax(scores[k:])[0]`, for all k but the last, where one is left. With
-    two candidates this is `bradley_terry`.
+    `-sum over k of log softmax(scores[k:])[0]`: each candidate in turn is picked among those left.
+    With two candidates this is `bradley_terry`.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates, best first.
+        scores: Tensor, `(batch, candidates)`. Scores, ordered from best to worst candidate.
 
     Returns:
-        Tensor `(batch,)`, float32, in nats, at least 0.
-
-    Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in nats, at least 0.
 
     Example:
-        >>> round(float(plackett_luce([[2.0, 2.0, 2.0]])[0]), 4)  # log 3 + log 2
+        >>> loss = rlhf.functional.plackett_luce([[2.0, 2.0, 2.0]])
+        >>> round(float(loss[0]), 4)  # log 3 + log 2
         1.7918
 
     Reference:
@@ -98,28 +103,25 @@ def plackett_luce(scores):
     scores = _candidate_scores(scores)
     places = ops.arange(ops.shape(scores)[1])
     is_left = (places[None, :] >= places[:, None])[None]
-    # Far below every score, and finite: the gradient of what is not left is exactly 0.
+    # Far below every score, but finite: candidates already picked get a gradient of exactly 0.
     left = ops.where(is_left, scores[:, None, :], -1e30)
     return ops.sum(ops.logsumexp(left, axis=2) - scores, axis=1)
 
 
-def squared_sum(scores):
-    """Squared sum of the candidates' scores, which keeps their mean near 0 when added to a loss.
+def squared_sum(scores: Tensor) -> Tensor:
+    """Computes the squared sum of the candidates' scores, a regularizer of their mean.
 
-    `(sum over j of scores[j])^2`. Preferences say nothing of a constant that is added to all
-    scores; a small multiple of this term does.
+    `(sum over j of scores[j])^2`. Preferences do not determine a constant added to all scores; a
+    small multiple of this term in the loss keeps it near 0.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates.
+        scores: Tensor, `(batch, candidates)`. Scores in any order.
 
     Returns:
-        Tensor `(batch,)`, float32, in squared units of score.
-
-    Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in squared units of score.
 
     Example:
-        >>> squared_sum([[1.0, -1.0], [2.0, 1.0]]).numpy().tolist()
+        >>> rlhf.functional.squared_sum([[1.0, -1.0], [2.0, 1.0]]).numpy().tolist()
         [0.0, 9.0]
 
     Reference:
@@ -128,23 +130,20 @@ def squared_sum(scores):
     return ops.square(ops.sum(_candidate_scores(scores), axis=1))
 
 
-def accuracy(scores):
-    """Whether candidate 0 has the highest score, with ties shared out.
+def accuracy(scores: Tensor) -> Tensor:
+    """Computes whether candidate 0 has the highest score; ties count partly.
 
-    `1 / number of candidates at the maximum` when candidate 0 is one of them, else 0: 1 for a
-    strict winner, one half for a tie of two. Equal scores thus count as a guess.
+    `1 / number of candidates at the maximum` if candidate 0 is one of them, else 0: 1 for a strict
+    winner, one half for a tie of two. Equal scores thus count as a guess.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+        scores: Tensor, `(batch, candidates)`. Scores, the preferred candidate first.
 
     Returns:
-        Tensor `(batch,)`, float32, in [0, 1].
-
-    Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in [0, 1].
 
     Example:
-        >>> accuracy([[2.0, 1.0], [1.0, 2.0], [1.0, 1.0]]).numpy().tolist()
+        >>> rlhf.functional.accuracy([[2.0, 1.0], [1.0, 2.0], [1.0, 1.0]]).numpy().tolist()
         [1.0, 0.0, 0.5]
 
     Reference:
@@ -156,21 +155,19 @@ def accuracy(scores):
     return highest[:, 0] / ops.maximum(ops.sum(highest, axis=1), 1.0)
 
 
-def agreement(labels, scores):
-    """Whether a score is above 0 where its label is 1, or below 0 where it is 0.
+def agreement(labels: Tensor, scores: Tensor) -> Tensor:
+    """Computes whether a score has the sign of its label: above 0 for 1, below 0 for 0.
 
     Args:
-        labels: Tensor `(batch,)`, 1 for wanted responses and 0 for unwanted ones.
-        scores: Tensor `(batch, 1)`: one response a row.
+        labels: Tensor, `(batch,)`. 1 for desirable responses and 0 for undesirable ones.
+        scores: Tensor, `(batch, 1)`. One response per row.
 
     Returns:
-        Tensor `(batch,)`, float32: 1, 0, or one half for a score of 0.
-
-    Raises:
-        ValueError: When the shapes are others.
+        Tensor, `(batch,)`, float32: 1, 0, or one half for a score of 0.
 
     Example:
-        >>> agreement([1, 0, 0, 1], [[2.0], [-1.0], [0.5], [0.0]]).numpy().tolist()
+        >>> labels, scores = [1, 0, 0, 1], [[2.0], [-1.0], [0.5], [0.0]]
+        >>> rlhf.functional.agreement(labels, scores).numpy().tolist()
         [1.0, 1.0, 0.0, 0.5]
     """
     labels, scores = float32(labels), float32(scores)
@@ -180,22 +177,19 @@ def agreement(labels, scores):
     return 0.5 + 0.5 * ops.sign(scores[:, 0]) * ops.sign(labels - 0.5)
 
 
-def lead(scores):
-    """How far candidate 0 leads the best of the others.
+def lead(scores: Tensor) -> Tensor:
+    """Computes how far candidate 0 leads the best of the others.
 
     `scores[0] - max over j > 0 of scores[j]`.
 
     Args:
-        scores: Tensor `(batch, candidates)`, at least two candidates, the preferred one first.
+        scores: Tensor, `(batch, candidates)`. Scores, the preferred candidate first.
 
     Returns:
-        Tensor `(batch,)`, float32, in units of score, negative when another one leads.
-
-    Raises:
-        ValueError: When `scores` is not `(batch, candidates)` with two candidates or more.
+        Tensor, `(batch,)`, float32, in units of score, negative if another candidate leads.
 
     Example:
-        >>> lead([[5.0, 1.0, 3.0]]).numpy().tolist()
+        >>> rlhf.functional.lead([[5.0, 1.0, 3.0]]).numpy().tolist()
         [2.0]
 
     Reference:
@@ -204,18 +198,18 @@ def lead(scores):
     return ops.min(_leads(scores), axis=1)
 
 
-def _leads(scores):
+def _leads(scores: Tensor) -> Tensor:
     scores = _candidate_scores(scores)
     return scores[:, :1] - scores[:, 1:]
 
 
-def _candidate_scores(scores):
+def _candidate_scores(scores: Tensor) -> Tensor:
     scores = float32(scores)
     check_candidates("scores", scores)
     return scores
 
 
-def _per_row(margin, leads):
+def _per_row(margin: float | Tensor, leads: Tensor) -> Tensor:
     margin = float32(margin)
     if len(margin.shape) == 0:
         return margin

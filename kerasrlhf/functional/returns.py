@@ -1,8 +1,15 @@
-"""From scores per response or per token to rewards, advantages and returns per token."""
+"""From scores per response or per token to rewards, advantages and returns per token.
+
+Every function raises a `ValueError` if the ranks or static shapes of its tensors do not match or a
+number is outside its range.
+"""
+
+from collections.abc import Callable
 
 from keras import ops
 
 from kerasrlhf.functional._inputs import (
+    Tensor,
     boolean,
     check_rank,
     check_same_shape,
@@ -13,32 +20,37 @@ from kerasrlhf.functional.kl import k1
 from kerasrlhf.functional.masking import last_true_mask, zero_outside
 
 
-def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, estimator=k1):
-    """Reward per token: the KL penalty everywhere, and scores where they belong.
+def token_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    kl_coef: float | Tensor,
+    estimator: Callable[[Tensor, Tensor], Tensor] = k1,
+) -> Tensor:
+    """Computes the reward per token: a KL penalty everywhere, plus the scores.
 
     `reward[t] = -kl_coef (logprobs[t] - ref_logprobs[t]) + (score if t is the last true position)`.
-    The score never stands on padding (M1), and integers become float32 before any sum (M5). Scores
-    per token, as of a process reward model, are added each at its own position instead.
+    The score is never placed on padding (M1), and integers become float32 before any sum (M5).
+    Scores per token, as from a process reward model, are added at their own positions instead.
 
     Args:
-        scores: Tensor `(batch,)`, one number per response, or `(batch, length)`, one per token;
+        scores: Tensor, `(batch,)`, one number per response, or `(batch, length)`, one per token;
             integer or float.
-        logprobs: Tensor `(batch, length)`, in nats, of the policy that sampled.
-        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
-        mask: Tensor `(batch, length)`, bool, true on response tokens, the end token included.
-        kl_coef: Number or scalar tensor, in units of score per nat.
-        estimator: Function of `functional.kl`. Only k1 in the reward has the gradient of the KL
-            (M6); the others are there to be compared with it.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy that
+            sampled.
+        ref_logprobs: Tensor, `(batch, length)`, in nats. The same under the reference.
+        mask: Tensor, `(batch, length)`, bool. True on response tokens, the end token included.
+        kl_coef: float or scalar Tensor, in units of score per nat. Weight of the KL penalty.
+        estimator: Function of `rlhf.functional.kl`. Only k1 in the reward has the gradient of the
+            KL (M6); the others are for comparison. Defaults to k1.
 
     Returns:
-        Tensor `(batch, length)`, float32, zero outside the mask; a row without a true position
-        gets zeros and loses its score.
-
-    Raises:
-        ValueError: When the ranks or the static shapes do not match.
+        Tensor, `(batch, length)`, float32, zero outside the mask; a row without a true position
+        is all zeros and loses its score.
 
     Example:
-        >>> rewards = token_rewards(
+        >>> rewards = rlhf.functional.token_rewards(
         ...     scores=[5.0], logprobs=[[-1.0, -2.0, 0.0]], ref_logprobs=[[-3.0, -1.0, 0.0]],
         ...     mask=[[True, True, False]], kl_coef=0.5)
         >>> rewards.numpy().tolist()
@@ -51,13 +63,13 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, estimator=k1):
     mask = boolean(mask)
     check_rank("mask", mask, ("batch", "length"))
     penalty = estimator(zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask))
-    # Without a coefficient there is no penalty, also where the estimator overflows.
+    # With a coefficient of 0 there is no penalty, even where the estimator overflows.
     penalty = ops.where(float32(kl_coef) == 0.0, 0.0, float32(kl_coef) * penalty)
     return _placed(float32(scores), mask) - penalty
 
 
-def _placed(scores, mask):
-    """Scores `(batch, length)`: per token as they are, per response on the last token."""
+def _placed(scores: Tensor, mask: Tensor) -> Tensor:
+    """Returns scores as `(batch, length)`: one per response is put on the last token."""
     if len(scores.shape) == 2:
         check_same_shape(scores=scores, mask=mask)
         return zero_outside(scores, mask)
@@ -66,31 +78,28 @@ def _placed(scores, mask):
     return ops.where(last_true_mask(mask), scores[:, None], 0.0)
 
 
-def discounted_sums(x, discount):
-    """Sum of what comes from each position on, discounted by the distance.
+def discounted_sums(x: Tensor, discount: float) -> Tensor:
+    """Computes the discounted sum from each position to the end of its row.
 
     `y[t] = x[t] + discount y[t + 1]`, from the right, with 0 after the last column. It compiles
-    under XLA, its gradient does not: keep it out of a gradient tape there.
+    under XLA but its gradient does not: keep it out of a gradient tape there.
 
     Args:
-        x: Tensor `(batch, length)`.
-        discount: Number in [0, 1].
+        x: Tensor, `(batch, length)`. Values to add up.
+        discount: float, in [0, 1]. Factor per position.
 
     Returns:
-        Tensor `(batch, length)`, float32.
-
-    Raises:
-        ValueError: When `x` is not of rank 2 or `discount` lies outside [0, 1].
+        Tensor, `(batch, length)`, float32.
 
     Example:
-        >>> discounted_sums([[1.0, 1.0, 1.0]], 0.5).numpy().tolist()
+        >>> rlhf.functional.discounted_sums([[1.0, 1.0, 1.0]], 0.5).numpy().tolist()
         [[1.75, 1.5, 1.0]]
     """
     check_unit_interval("discount", discount)
     x = float32(x)
     check_rank("x", x, ("batch", "length"))
 
-    def step(following, column):
+    def step(following: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         total = column + discount * following
         return total, total
 
@@ -100,8 +109,10 @@ def discounted_sums(x, discount):
     return ops.transpose(sums)
 
 
-def gae(rewards, values, mask, gamma=1.0, lam=0.95):
-    """Generalized advantage estimates, and the returns that the critic is to learn.
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Computes generalized advantage estimates and the returns that the critic is trained on.
 
     `delta[t] = rewards[t] + gamma values[t + 1] - values[t]`,
     `advantages[t] = delta[t] + gamma lam advantages[t + 1]`, `returns = advantages + values`; both
@@ -109,20 +120,19 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     compute them before the gradient tape opens.
 
     Args:
-        rewards: Tensor `(batch, length)`, from `token_rewards`.
-        values: Tensor `(batch, length)`; `values[:, t]` is of the state before token t.
-        mask: Tensor `(batch, length)`, bool, true on one contiguous run per row.
-        gamma: Discount per token, in [0, 1].
-        lam: Weight of longer estimates, in [0, 1]: 0 is one step, 1 is Monte Carlo.
+        rewards: Tensor, `(batch, length)`, in units of score. From `token_rewards`.
+        values: Tensor, `(batch, length)`, in units of score. `values[:, t]` belongs to the state
+            before token t.
+        mask: Tensor, `(batch, length)`, bool. True on one contiguous run per row.
+        gamma: float, in [0, 1]. Discount per token. Defaults to 1.0.
+        lam: float, in [0, 1]. Weight of longer estimates: 0 is one step, 1 is Monte Carlo.
+            Defaults to 0.95.
 
     Returns:
-        `(advantages, returns)`, each `(batch, length)`, float32, zero outside the mask.
-
-    Raises:
-        ValueError: When `gamma` or `lam` lies outside [0, 1] or the static shapes differ.
+        Tuple `(advantages, returns)`, each `(batch, length)`, float32, zero outside the mask.
 
     Example:
-        >>> advantages, returns = gae(
+        >>> advantages, returns = rlhf.functional.gae(
         ...     rewards=[[0.0, 4.0, 9.0]], values=[[1.0, 2.0, 9.0]],
         ...     mask=[[True, True, False]], gamma=1.0, lam=0.5)
         >>> advantages.numpy().tolist(), returns.numpy().tolist()

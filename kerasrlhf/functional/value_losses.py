@@ -1,35 +1,40 @@
-"""Losses of the critic, per token and unreduced, and how much of the returns it explains."""
+"""Losses of the critic, per token and unreduced, and how much of the returns it explains.
+
+Every function raises a `ValueError` if the static shapes of its tensors differ or a number is
+outside its range.
+"""
 
 from keras import ops
 
-from kerasrlhf.functional._inputs import check_positive, check_same_shape, float32
+from kerasrlhf.functional._inputs import Tensor, check_positive, check_same_shape, float32
 from kerasrlhf.functional.kl import k2
 from kerasrlhf.functional.masking import masked_mean, masked_variance, zero_outside
 
-# Of the mean square: below this share a variance is what float32 rounding leaves of a constant.
+# Relative to the mean square: a variance below this is only float32 rounding of a constant.
 ROUNDING = 1e-12
 
 
-def clipped_value_loss(values, old_values, returns, cliprange_value):
-    """Squared error of the critic, pessimistic about large steps from the old values.
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Computes the squared error of the critic, pessimistic about large steps from old values.
 
     `0.5 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)` with `c = cliprange_value`.
 
     Args:
-        values: Tensor `(batch, length)`, of the critic being updated.
-        old_values: Tensor `(batch, length)`, of the critic at sampling.
-        returns: Tensor `(batch, length)`, the targets.
-        cliprange_value: Number above 0, of the unit of the values.
+        values: Tensor, `(batch, length)`, in units of score. Of the critic being updated.
+        old_values: Tensor, `(batch, length)`, in units of score. Of the critic at sampling.
+        returns: Tensor, `(batch, length)`, in units of score. The targets.
+        cliprange_value: float, above 0, in units of score. How far a value may move from its old
+            one.
 
     Returns:
-        `(loss, clipped)`, each `(batch, length)`: float32 with the factor 0.5 inside, and bool
-        where the clipped term is strictly the larger.
-
-    Raises:
-        ValueError: When `cliprange_value` is not above 0 or the static shapes differ.
+        Tuple `(loss, clipped)`, each `(batch, length)`: float32 with the factor 0.5 included, and
+        bool where the clipped term is strictly larger.
 
     Example:
-        >>> loss, clipped = clipped_value_loss([[2.0]], [[0.0]], [[3.0]], cliprange_value=1.0)
+        >>> loss, clipped = rlhf.functional.clipped_value_loss(
+        ...     values=[[2.0]], old_values=[[0.0]], returns=[[3.0]], cliprange_value=1.0)
         >>> loss.numpy().tolist(), clipped.numpy().tolist()
         ([[2.0]], [[True]])
 
@@ -44,29 +49,36 @@ def clipped_value_loss(values, old_values, returns, cliprange_value):
     return 0.5 * ops.maximum(error, clipped_error), clipped_error > error
 
 
-def critic_warmup_loss(values, returns, logprobs, ref_logprobs, kl_coef):
-    """Fits the critic while the policy is held to its start: `(R - V)^2 + alpha D(pi, pi0)`.
+def critic_warmup_loss(
+    values: Tensor,
+    returns: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    kl_coef: float | Tensor,
+) -> Tensor:
+    """Computes the loss that fits the critic while it keeps the policy at its start.
 
-    `D` is estimated per token by `d^2 / 2` with `d = logprobs - ref_logprobs`, whose gradient is
-    that of the KL divergence where the policy sampled. With a critic of its own the first term
-    does not touch the policy; on a shared trunk the second keeps the policy where it is while the
-    first moves the trunk.
+    `(R - V)^2 + alpha D(pi, pi0)`. `D` is estimated per token by `d^2 / 2` with
+    `d = logprobs - ref_logprobs`, whose gradient is that of the KL divergence where the policy
+    sampled. With a separate critic the first term does not affect the policy; with a shared trunk
+    the second keeps the policy in place while the first changes the trunk.
 
     Args:
-        values: Tensor `(batch, length)`, of the critic being updated.
-        returns: Tensor `(batch, length)`, the targets.
-        logprobs: Tensor `(batch, length)`, in nats, of the policy being updated.
-        ref_logprobs: Tensor `(batch, length)`, in nats, of the reference.
-        kl_coef: Number `alpha`, at least 0, in squared units of score per nat.
+        values: Tensor, `(batch, length)`, in units of score. Of the critic being updated.
+        returns: Tensor, `(batch, length)`, in units of score. The targets.
+        logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy being
+            updated.
+        ref_logprobs: Tensor, `(batch, length)`, in nats. The same under the reference.
+        kl_coef: float or scalar Tensor, at least 0, in squared units of score per nat. `alpha`.
 
     Returns:
-        Tensor `(batch, length)`, float32.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, `(batch, length)`, float32.
 
     Example:
-        >>> critic_warmup_loss([[1.0]], [[3.0]], [[-1.0]], [[-3.0]], kl_coef=0.5).numpy().tolist()
+        >>> loss = rlhf.functional.critic_warmup_loss(
+        ...     values=[[1.0]], returns=[[3.0]], logprobs=[[-1.0]], ref_logprobs=[[-3.0]],
+        ...     kl_coef=0.5)
+        >>> loss.numpy().tolist()
         [[5.0]]
 
     Reference:
@@ -78,27 +90,25 @@ def critic_warmup_loss(values, returns, logprobs, ref_logprobs, kl_coef):
     return ops.square(returns - values) + float32(kl_coef) * k2(logprobs, ref_logprobs)
 
 
-def explained_variance(values, returns, mask):
-    """Share of the variance of the returns that the critic explains.
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Computes the fraction of the variance of the returns that the critic explains.
 
     `1 - mean((R - V)^2) / var(R)`, over all true positions. The error is the mean *square*, not
     the variance of the residual, so a constant offset counts against the critic.
 
     Args:
-        values: Tensor `(batch, length)`.
-        returns: Tensor `(batch, length)`.
-        mask: Tensor `(batch, length)`, bool.
+        values: Tensor, `(batch, length)`, in units of score. Predictions of the critic.
+        returns: Tensor, `(batch, length)`, in units of score. The targets.
+        mask: Tensor, `(batch, length)`, bool. True on response tokens.
 
     Returns:
-        Scalar, float32, at most 1: 0 is no better than the mean of the returns. 0, too, when the
-        returns have no variance.
-
-    Raises:
-        ValueError: When the static shapes differ.
+        Tensor, scalar, float32, at most 1: 0 is no better than predicting the mean of the returns.
+        Also 0 if the returns have no variance.
 
     Example:
         >>> mask = [[True, True]]
-        >>> float(explained_variance([[1.0, 3.0]], [[1.0, 5.0]], mask))  # 1 - 2 / 4
+        >>> explained = rlhf.functional.explained_variance([[1.0, 3.0]], [[1.0, 5.0]], mask)
+        >>> float(explained)  # 1 - 2 / 4
         0.5
 
     Reference:

@@ -1,4 +1,4 @@
-"""Keras metrics."""
+"""Keras metrics of preferences."""
 
 from kerasrlhf.metrics.preference import PreferenceAccuracy, PreferenceMargin
 

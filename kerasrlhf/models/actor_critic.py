@@ -1,71 +1,74 @@
-"""A language model that acts and a critic that values its states."""
+"""The policy and its critic."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasrlhf import adapters, files, replica, tokens
-from kerasrlhf.data import inputs
+from kerasrlhf import adapters, files
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import logprobs
-from kerasrlhf.models import lm_adapter, loading, windows
+from kerasrlhf.models import generation, lm_adapter, loading, windows
+from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
-from kerasrlhf.types import (
-    Responses,
-    Sampler,
-    TokenStats,
-    require_int,
-    require_sampler,
-    require_seed,
-)
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.types import Responses, Sampler, Tensor, TokenStats
 
 _CONFIG = "actor_critic.json"
 _HEAD = "actor_critic.weights.h5"
 _CRITIC = "critic"
 
 
-def _check_reward_model(critic):
-    if not (hasattr(critic, "score_head") and hasattr(critic, "gain")):
+def require_actor(actor: Any) -> ActorCritic:
+    """Returns `actor`, or raises a `ValueError` if it is not an `ActorCritic`.
+
+    Args:
+        actor: what a caller received as actor.
+    """
+    if not isinstance(actor, ActorCritic):
         raise ValueError(
-            "Of reward models a critic can begin as a `RewardModel`, which gives a text one score. "
-            f"Received: {type(critic).__name__}. Pass a backbone for a critic with a fresh head."
+            "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
+            f"Received: {actor!r} of type {type(actor).__name__}."
         )
+    return actor
 
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class ActorCritic(adapters.AdaptedModel):
     """A keras-hub `CausalLM` with a value head: the policy and the critic of PPO.
 
-    The language model is used as it is, not copied: what training changes is `causal_lm`, which
-    can be saved, exported or asked to `generate` like any other. Both networks run without
-    dropout (detail N13).
+    The language model is used as it is, not copied: training changes `causal_lm`, which can be
+    saved, exported or used to `generate` like any other. Both networks run without dropout
+    (detail N13).
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family.
-        critic: None: a value head on the actor's own hidden states, which costs no second network.
-            A backbone or CausalLM: a network of its own with a value head (detail P22); it is
-            trained too, so pass a copy of anything that must stay. Output embeddings of its own
-            are frozen: no value depends on them. It must read the same vocabulary of token ids.
-            A `RewardModel`: a copy of its backbone (adapters merged, all of it trained), and a
-            value head that starts as its score head, so that a state's first value is its score.
-            The reward model stays as it is.
+        critic: None, a backbone, a CausalLM or a `RewardModel`. None: a value head on the actor's
+            own hidden states, which costs no second network. A backbone or CausalLM: a separate
+            network with a value head (detail P22). It is trained too, so pass a copy of a model
+            that must not change; its untied output embeddings are frozen, as no value depends on
+            them. It must have the actor's vocabulary. A `RewardModel`: a copy of its backbone
+            (adapters merged, all of it trained), and a value head that starts as its score head,
+            so that a state's first value is its score. The reward model does not change. Defaults
+            to None.
+        **kwargs: of `keras.Model`.
 
     Call arguments:
         inputs: dict of `token_ids` int32 `(batch, length)` and `padding_mask` `(batch, length)`.
 
     Returns:
         Dict of `logits` float32 `(batch, length, vocab)` and `values` float32 `(batch, length)`,
-        both of the state after the token they stand at.
+        both of the state after the token at their position.
 
     Raises:
-        ValueError: not a text CausalLM; a critic that is the actor itself, has a smaller
-            vocabulary, or is a reward model of another kind.
+        ValueError: If `causal_lm` is not a text CausalLM, or the critic is the actor itself, has a
+            smaller vocabulary, or is a reward model of another kind.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -78,29 +81,35 @@ class ActorCritic(adapters.AdaptedModel):
         Stiennon et al. 2020, "Learning to summarize from human feedback"; details N1, N11, N13.
     """
 
-    def __init__(self, causal_lm: keras.Model, critic: keras.Model | None = None, **kwargs: Any):
+    def __init__(
+        self, causal_lm: keras.Model, critic: keras.Model | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
         adapters.keep_apart(causal_lm)
         self.causal_lm = causal_lm
-        network = getattr(critic, "backbone", None) or critic
-        is_reward = hasattr(critic, "read_texts")
-        if is_reward:
-            _check_reward_model(critic)
-            network = lm_adapter.copy(network)
-            network.trainable = True
-        self.critic = network
+        reward = critic if isinstance(critic, Scorer) else None
+        self.critic = getattr(critic, "backbone", None) or critic
+        if reward is not None:
+            if not isinstance(reward, RewardModel):
+                raise ValueError(
+                    "A critic can be initialized only from a `RewardModel`, which has one score "
+                    f"per sequence. Received: {type(reward).__name__}. Pass a backbone for a "
+                    "critic with a fresh head."
+                )
+            self.critic = lm_adapter.copy(reward.backbone)
+            self.critic.trainable = True
         self.value_head = ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic()
         self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
-        if is_reward:
-            self.value_head.kernel.assign(critic.gain * critic.score_head.kernel)
-            self.value_head.bias.assign(critic.gain * critic.score_head.bias + critic.bias)
+        if reward is not None:
+            self.value_head.kernel.assign(reward.gain * reward.score_head.kernel)
+            self.value_head.bias.assign(reward.gain * reward.score_head.bias + reward.bias)
         self._generate_functions = {}
         self.built = True
 
-    def _check_critic(self):
+    def _check_critic(self) -> None:
         lm_adapter.check_backbone(self.critic)
         if self.critic is self.causal_lm.backbone:
             raise ValueError(
@@ -120,7 +129,12 @@ class ActorCritic(adapters.AdaptedModel):
     def from_causal_lm(
         cls, causal_lm: keras.Model, critic: keras.Model | None = None
     ) -> ActorCritic:
-        """An actor-critic around `causal_lm` with a fresh value head."""
+        """Returns an actor-critic of `causal_lm` with a fresh value head.
+
+        Args:
+            causal_lm: keras-hub `CausalLM` of a text family.
+            critic: as in the class. Defaults to None.
+        """
         return cls(causal_lm, critic=critic)
 
     @classmethod
@@ -129,7 +143,7 @@ class ActorCritic(adapters.AdaptedModel):
 
         Args:
             preset: keras-hub name or handle, or a local folder.
-            **kwargs: to `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
+            **kwargs: of `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
         """
         folder = pathlib.Path(preset)
         causal_lm = loading.load_causal_lm(preset, **kwargs)
@@ -143,18 +157,21 @@ class ActorCritic(adapters.AdaptedModel):
         return actor
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes the language model as a keras-hub preset, and the critic beside it.
+        """Writes the language model as a keras-hub preset, and the critic into the same folder.
 
-        `from_preset` gives back the same actor-critic; `keras_hub.models.CausalLM.from_preset`
-        reads the language model of the same folder. A folder that is new appears in one piece; in
-        one that exists, only the files of a preset are replaced.
+        `from_preset` restores the same actor-critic; `keras_hub.models.CausalLM.from_preset`
+        loads the language model from the same folder. A folder that is new appears in one piece;
+        in one that exists, only the files of a preset are replaced.
 
-        LoRA adapters are merged. Those of quantized layers are also written as they are, to
-        `quantized_adapters.npz`: `from_preset` puts them back, and the model computes what it did.
-        Plain keras-hub reads the merged kernels, which Keras rounds to few bits again; that can
-        undo what the adapters learned.
+        LoRA adapters are merged. Those of quantized layers are also written unmerged, to
+        `quantized_adapters.npz`, and `from_preset` restores them exactly. Plain keras-hub loads
+        the merged kernels, which Keras has quantized again; that can undo what the adapters
+        learned.
+
+        Args:
+            preset_dir: path of the folder.
         """
-        lm_adapter.check(self.causal_lm)  # mends a preprocessor that was put there later
+        lm_adapter.check(self.causal_lm)  # mends a preprocessor that was set later
         with files.replacing_preset(preset_dir) as folder:
             self.causal_lm.save_to_preset(str(folder))
             files.write_json(folder / _CONFIG, {"separate_critic": self.critic is not None})
@@ -162,7 +179,8 @@ class ActorCritic(adapters.AdaptedModel):
             if self.critic is not None:
                 self.critic.save_to_preset(str(folder / _CRITIC))
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Computes logits and values of every token."""
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
         hidden = lm_adapter.hidden_states(self.causal_lm, token_ids, padding_mask)
         states = hidden
@@ -173,75 +191,98 @@ class ActorCritic(adapters.AdaptedModel):
 
     def token_stats(
         self,
-        token_ids: Any,
-        padding_mask: Any,
-        starts: Any = None,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        prompt_lengths: Tensor | None = None,
         width: int | None = None,
-        temperature: Any = 1.0,
+        temperature: Tensor | float = 1.0,
         entropy_gradient: bool = False,
     ) -> TokenStats:
-        """Log-probabilities, entropy and values of given tokens, as the model is now.
+        """Computes log-probabilities, entropies and values of given tokens.
+
+        Only a window of each row is projected to the vocabulary.
 
         Args:
-            token_ids: int32 `(batch, length)`, right-padded.
-            padding_mask: bool `(batch, length)`.
-            starts: int32 `(batch,)`, at least 1: first token of each row's window. None: token 1.
-            width: int, tokens of the window. None: all behind token 0. Only windows are projected
-                to the vocabulary.
-            temperature: the sampler's; logits are divided by it (detail N10).
-            entropy_gradient: whether the entropy carries a gradient, which costs memory.
+            token_ids: int32, `(batch, length)`, right-padded.
+            padding_mask: bool, `(batch, length)`.
+            prompt_lengths: int32, `(batch,)`, at least 1. First token of each row's window.
+                Defaults to 1 in every row.
+            width: int, at least 1. Tokens of a window. Defaults to all from token 1 on; only where
+                `prompt_lengths` is None.
+            temperature: float or float32 scalar, above 0. Logits are divided by it (detail N10).
+                Defaults to 1.
+            entropy_gradient: bool. Whether the entropy has a gradient, which costs memory.
+                Defaults to False.
 
         Returns:
-            `TokenStats`, zero outside the windows. What belongs to token `t` was made in the state
+            `TokenStats`, zero outside the windows. What belongs to token `t` comes from the state
             before it.
         """
-        if starts is None:
-            starts = ops.ones((token_ids.shape[0],), "int32")
+        if prompt_lengths is None:
+            prompt_lengths = ops.ones((token_ids.shape[0],), "int32")
             width = token_ids.shape[1] - 1
         logits, states, chosen = windows.window_logits(
-            self.causal_lm, token_ids, padding_mask, starts, width
+            self.causal_lm, token_ids, padding_mask, prompt_lengths, width
         )
         per_window = TokenStats(
             logprobs.token_logprobs(logits, chosen, temperature),
             logprobs.token_entropy(
                 logits if entropy_gradient else ops.stop_gradient(logits), temperature
             ),
-            self._window_values(states, token_ids, padding_mask, starts, width),
+            self._window_values(states, token_ids, padding_mask, prompt_lengths, width),
         )
         length = token_ids.shape[1]
-        return TokenStats(*(windows.lay_back(x, starts, length) for x in per_window))
+        return TokenStats(*(windows.lay_back(x, prompt_lengths, length) for x in per_window))
 
-    def _window_values(self, states, token_ids, padding_mask, starts, width):
+    def _window_values(
+        self,
+        states: Tensor | None,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        prompt_lengths: Tensor,
+        width: int,
+    ) -> Tensor:
         if self.critic is not None:
             hidden = lm_adapter.hidden_states(self.critic, token_ids, padding_mask)
-            states = windows.states_before(hidden, starts, width)
+            states = windows.states_before(hidden, prompt_lengths, width)
         return self.value_head(states)
 
-    def token_values(self, token_ids: Any, padding_mask: Any, starts: Any, width: int) -> Any:
-        """Values float32 `(batch, length)` of a separate critic; layout as in `token_stats`."""
-        values = self._window_values(None, token_ids, padding_mask, starts, width)
-        return windows.lay_back(values, starts, token_ids.shape[1])
+    def token_values(
+        self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor, width: int
+    ) -> Tensor:
+        """Returns values float32 `(batch, length)` of a separate critic.
+
+        Args:
+            token_ids: as in `token_stats`.
+            padding_mask: as in `token_stats`.
+            prompt_lengths: as in `token_stats`.
+            width: as in `token_stats`.
+        """
+        values = self._window_values(None, token_ids, padding_mask, prompt_lengths, width)
+        return windows.lay_back(values, prompt_lengths, token_ids.shape[1])
 
     def sample(
         self,
-        token_ids: Any,
-        padding_mask: Any,
-        uniforms: Any,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        uniforms: Tensor,
         sampler: Sampler,
-        temperature: Any = None,
+        temperature: Tensor | float,
     ) -> Responses:
-        """Responses to tokenized prompts, with their log-probabilities and values.
+        """Samples responses to tokenized prompts, with their log-probabilities and values.
 
         Args:
-            token_ids: int32 `(batch, prompt)`, right-padded, static shape.
-            padding_mask: bool `(batch, prompt)`.
-            uniforms: float32 `(batch * group, sampler.length, 2)`, from `replica.uniforms`: a
+            token_ids: int32, `(batch, prompt)`, right-padded, static shape.
+            padding_mask: bool, `(batch, prompt)`.
+            uniforms: float32, `(batch * group, sampler.length, 2)`, from `replica.uniforms`: a
                 group of responses to every prompt.
-            sampler: how to draw.
-            temperature: float32 scalar in place of the sampler's, or None.
+            sampler: `Sampler`. Its own temperature only decides, by being 0, whether the likeliest
+                token is chosen.
+            temperature: float or float32 scalar, above 0. Logits are divided by it. Ignored where
+                the likeliest token is chosen.
 
         Returns:
-            `Responses`; values are zeros when the critic is a network of its own.
+            `Responses`; values are zeros if the critic is a network of its own.
         """
         return sample(
             self.causal_lm,
@@ -249,132 +290,115 @@ class ActorCritic(adapters.AdaptedModel):
             padding_mask,
             uniforms,
             sampler,
+            temperature,
             self.stop_token_ids(sampler),
             self.value_head if self.critic is None else None,
-            temperature,
         )
 
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
-        """The ids that end a response under `sampler`."""
-        if sampler.stop_token_ids == "auto":
-            return tokens.stop_ids(self.causal_lm.preprocessor)
-        ids = sampler.stop_token_ids or ()
-        self.limits().check_ids(ids, name="`stop_token_ids`")
-        return ids
+        """Returns the ids that end a response under `sampler`.
+
+        Args:
+            sampler: `Sampler`.
+        """
+        return generation.stop_token_ids(self.causal_lm, sampler, self.limits())
 
     def ended(self, responses: list[list[int]]) -> np.ndarray:
-        """Returns which responses, lists of ids, end with a token that ends a turn or a text.
+        """Returns which responses end with a token that ends a turn or a text, bool `(rows,)`.
 
-        Bool `(rows,)`.
+        Args:
+            responses: list of lists of token ids.
         """
-        ends = tokens.stop_ids(self.causal_lm.preprocessor)
-        return np.array([bool(row) and row[-1] in ends for row in responses])
+        return generation.ended(self.causal_lm, responses)
 
     def limits(self, sampler: Sampler | None = None) -> Limits:
-        """What the actor and a critic of its own can read, with room for responses."""
+        """Returns what the actor and a critic of its own can process, with room for responses.
+
+        Args:
+            sampler: `Sampler` of the responses. Defaults to None, no responses.
+        """
         networks = [self.causal_lm.backbone] + ([self.critic] if self.critic is not None else [])
         limits = Limits.of(networks, self.causal_lm.preprocessor)
         return limits if sampler is None else limits._replace(sampled=sampler.length)
 
-    def positions(self) -> int | None:
-        """Positions of the actor and of a critic of its own, or None where any length can be."""
-        return self.limits().positions
-
     def check_length(self, prompt_length: int, sampler: Sampler) -> None:
-        """Raises a `ValueError` when prompt and response do not fit the model's positions."""
+        """Raises a `ValueError` if prompt and response do not fit the model's positions.
+
+        Args:
+            prompt_length: int, in tokens.
+            sampler: `Sampler` of the response.
+        """
         self.limits(sampler).check_length(prompt_length)
+
+    def padded_prompts(
+        self, rows: list[list[int]], sampler: Sampler
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pads rows of token ids to one of a few lengths.
+
+        Args:
+            rows: list of lists of token ids.
+            sampler: `Sampler` of the responses.
+
+        Returns:
+            Token ids int32 `(rows, length)` and their mask, bool.
+
+        Raises:
+            ValueError: If a prompt and its response do not fit the model's positions.
+        """
+        return generation.padded_prompts(rows, self.limits(sampler))
 
     def generate(
         self,
         prompts: Any,
-        sampler: Sampler,
+        sampler: Sampler | int,
         seed: int = 0,
         *,
         batch_size: int = 256,
         return_ended: bool = False,
         jit_compile: bool = True,
-        template: Any = "plain",
+        template: str | Callable = "plain",
         parse_special: bool = False,
-    ) -> Any:
-        """Responses to prompts, by the same compiled loop that training samples with.
+    ) -> str | list[str] | tuple | Responses:
+        """Samples responses to prompts with the compiled loop that training uses.
 
         Args:
             prompts: a string or a list of messages, or a list of these; or a dict of `token_ids`
                 and `padding_mask` `(batch, prompt)`, right-padded.
-            sampler: how to draw; filters and temperature 0 are welcome here.
-            seed: int. The same seed and prompts give the same responses.
-            batch_size: int, at least 1. Texts that are answered at once; a dict is one batch.
-            return_ended: whether to tell of texts which of them ended with an end token of the
-                tokenizer, which is no part of the text.
-            jit_compile: compile with XLA; each new shape and sampler is compiled once. Prompts are
-                padded to one of a few lengths, so that there are few shapes.
-            template: how messages become a text, see `data.dialogue`.
-            parse_special: whether a special token that is written in a prompt, such as
-                `<|im_end|>`, becomes that token.
+            sampler: `Sampler`, or an int for `Sampler(length)`. Filters and temperature 0 are
+                allowed.
+            seed: int, at least 0. Equal seeds and prompts have equal responses. Defaults to 0.
+            batch_size: int, at least 1. Texts per batch; a dict is one batch. Defaults to 256.
+            return_ended: bool. Whether to also return which texts ended with an end token of the
+                tokenizer; the token itself is not part of the text. Defaults to False.
+            jit_compile: bool. Whether to compile with XLA, once per shape and sampler. Prompts
+                are padded to one of a few lengths, which keeps the number of shapes low. Defaults
+                to True.
+            template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults
+                to `"plain"`.
+            parse_special: bool. Whether a special token that is written in a prompt, such as
+                `<|im_end|>`, becomes that token. Defaults to False.
 
         Returns:
-            For texts and messages the responses' texts (one string for one prompt that is no list
-            of prompts), without prompt and special tokens; with `return_ended` a tuple of them
-            and a bool array `(prompts,)`. For a dict, `Responses`.
+            For texts and messages, the texts of the responses (one string for a single prompt),
+            without prompt and special tokens; with `return_ended` a tuple of these and a bool
+            array `(prompts,)`. For a dict, `Responses`.
 
         Raises:
             ValueError: If there are no prompts, a prompt is neither a string nor messages or is
-                too long, `sampler` is no `Sampler`, or the batch size is below 1.
+                too long, `sampler` is not a `Sampler` with a constant temperature, or an argument
+                is outside its range.
         """
-        require_int("batch_size", batch_size, minimum=1)
-        require_sampler(sampler)
-        require_seed(seed)
-        if isinstance(prompts, dict):
-            if not {"token_ids", "padding_mask"} <= {*prompts}:
-                raise ValueError(
-                    "A dict of prompts must have `token_ids` and `padding_mask`, as batches of "
-                    f"`rlhf.data.prompts`. Received: {sorted(prompts)}. Texts are passed as a "
-                    "string or a list of strings."
-                )
-            ids = np.asarray(prompts["token_ids"], "int32")
-            return self._generate_ids(
-                ids, np.asarray(prompts["padding_mask"], bool), sampler, seed, jit_compile
-            )
-        is_single = isinstance(prompts, str) or inputs.is_conversation(prompts)
-        preprocessor = self.causal_lm.preprocessor
-        _, rows = inputs.encode_prompts(
-            [prompts] if is_single else prompts, preprocessor, template, parse_special
-        )
-        size = min(batch_size, len(rows))
-        responses = []
-        for index, start in enumerate(range(0, len(rows), size)):
-            part = rows[start : start + size]
-            # The last batch is filled up with its first row: one shape, compiled once.
-            ids, mask = self.padded_prompts(part + part[:1] * (size - len(part)), sampler)
-            samples = self._generate_ids(ids, mask, sampler, seed, jit_compile, batch=index)
-            responses += tokens.masked_rows(samples.token_ids, samples.response_mask)
-        responses = responses[: len(rows)]
-        texts = tokens.detokenize(responses, preprocessor, after=rows)
-        texts = texts[0] if is_single else texts
-        return (texts, self.ended(responses)) if return_ended else texts
-
-    def padded_prompts(self, rows: list[list[int]], sampler: Sampler) -> tuple[Any, Any]:
-        """Returns rows of ids as arrays `(rows, length)`, of one of a few lengths, and their mask.
-
-        Raises:
-            ValueError: If a prompt and its response do not fit the model's positions.
-        """
-        longest = max(map(len, rows))
-        self.check_length(longest, sampler)
-        limit = self.positions()
-        room = None if limit is None else limit - sampler.length
-        return tokens.padded(rows, tokens.padded_length(longest, room))
-
-    def _generate_ids(self, token_ids, padding_mask, sampler, seed, jit_compile, batch=0):
-        tokens.check_right_padded(token_ids, padding_mask)
-        self.limits(sampler).check_batch({"token_ids": token_ids, "padding_mask": padding_mask})
-        key = (sampler, jit_compile)
-        if key not in self._generate_functions:
-            self._generate_functions[key] = replica.compiled(
-                lambda ids, mask, uniforms: self.sample(ids, mask, uniforms, sampler), jit_compile
-            )
-        stream = replica.stream(seed, "generate")
-        uniforms = replica.uniforms(stream, batch, len(token_ids), sampler.length)
-        return self._generate_functions[key](
-            ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
+        return generation.generate(
+            self.causal_lm,
+            prompts,
+            sampler,
+            seed,
+            batch_size=batch_size,
+            return_ended=return_ended,
+            jit_compile=jit_compile,
+            template=template,
+            parse_special=parse_special,
+            limits=self.limits(),
+            sample=self.sample,
+            functions=self._generate_functions,
         )

@@ -1,8 +1,8 @@
 """Hugging Face folders: what the converters of keras-hub 0.32 leave out.
 
 A converter turns the `config.json`, the tensors and the tokenizer of a folder into keras-hub's.
-`load` passes on what the folder says and keras-hub can compute; `check` refuses what it cannot:
-such a model would be loaded without a word and give other logits than in `transformers`.
+`load` adds the settings that keras-hub can compute with; `check` refuses those that it cannot:
+such a model would load silently and have other logits than in `transformers`.
 
 | what is left out | of | what happens without mending |
 |---|---|---|
@@ -33,7 +33,7 @@ _BYTE_PAIRS = {"gpt2", "gpt_oss", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "s
 _LINEAR = {"mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma3_text"}
 _TEXT_TYPES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 _WITH_ENCODERS = {"gemma3_text", "gemma3n", "gemma4_text", "qwen3_5", "qwen3_5_moe"}
-# What transformers takes where the `text_config` of a Gemma 3 says nothing.
+# The defaults of transformers for the `text_config` of a Gemma 3.
 _GEMMA_3 = {"vocab_size": 262208, "head_dim": 256, "num_attention_heads": 8}
 _SPARSE_ONLY = {"mlp_only_layers": [], "decoder_sparse_step": 1}
 _GEMMA = {"attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
@@ -43,7 +43,7 @@ _YARN = {
     "original_max_position_embeddings": 4096,
     "truncate": False,
 }
-# What keras-hub computes with whatever `config.json` says.
+# The values that keras-hub computes with, whatever `config.json` says.
 _FIXED = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "mistral": {"hidden_act": "silu", "tie_word_embeddings": False},
@@ -73,11 +73,11 @@ _FIXED = {
 
 
 def load(preset: str, options: dict) -> Any:
-    """A language model from a Hugging Face folder, as the folder says.
+    """Loads a language model from a Hugging Face folder, as its `config.json` defines it.
 
     Args:
-        preset: `hf://` handle or local folder that `check` passed.
-        options: of `CausalLM.from_preset`.
+        preset: `hf://` handle or local folder that passed `check`.
+        options: dict, arguments of `CausalLM.from_preset`.
     """
     loader, task = lm_adapter.preset_loader(preset)
     config = _settled(loader.config)
@@ -220,11 +220,11 @@ def _windows_of_gemma(config: dict) -> list[str]:
 
 
 def _mended(converter: Any, kind: str, options: dict) -> types.SimpleNamespace:
-    """A converter that gives the backbone `options` as well."""
+    """A converter that also passes `options` to the backbone."""
     parts = dict(vars(converter))
     if options:
 
-        def convert_backbone_config(config):
+        def convert_backbone_config(config: dict) -> dict:
             return {**converter.convert_backbone_config(config), **options}
 
         parts["convert_backbone_config"] = convert_backbone_config
@@ -238,12 +238,11 @@ def _mended(converter: Any, kind: str, options: dict) -> types.SimpleNamespace:
         for part in ("image_converter", "audio_converter", "video_converter", "preprocessor"):
             parts.pop(f"load_{part}_config", None)
     if kind == "gemma3n":
-        parts["convert_weights"] = lambda backbone, loader, _: converter._port_language_model(
-            loader, backbone
-        )
+        port = converter._port_language_model  # noqa: SLF001
+        parts["convert_weights"] = lambda backbone, loader, _: port(loader, backbone)
     if kind in _BYTE_PAIRS:
 
-        def convert_tokenizer(cls, preset, **kwargs):
+        def convert_tokenizer(cls: type, preset: str, **kwargs: Any) -> Any:
             saved = lm_adapter.preset_json(preset, "tokenizer.json")
             if saved is None:
                 return converter.convert_tokenizer(cls, preset, **kwargs)

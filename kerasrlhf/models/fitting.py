@@ -1,4 +1,4 @@
-"""Checks at the start of `fit`, so that a mistake is found before the first batch."""
+"""Training with stock `fit`, and checks at its start, before the first batch."""
 
 from __future__ import annotations
 
@@ -15,38 +15,77 @@ from kerasrlhf.data import kinds
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.training import in_step, whole_batch_loss
-from kerasrlhf.types import require_int
+from kerasrlhf.models import lm_adapter, precision
+from kerasrlhf.types import Tensor, require_int
 
 
 class FittedModel(adapters.AdaptedModel):
     """A model that stock `fit` of Keras trains on rows of token ids; abstract.
 
-    Every way in checks that the data fit the model. Several replicas learn what one device learns,
-    a run that was interrupted goes on with the data that it would have had, and saved weights keep
+    All entrances check that the data fit the model. Several replicas learn what one device learns,
+    an interrupted run continues with the data that it would have had, and saved weights keep
     adapters apart from the weights they adapt.
 
-    A subclass has `trains_on` and `limits`.
+    A subclass defines `trains_on`, `limits`, `backbones` and `fit_defaults`.
     """
 
     trains_on: tuple[str, ...] = ()
     """Functions of `kerasrlhf.data` whose batches `fit` takes."""
 
     def limits(self) -> Limits:
-        """What the model can read."""
+        """Returns the lengths and token ids that the model can process."""
         raise NotImplementedError
 
+    def backbones(self) -> list[keras.Model]:
+        """Returns the networks that process the tokens."""
+        raise NotImplementedError
+
+    def fit_defaults(self) -> dict[str, Any]:
+        """Returns the arguments of `compile` for loss and metrics that the caller leaves out."""
+        raise NotImplementedError
+
+    def compile(
+        self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Configures training like `keras.Model.compile`, with this model's loss and metrics.
+
+        Args:
+            optimizer: Keras optimizer, or the name of one. Defaults to `"adam"`.
+            loss: Keras loss. Defaults to the loss of this kind of model.
+            metrics: list of Keras metrics. Defaults to the metrics of this kind of model.
+            **kwargs: of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If the optimizer cannot train the weights in their dtype, the variables
+                belong to another distribution strategy, or `enable_lora` adapted no layer.
+        """
+        for backbone in self.backbones():
+            lm_adapter.check_adapters(backbone)
+        strategy = self.distribute_strategy
+        check_scope(strategy, type(self).__name__, self.variables)
+        precision.check_optimizer(optimizer, self.trainable_variables)
+        if replica.is_distributed(strategy):
+            precision.check_replicated(self.backbones())
+            # Keras would compile around the replicas, which XLA cannot.
+            kwargs.setdefault("jit_compile", False)
+        given = {"loss": loss, "metrics": metrics, **kwargs}
+        given = {name: value for name, value in given.items() if value is not None}
+        super().compile(optimizer, **{**self.fit_defaults(), **given})
+
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains like `keras.Model.fit`, after checks of all arguments."""
         return self._run(super().fit, args, kwargs)
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates like `keras.Model.evaluate`, after checks of all arguments."""
         if kwargs.get("_use_cached_eval_dataset"):  # validation in `fit`, checked there
             return super().evaluate(*args, **kwargs)
         return self._run(super().evaluate, args, kwargs)
 
-    def _run(self, function, args, kwargs):
-        """`fit` or `evaluate` with arguments that were checked."""
+    def _run(self, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """Calls `fit` or `evaluate` with arguments that were checked."""
         check_fit(self, function, args, kwargs, *self.trains_on)
         given = inspect.signature(function).bind(*args, **kwargs)
         guard = Guard(self.limits())
@@ -59,37 +98,50 @@ class FittedModel(adapters.AdaptedModel):
             return function(*given.args, **given.kwargs)
 
     @functools.wraps(keras.Model.predict)
-    def predict(self, x, *args, **kwargs):
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predicts like `keras.Model.predict`, after checks of the data."""
         guard = Guard(self.limits())
         x = guard.checked(x)
         with guard.raising():
             return super().predict(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, x, *args, **kwargs):
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch, after checks of it."""
         self.limits().check_batch(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, x, *args, **kwargs):
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates one batch, after checks of it."""
         self.limits().check_batch(x)
         return super().test_on_batch(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict_on_batch)
-    def predict_on_batch(self, x):
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predicts for one batch, after checks of it."""
         self.limits().check_batch(x)
         return super().predict_on_batch(x)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Computes the loss of the batch of all replicas."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return whole_batch_loss(self, loss, y_pred, sample_weight)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As in Keras, with a whole batch where there are several replicas."""
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds the model as in Keras, with a whole batch where there are several replicas."""
         first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
         super()._maybe_symbolic_build(*first)
 
-    def save(self, *args, **kwargs):
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a `ValueError`: the model cannot be one `.keras` file."""
         raise ValueError(saving_advice(self))
 
 
@@ -105,7 +157,7 @@ def check_fit(model: keras.Model, fit: Callable, args: tuple, kwargs: dict, *exp
 
     Raises:
         ValueError: If the data is of another kind, a number of epochs or steps is below 1, a
-            callback is none, or a callback would save the whole model.
+            callback is not one, or a callback would save the whole model.
         TypeError: If `fit` has no argument of a name.
     """
     given = inspect.signature(fit).bind(*args, **kwargs).arguments
@@ -147,7 +199,7 @@ def check_callbacks(callbacks: Any, model: keras.Model) -> None:
 
 
 def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
-    """Tells callbacks with `mode="auto"` whether what they monitor is to rise or to fall.
+    """Sets the mode of callbacks with `mode="auto"`: whether what they monitor should rise.
 
     Keras finds that out for its own metrics only.
 
@@ -175,7 +227,7 @@ def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.Bou
     bound = inspect.signature(fit).bind(*args, **kwargs)
     callbacks = bound.arguments.get("callbacks")
 
-    def is_last(callback):
+    def is_last(callback: Any) -> bool:
         return getattr(callback, "runs_last", False)
 
     if isinstance(callbacks, keras.callbacks.CallbackList):

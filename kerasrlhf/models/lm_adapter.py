@@ -1,9 +1,11 @@
 """The only file that knows how keras-hub builds its language models (how it saves: `mending`).
 
 Everything else asks here for hidden states, logits, a cache, a copy, a preset. The functions take
-a `keras_hub.models.CausalLM` and work for every text family; what a family does otherwise than the
-rest is written where it matters, by name.
+a `keras_hub.models.CausalLM` and work for every text family; where a family differs from the
+others, the code names it.
 """
+
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -22,14 +24,20 @@ import tensorflow as tf
 from keras import ops
 from keras_hub.src.utils import preset_utils
 
+from kerasrlhf.adapters import adapted_layers, all_layers
 from kerasrlhf.data import limits
-from kerasrlhf.models import lora, mending
+from kerasrlhf.models import mending
+from kerasrlhf.types import Tensor
 
 _layouts = weakref.WeakKeyDictionary()
 
 
 def check(causal_lm: Any) -> None:
-    """Raises a `ValueError` when `causal_lm` is not a language model that can be trained here."""
+    """Raises a `ValueError` for anything but a language model that can be trained here.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`, or something else.
+    """
     if not isinstance(causal_lm, keras_hub.models.CausalLM):
         raise ValueError(
             "Expected a `keras_hub.models.CausalLM` (for example "
@@ -41,9 +49,12 @@ def check(causal_lm: Any) -> None:
 
 
 def check_backbone(backbone: Any) -> None:
-    """Raises a `ValueError` when `backbone` is not one of a text family.
+    """Raises a `ValueError` for anything but the backbone of a text family.
 
     A backbone that passes is mended: what it saves can be loaded (`mending.mend_backbone`).
+
+    Args:
+        backbone: keras-hub backbone, or something else.
     """
     names = _input_names(backbone)
     if isinstance(backbone, keras_hub.models.Gemma3nBackbone):
@@ -55,15 +66,15 @@ def check_backbone(backbone: Any) -> None:
     ):
         raise ValueError(
             "Expected a keras-hub text model whose backbone reads `token_ids` and `padding_mask` "
-            "and gives hidden states; of a family with images or sound, one that was made without "
-            f"those encoders. Received: {backbone!r} of type {type(backbone).__name__}, which "
-            f"reads {names}."
+            "and returns hidden states; of a family with images or sound, one that was made "
+            f"without those encoders. Received: {backbone!r} of type {type(backbone).__name__}, "
+            f"which reads {names}."
         )
     mending.mend_backbone(backbone)
 
 
 def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
-    """Raises a `ValueError` when a preprocessor makes token ids that `backbone` cannot embed.
+    """Raises a `ValueError` for a preprocessor with token ids that `backbone` cannot embed.
 
     A preprocessor that passes is mended: what it saves can be loaded
     (`mending.mend_preprocessor`).
@@ -84,12 +95,12 @@ def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
 
 
 def _complete_gemma3n(backbone: keras.Model) -> None:
-    """Gives Gemma 3n the name that others have, and freezes what its layers never read."""
+    """Adds to Gemma 3n an attribute that others have, and freezes weights it does not use."""
     backbone.vocabulary_size = backbone.text_vocab_size
-    for layer in backbone._flatten_layers():
+    for layer in all_layers(backbone):
         if getattr(layer, "is_kv_shared_layer", False) and hasattr(layer, "k_proj"):
-            for unread in (layer.k_proj, layer.v_proj, layer.k_norm):
-                unread.trainable = False
+            for unused in (layer.k_proj, layer.v_proj, layer.k_norm):
+                unused.trainable = False
 
 
 def _input_names(backbone: Any) -> list[str]:
@@ -98,13 +109,16 @@ def _input_names(backbone: Any) -> list[str]:
 
 
 def check_adapted(backbone: keras.Model) -> None:
-    """Raises a `ValueError` when `enable_lora` froze a backbone without adapting any layer.
+    """Raises a `ValueError` if `enable_lora` froze a backbone without adapting any layer.
 
-    keras-hub looks for layers by name, and some families name theirs otherwise.
+    keras-hub looks for layers by name, and some families have other names.
+
+    Args:
+        backbone: keras-hub backbone.
     """
     if getattr(backbone, "_lora_enabled_layers", None) == []:
         kinds = (keras.layers.Dense, keras.layers.EinsumDense)
-        found = sorted({x.name for x in backbone._flatten_layers() if isinstance(x, kinds)})
+        found = sorted({x.name for x in all_layers(backbone) if isinstance(x, kinds)})
         raise ValueError(
             f"`enable_lora` found none of the layers {backbone.default_lora_layer_names()} in "
             f"{type(backbone).__name__} and left everything frozen. Name the layers to adapt: "
@@ -113,17 +127,20 @@ def check_adapted(backbone: keras.Model) -> None:
 
 
 def check_adapters(backbone: keras.Model) -> None:
-    """Checks the adapters of a backbone that is going to be trained, when its model is compiled.
+    """Checks the adapters of a backbone that will be trained.
 
     Warns about a quantized backbone without adapters: its kernels are integers and cannot be
-    trained, and what remains is little.
+    trained, and few other weights are left.
+
+    Args:
+        backbone: keras-hub backbone.
 
     Raises:
         ValueError: If `enable_lora` adapted no layer.
     """
     check_adapted(backbone)
-    quantized = any(layer.quantization_mode for layer in backbone._flatten_layers())
-    if not quantized or lora.adapted_layers(backbone) or not backbone.trainable_variables:
+    quantized = any(layer.quantization_mode for layer in all_layers(backbone))
+    if not quantized or adapted_layers(backbone) or not backbone.trainable_variables:
         return
     trained = backbone.trainable_variables
     names = ", ".join(sorted({variable.name for variable in trained}))
@@ -137,8 +154,16 @@ def check_adapters(backbone: keras.Model) -> None:
     )
 
 
-def backbone_inputs(backbone: keras.Model, token_ids: Any, padding_mask: Any) -> dict:
-    """The input structure of a text backbone."""
+def backbone_inputs(
+    backbone: keras.Model, token_ids: Tensor, padding_mask: Tensor
+) -> dict[str, Tensor]:
+    """Returns the input structure of a text backbone.
+
+    Args:
+        backbone: keras-hub backbone.
+        token_ids: int, `(batch, length)`.
+        padding_mask: bool, `(batch, length)`.
+    """
     token_ids = ops.cast(token_ids, "int32")
     inputs = {"token_ids": token_ids, "padding_mask": ops.cast(padding_mask, "int32")}
     if "position_ids" in _input_names(backbone):  # Gemma 4
@@ -148,16 +173,24 @@ def backbone_inputs(backbone: keras.Model, token_ids: Any, padding_mask: Any) ->
 
 
 def _final_states(backbone: keras.Model) -> keras.KerasTensor:
-    """The final hidden states in the backbone's graph; RWKV-7's goes on to the logits."""
+    """The final hidden states in the backbone's graph; RWKV-7's graph ends with the logits."""
     projection = getattr(backbone, "head", None)
     return backbone.output if projection is None else projection.input
 
 
-def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
-    """Final hidden states `(batch, length, width)` of a CausalLM or a backbone, dropout off (N13).
+def hidden_states(model: keras.Model, token_ids: Tensor, padding_mask: Tensor) -> Tensor:
+    """Computes the final hidden states, without dropout (detail N13).
 
     Every family is causal and rows are padded on the right, so the states of real tokens do not
     depend on how much padding follows them (N3).
+
+    Args:
+        model: keras-hub `CausalLM` or backbone.
+        token_ids: int, `(batch, length)`, right-padded.
+        padding_mask: bool, `(batch, length)`.
+
+    Returns:
+        `(batch, length, width)`, in the model's compute dtype.
     """
     backbone = getattr(model, "backbone", None) or model
     limits.Limits.of([backbone]).check_length(token_ids.shape[1])
@@ -167,34 +200,53 @@ def hidden_states(model: keras.Model, token_ids: Any, padding_mask: Any) -> Any:
 
 
 def width(model: keras.Model) -> int:
-    """Units of the final hidden state."""
+    """Returns the number of units of the final hidden state.
+
+    Args:
+        model: keras-hub `CausalLM` or backbone.
+    """
     return int(_final_states(getattr(model, "backbone", None) or model).shape[-1])
 
 
 def vocabulary_size(causal_lm: keras.Model) -> int:
-    """Entries of the model's output distribution."""
+    """Returns the number of entries of the model's output distribution.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+    """
     return int(causal_lm.output.shape[-1])
 
 
 def max_length(causal_lm: keras.Model) -> int | None:
-    """Positions that the model has, or None where any length can be computed."""
+    """Returns the number of positions of a model, or None if any length can be computed.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+    """
     return positions(causal_lm.backbone)
 
 
 def positions(backbone: keras.Model) -> int | None:
-    """As `max_length`, of a backbone."""
+    """Returns the number of positions of a backbone, or None if any length can be computed.
+
+    Args:
+        backbone: keras-hub backbone.
+    """
     limit = getattr(backbone, "max_sequence_length", None)
     return int(limit) if limit else None
 
 
 def head(causal_lm: keras.Model) -> Callable:
-    """The part of the model behind its final hidden states: from them to float32 logits.
+    """Returns the function from final hidden states to float32 logits.
 
-    It is cut out of the model's own graph, so that scaling and soft caps of a family stay in.
+    It is a part of the model's own graph, with the scaling and soft caps of the family.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
     """
     backbone = causal_lm.backbone
     if isinstance(causal_lm, keras_hub.models.Gemma3nCausalLM):
-        # Its graph holds the output embeddings as they were when it was made.
+        # Its graph contains the output embeddings as they were when it was made.
         function = functools.partial(backbone.language_model.token_embedding, reverse=True)
     elif hasattr(backbone, "head"):
         function = keras.Function(_final_states(backbone), causal_lm.output)
@@ -207,10 +259,13 @@ def head(causal_lm: keras.Model) -> Callable:
 def freeze_unread(backbone: keras.Model) -> None:
     """Makes the variables that hidden states do not depend on non-trainable.
 
-    These are the output embeddings of an untied model, which are part of its backbone: a model that
-    reads states alone has no gradient for them, and an optimizer would keep its moments of them.
+    These are the output embeddings of an untied model, which are part of its backbone. A model
+    that only uses states has no gradient for them, and an optimizer would store moments for them.
+
+    Args:
+        backbone: keras-hub backbone.
     """
-    for layer in backbone._flatten_layers():
+    for layer in all_layers(backbone):
         if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
             layer.reverse_embeddings.trainable = False
     if hasattr(backbone, "head"):
@@ -218,15 +273,20 @@ def freeze_unread(backbone: keras.Model) -> None:
 
 
 def cache_layout(causal_lm: keras.Model, length: int) -> Any:
-    """How the family's cache is laid out, or None when sampling cannot use it.
+    """Returns the layout of the family's cache, or None if sampling cannot use it.
 
-    Sampling writes a position again after the prompts were read, so the cache must hold an entry
-    for every position, as keys and values do. A recurrent state (RWKV-7, the linear attention of
-    Qwen 3.5) has none: what a row's padding did to it cannot be undone.
+    Sampling overwrites positions after the prompts were processed, so the cache must have an
+    entry for every position, as keys and values do. A recurrent state (RWKV-7, the linear
+    attention of Qwen 3.5) has none: the effect of a row's padding on it cannot be undone.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        length: int, tokens of a row.
 
     Returns:
         `tf.TensorSpec`s in the structure of the cache, for a batch of 1, with None for the axis of
-        the positions; read off symbolic runs of keras-hub's own builder, so nothing is computed.
+        the positions. They come from symbolic runs of keras-hub's own builder, so nothing is
+        computed.
     """
     known = _layouts.setdefault(causal_lm, {})
     if length not in known:
@@ -234,11 +294,11 @@ def cache_layout(causal_lm: keras.Model, length: int) -> Any:
     return known[length]
 
 
-def _read_layout(causal_lm, length):
+def _read_layout(causal_lm: keras.Model, length: int) -> Any:
     if "cache_update_index" not in inspect.signature(causal_lm.call_with_cache).parameters:
         return None
 
-    def unite(one, other):
+    def unite(one: tf.TensorSpec, other: tf.TensorSpec) -> tf.TensorSpec:
         shapes = zip(one.shape, other.shape, strict=True)
         return tf.TensorSpec([a if a == b else None for a, b in shapes], one.dtype)
 
@@ -257,22 +317,28 @@ def _cache_spec(causal_lm: keras.Model, length: int) -> Any:
 
 
 def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
-    """What `step` starts from for `batch` rows of `length` tokens.
+    """Returns an empty cache for `step`.
 
-    Zero keys and values in the family's own structure. Where `cache_layout` is None, the tokens
-    themselves, int32 `(batch, length)`: `step` then reads the whole row again, with a warning.
+    It consists of zero keys and values in the family's own structure. If `cache_layout` is None,
+    it is the tokens themselves, int32 `(batch, length)`: `step` then computes the whole row every
+    time, with a warning.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        batch: int, rows.
+        length: int, tokens of a row.
     """
     layout = cache_layout(causal_lm, length)
     if layout is None:
         warnings.warn(
             f"{type(causal_lm).__name__} has no cache with an entry for every position, so "
-            "responses are sampled without one: the whole row is read again for every token. The "
+            "responses are sampled without one: the whole row is computed for every token. The "
             "result is the same; sampling takes longer, the more so the longer the rows.",
             stacklevel=2,
         )
         return ops.zeros((batch, length), "int32")
 
-    def zeros(spec):
+    def zeros(spec: tf.TensorSpec) -> Tensor:
         return ops.zeros((batch, *(length if n is None else n for n in spec.shape[1:])), spec.dtype)
 
     return _unstacked(tf.nest.map_structure(zeros, layout))
@@ -281,16 +347,16 @@ def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
 class _KeysValues(NamedTuple):
     """One layer's part of an unstacked cache."""
 
-    keys: Any
-    values: Any
+    keys: Tensor
+    values: Tensor
 
 
 def _unstacked(cache: Any) -> Any:
-    """The keys and values of each layer as tensors of their own, where the layout is the usual one.
+    """Splits a cache of the usual layout into the keys and values of each layer.
 
     Most families stack them into `(batch, layers, 2, length, heads, units)` and copy the whole at
-    every step. As separate loop variables XLA cancels the stacking against the slicing and writes
-    the new column in place.
+    every step. With separate loop variables XLA cancels the stacking against the slicing and
+    writes the new column in place.
     """
     if not hasattr(cache, "shape") or len(cache.shape) != 6 or cache.shape[2] != 2:
         return cache
@@ -305,14 +371,16 @@ def _stacked(cache: Any) -> Any:
     return ops.stack([ops.stack(layer, axis=1) for layer in cache], axis=1)
 
 
-def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tuple[Any, Any, Any]:
+def step(
+    causal_lm: keras.Model, token_ids: Tensor, cache: Any, index: Tensor | int
+) -> tuple[Tensor, Tensor, Any]:
     """Runs new columns through the model on top of a cache.
 
     Args:
-        causal_lm: the model.
-        token_ids: int32 `(batch, columns)`, the tokens at `index` and behind it.
-        cache: as `empty_cache` gives it.
-        index: int scalar, the position of the first of these columns.
+        causal_lm: keras-hub `CausalLM`.
+        token_ids: int32, `(batch, columns)`. The tokens from `index` on.
+        cache: as from `empty_cache`.
+        index: int or int scalar. Position of the first of these columns.
 
     Returns:
         Float32 logits `(batch, columns, vocab)`, hidden states `(batch, columns, width)` and the
@@ -320,7 +388,7 @@ def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tupl
     """
     index = ops.convert_to_tensor(index, "int32")
     if hasattr(cache, "shape") and len(cache.shape) == 2:
-        return _step_anew(causal_lm, token_ids, cache, index)
+        return _step_without_cache(causal_lm, token_ids, cache, index)
     cache = _stacked(cache)
     options = {}
     if isinstance(causal_lm, keras_hub.models.Gemma3nCausalLM):
@@ -331,7 +399,9 @@ def step(causal_lm: keras.Model, token_ids: Any, cache: Any, index: Any) -> tupl
     return ops.cast(logits, "float32"), hidden, _unstacked(cache)
 
 
-def _step_anew(causal_lm, token_ids, tokens, index):
+def _step_without_cache(
+    causal_lm: keras.Model, token_ids: Tensor, tokens: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """`step` with the tokens of all rows in place of a cache."""
     tokens = ops.slice_update(tokens, [0, index], token_ids)
     columns = index + ops.arange(token_ids.shape[1], dtype="int32")
@@ -342,11 +412,11 @@ def _step_anew(causal_lm, token_ids, tokens, index):
 
 
 @contextlib.contextmanager
-def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterator[None]:
+def _placed_queries(causal_lm: keras.Model, columns: int, index: Tensor) -> Iterator[None]:
     """Rotates the queries of GPT-NeoX to their positions in the row.
 
-    Its cached step keeps keys unrotated and rotates all of them, as is right, but takes the new
-    queries for the first tokens of the row.
+    Its cached step correctly keeps keys unrotated and rotates all of them, but rotates the new
+    queries as if they were the first tokens of the row.
     """
     if not isinstance(causal_lm, keras_hub.models.GPTNeoXCausalLM):
         yield
@@ -354,7 +424,7 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterato
     attentions = [x._self_attention_layer for x in causal_lm.backbone.transformer_layers]
     rotations = [x.rotary_embedding_layer for x in attentions]
 
-    def placed(rotation):
+    def placed(rotation: Callable) -> Callable:
         return lambda x: rotation(x, start_index=index if x.shape[1] == columns else 0)
 
     try:
@@ -367,18 +437,26 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Any) -> Iterato
 
 
 def pad_token_id(causal_lm: keras.Model) -> int:
-    """The id that fills rows up; any id will do, since masks and not ids mark padding (N2)."""
+    """Returns the id that pads rows; any id will do, as masks and not ids mark padding (N2).
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+    """
     tokenizer = getattr(causal_lm.preprocessor, "tokenizer", None)
     return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
 
 def copy(causal_lm: keras.Model) -> keras.Model:
-    """A frozen copy of a CausalLM or backbone: own weights, same preprocessor, adapters merged."""
+    """Returns a frozen copy with weights of its own, the same preprocessor and merged adapters.
+
+    Args:
+        causal_lm: keras-hub `CausalLM` or backbone.
+    """
     backbone = getattr(causal_lm, "backbone", None) or causal_lm
     mending.mend_backbone(backbone)
     twin = type(backbone).from_config(backbone.get_config())
     mending.mend_backbone(twin)
-    for source, target in zip(backbone._flatten_layers(), twin._flatten_layers(), strict=True):
+    for source, target in zip(all_layers(backbone), all_layers(twin), strict=True):
         _copy_variables(source, target)
     twin.trainable = False
     if backbone is causal_lm:
@@ -391,15 +469,13 @@ def copy(causal_lm: keras.Model) -> keras.Model:
 
 
 def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
-    """Copies the variables that a layer itself owns; a LoRA kernel is merged on the way."""
+    """Copies the variables that a layer itself has, with a LoRA kernel merged."""
     if source.quantization_mode and hasattr(source, "inputs_quantizer"):
         target.inputs_quantizer = source.inputs_quantizer  # which is in no config
     adapted = getattr(source, "lora_enabled", False)
-    own = [*source._trainable_variables, *source._non_trainable_variables]
     if not adapted:
-        for value, variable in zip(
-            own, target._trainable_variables + target._non_trainable_variables, strict=True
-        ):
+        own, other = (x._trainable_variables + x._non_trainable_variables for x in (source, target))
+        for value, variable in zip(own, other, strict=True):
             variable.assign(value)
         return
     if getattr(source, "quantization_mode", None):
@@ -415,7 +491,10 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def preset_config(preset: str) -> dict:
-    """The `config.json` of a preset: keras-hub's or Hugging Face's.
+    """Returns the `config.json` of a preset: keras-hub's or Hugging Face's.
+
+    Args:
+        preset: keras-hub name or handle, or a local folder.
 
     Raises:
         Exception: If the preset is not found or not of a known kind, with keras-hub's message.
@@ -424,10 +503,13 @@ def preset_config(preset: str) -> dict:
 
 
 def task_class(preset: str) -> type:
-    """The class that loads a preset's language model.
+    """Returns the class that loads a preset's language model.
 
-    `CausalLM` finds it by the backbone. Gemma 4 has two, of which it takes either, by the order of
-    a set: the other is an assistant that drafts tokens for a larger model.
+    `CausalLM` finds it by the backbone. Gemma 4 has two classes, and `CausalLM` takes either, by
+    the order of a set: the other one is an assistant that drafts tokens for a larger model.
+
+    Args:
+        preset: keras-hub name or handle, or a local folder.
     """
     backbone = preset_utils.get_preset_loader(preset).check_backbone_class()
     models = keras_hub.models
@@ -435,7 +517,11 @@ def task_class(preset: str) -> type:
 
 
 def preset_loader(preset: str) -> tuple[Any, type]:
-    """keras-hub's loader of a preset, and the class of the language model in it."""
+    """Returns keras-hub's loader of a preset, and the class of the language model in it.
+
+    Args:
+        preset: keras-hub name or handle, or a local folder.
+    """
     loader = preset_utils.get_preset_loader(preset)
     task, backbone = task_class(preset), loader.check_backbone_class()
     if task.backbone_cls != backbone:
@@ -444,6 +530,11 @@ def preset_loader(preset: str) -> tuple[Any, type]:
 
 
 def preset_json(preset: str, name: str) -> Any:
-    """What a JSON file of a preset holds, None where there is no such file."""
+    """Returns the content of a JSON file of a preset, or None if there is no such file.
+
+    Args:
+        preset: keras-hub name or handle, or a local folder.
+        name: str, name of the file.
+    """
     found = preset_utils.check_file_exists(preset, name)
     return preset_utils.load_json(preset, name) if found else None

@@ -19,20 +19,19 @@ with contextlib.suppress(ImportError):  # which only Hugging Face folders need
 
 
 def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """`CausalLM.from_preset` with its traps removed and a clear error.
+    """Loads a language model like `CausalLM.from_preset`, without its traps.
 
-    A Hugging Face folder computes what its `config.json` says, also where keras-hub's converter
+    A Hugging Face folder computes what its `config.json` says, even where keras-hub's converter
     ignores it (`converting`). A preset that was saved in mixed precision is loaded in it. A
-    quantized model that was saved with LoRA adapters has them again, unmerged, and computes what it
-    did before.
+    quantized model that was saved with LoRA adapters has them again, unmerged.
 
     Args:
         preset: built-in keras-hub name, `kaggle://` or `hf://` handle, or local folder.
-        **kwargs: to `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
+        **kwargs: of `CausalLM.from_preset`, for example `dtype="mixed_bfloat16"`.
 
     Raises:
-        ValueError: If nothing is found under that name, or what is found cannot be loaded or would
-            compute something else. The message begins with the loader's own.
+        ValueError: If nothing is found under that name, or it cannot be loaded or would compute
+            something else. The message begins with the loader's own.
     """
     preset = str(preset)
     config = _config(preset)
@@ -83,11 +82,11 @@ def _load(preset: str, config: dict, options: dict) -> keras.Model:
 
 
 def load_backbone(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """A backbone from a preset folder that `save_to_preset` wrote.
+    """Loads a backbone from a preset folder that `save_to_preset` wrote.
 
     Args:
         preset: local folder.
-        **kwargs: to `Backbone.from_preset`. A quantized backbone keeps its own `dtype`.
+        **kwargs: of `Backbone.from_preset`. A quantized backbone keeps its own `dtype`.
     """
     config = _config(str(preset))
     dtype = mending.mixed_dtype(config) or mending.quantized_dtype(config)
@@ -99,7 +98,11 @@ def load_backbone(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
 
 
 def load_preprocessor(preset: str | pathlib.Path) -> Any:
-    """The preprocessor of a preset folder, None when it holds none."""
+    """Loads the preprocessor of a preset folder; None if the folder has none.
+
+    Args:
+        preset: local folder.
+    """
     if not (pathlib.Path(preset) / "preprocessor.json").is_file():
         return None
     preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(str(preset))

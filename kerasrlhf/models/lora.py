@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasrlhf.adapters import adapted_layers, own_variables
+from kerasrlhf.adapters import adapted_layers, all_layers, own_variables
+from kerasrlhf.types import Tensor
 
 _TAILS = ("lora_kernel_b", "lora_embeddings_b")
 _ADAPTERS = ("lora_kernel_a", "lora_embeddings_a", *_TAILS)
@@ -19,41 +19,59 @@ _FILE = "quantized_adapters.npz"
 
 
 def is_untrained(model: keras.Model) -> bool:
-    """Whether every adapter is still the zero map that it starts as."""
+    """Returns whether every adapter is still the zero map that it starts as.
+
+    Args:
+        model: keras-hub model with LoRA adapters.
+    """
     tails = [getattr(x, n) for x in adapted_layers(model) for n in _TAILS if hasattr(x, n)]
     return not any(bool(ops.any(ops.not_equal(tail, 0))) for tail in tails)
 
 
-def trainable_values(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
-    """The trainable variables of `model`, each with a copy of its value now."""
+def trainable_values(model: keras.Model) -> list[tuple[keras.Variable, Tensor]]:
+    """Returns the trainable variables of a model with copies of their present values.
+
+    Args:
+        model: Keras model.
+    """
     return [(v, ops.copy(v.value)) for v in model.trainable_variables]
 
 
-def trained_beside(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
-    """The trainable variables that are not adapters, each with a copy of its value now.
+def other_trainable_values(model: keras.Model) -> list[tuple[keras.Variable, Tensor]]:
+    """Returns the trainable variables outside the adapters with copies of their present values.
 
-    `enable_lora` of keras-hub leaves the biases of the adapted layers trainable, so that without
-    their adapters these layers are not what they were.
+    `enable_lora` of keras-hub leaves the biases of the adapted layers trainable, so switching the
+    adapters off alone does not restore these layers.
+
+    Args:
+        model: keras-hub model with LoRA adapters.
     """
     adapters = {id(getattr(x, n, None)) for x in adapted_layers(model) for n in _ADAPTERS}
     others = [v for v in model.trainable_variables if id(v) not in adapters]
     return [(v, ops.copy(v.value)) for v in others]
 
 
-def with_values(values: Sequence[tuple[keras.Variable, Any]]) -> contextlib.AbstractContextManager:
-    """A scope in which variables have the given values; nothing is assigned to them."""
+def with_values(
+    values: Sequence[tuple[keras.Variable, Tensor]],
+) -> contextlib.AbstractContextManager:
+    """Opens a scope in which variables have the given values; nothing is assigned to them.
+
+    Args:
+        values: list of variables, each with a value.
+    """
     return keras.StatelessScope(state_mapping=values) if values else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def adapters_off(
-    model: keras.Model, values: Sequence[tuple[keras.Variable, Any]] = ()
+    model: keras.Model, values: Sequence[tuple[keras.Variable, Tensor]] = ()
 ) -> Iterator[None]:
-    """Runs `model` as it was before its adapters, for code that is traced or run inside.
+    """Opens a scope in which a model computes what it did before it had adapters.
 
     Args:
-        model: the model with adapters.
-        values: of `trained_beside`; these variables have these values inside.
+        model: keras-hub model with LoRA adapters.
+        values: list of variables, each with its value in the scope, from
+            `other_trainable_values`. Defaults to none.
     """
     layers = adapted_layers(model)
     for layer in layers:
@@ -69,9 +87,9 @@ def adapters_off(
 def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
     """Writes the adapters of quantized layers, and these layers, as they are.
 
-    Keras saves a quantized layer with its adapters merged and the sum rounded to few bits again,
-    which changes what the layer computes. The file that is written here keeps both apart. Where
-    no quantized layer has adapters, a file of an earlier model is removed.
+    Keras saves a quantized layer with its adapters merged and the sum quantized again, which
+    changes what the layer computes. The file that is written here keeps both separate. If no
+    quantized layer has adapters, the file of an earlier model is removed.
 
     Args:
         model: keras-hub backbone.
@@ -80,7 +98,7 @@ def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
     path = pathlib.Path(folder) / _FILE
     path.unlink(missing_ok=True)
     arrays = {}
-    for index, layer in enumerate(model._flatten_layers()):
+    for index, layer in enumerate(all_layers(model)):
         if getattr(layer, "lora_enabled", False) and layer.quantization_mode:
             arrays[f"{index}/rank"], arrays[f"{index}/alpha"] = layer.lora_rank, layer.lora_alpha
             for name, variable in own_variables(layer).items():
@@ -91,10 +109,10 @@ def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
 
 
 def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
-    """Puts adapters on the quantized layers that `save_quantized` wrote, and restores both.
+    """Restores the quantized layers that `save_quantized` wrote, and their adapters.
 
-    As after `enable_lora`, only the adapted layers are trainable afterward. Does nothing where
-    the folder has no such file.
+    As after `enable_lora`, only the adapted layers are trainable afterward. Does nothing if the
+    folder has no such file.
 
     Args:
         model: keras-hub backbone, loaded from `folder`.
@@ -105,7 +123,7 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
         return
     with np.load(path) as file:
         saved = dict(file)
-    layers = list(model._flatten_layers())
+    layers = all_layers(model)
     for layer in layers:
         layer.trainable = layer is model
     adapted = sorted({int(key.split("/")[0]) for key in saved})
@@ -115,10 +133,11 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
         layer.enable_lora(int(saved[f"{index}/rank"]), lora_alpha=saved[f"{index}/alpha"].item())
         for name, variable in own_variables(layer).items():
             variable.assign(saved[f"{index}/{name}"])
-    # What `enable_lora` of keras-hub notes down for `save_lora_weights`.
+    # What `enable_lora` of keras-hub records for `save_lora_weights`.
     weighted = [layer for layer in layers if layer is not model and layer.weights]
-    model._lora_enabled_layers = [weighted.index(layers[index]) for index in adapted]
-    model._lora_rank = layers[adapted[0]].lora_rank
+    enabled = [weighted.index(layers[index]) for index in adapted]
+    model._lora_enabled_layers = enabled  # noqa: SLF001
+    model._lora_rank = layers[adapted[0]].lora_rank  # noqa: SLF001
 
 
 def _storable(variable: keras.Variable) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
 
-`mend_backbone` and `mend_preprocessor` change single objects, not classes: what such an object
-writes afterward, through our functions or through its own `save_to_preset`, is read by plain
-keras-hub and by this package. Both leave an object alone that was mended before.
+`mend_backbone` and `mend_preprocessor` change single objects, not classes: presets that such an
+object writes afterward, through our functions or through its own `save_to_preset`, can be loaded
+by plain keras-hub and by this package. Both do nothing to an object that was mended before.
 
 | what is forgotten | by | what happens without mending |
 |---|---|---|
@@ -16,8 +16,10 @@ keras-hub and by this package. Both leave an object alone that was mended before
 | `layer_norm_epsilon` | layers of Gemma, Gemma 3, Qwen 3, Qwen 3 MoE | 1e-6 or 1e-5 is taken |
 | `query_head_dim_normalize` | layers of Gemma and Gemma 3 | queries of 27B have another scale |
 
-The last two are saved, and plain keras-hub goes on without them.
+The last two are saved, and plain keras-hub ignores them.
 """
+
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ from typing import Any
 import keras
 import keras_hub
 
+from kerasrlhf.adapters import all_layers
 from kerasrlhf.models import lora
 
 _VOCABULARY = "vocabulary.json"
@@ -41,7 +44,7 @@ _EXPECTED = ("<|start_header_id|>", "<|end_header_id|>")
 
 
 def mend_backbone(backbone: keras.Model) -> None:
-    """Makes a keras-hub backbone write all that it needs to be loaded again.
+    """Makes a keras-hub backbone save everything that loading it needs.
 
     Args:
         backbone: keras-hub backbone. Its `get_config` and `save_to_preset` are replaced.
@@ -52,11 +55,11 @@ def mend_backbone(backbone: keras.Model) -> None:
         return
     kind = type(backbone)
 
-    def get_config(self):
+    def get_config(self: keras.Model) -> dict:
         config = kind.get_config(self)
         return {**config, **_forgotten(self, config), "dtype": _saved_policy(self)}
 
-    def save_to_preset(self, preset_dir, *args, **kwargs):
+    def save_to_preset(self: keras.Model, preset_dir: str, *args: Any, **kwargs: Any) -> None:
         kind.save_to_preset(self, preset_dir, *args, **kwargs)
         lora.save_quantized(self, preset_dir)
 
@@ -65,13 +68,13 @@ def mend_backbone(backbone: keras.Model) -> None:
 
 
 def _pass_on(backbone: keras.Model) -> None:
-    """Gives the layers of some families what their backbone was made with and did not pass on."""
+    """Passes constructor arguments to layers of those families whose backbones do not."""
     models = keras_hub.models
     is_gemma = isinstance(backbone, models.GemmaBackbone | models.Gemma3Backbone)
     if not is_gemma and not isinstance(backbone, models.Qwen3Backbone | models.Qwen3MoeBackbone):
         return
     for layer in backbone.transformer_layers:
-        for part in layer._flatten_layers():
+        for part in all_layers(layer):
             if hasattr(part, "epsilon"):
                 part.epsilon = backbone.layer_norm_epsilon
         if is_gemma:
@@ -79,7 +82,7 @@ def _pass_on(backbone: keras.Model) -> None:
 
 
 def mend_preprocessor(preprocessor: Any) -> None:
-    """Makes the tokenizer of a keras-hub preprocessor write all that it needs to be loaded again.
+    """Makes the tokenizer of a keras-hub preprocessor save everything that loading it needs.
 
     Args:
         preprocessor: keras-hub preprocessor, or None.
@@ -90,7 +93,7 @@ def mend_preprocessor(preprocessor: Any) -> None:
     if isinstance(tokenizer, keras_hub.tokenizers.Llama3Tokenizer):
         _mend_llama3(tokenizer)
     if isinstance(tokenizer, keras_hub.tokenizers.RWKVTokenizer):
-        # They are joined when they are saved, and read as lines.
+        # They are joined when they are saved, and loaded as lines.
         tokenizer.vocabulary = [line.rstrip("\n") + "\n" for line in tokenizer.vocabulary]
 
 
@@ -104,9 +107,9 @@ def _forgotten(backbone: keras.Model, config: dict) -> dict:
 
 
 def _saved_policy(backbone: keras.Model) -> dict:
-    """The dtype policy of a backbone in the form that keras-hub reads.
+    """The dtype policy of a backbone in the form that keras-hub loads.
 
-    It takes the name of a simple policy for a dtype, which mixed ones are not; it takes a map of
+    It takes the name of a simple policy as a dtype, which mixed ones are not; it takes a map of
     policies as it is.
     """
     policy = backbone.dtype_policy
@@ -126,10 +129,10 @@ def _saved_policy(backbone: keras.Model) -> dict:
 
 
 def mixed_dtype(config: dict) -> str | None:
-    """The name of the mixed policy that a preset was saved in, None where it has no such policy.
+    """Returns the name of the mixed policy of a preset, or None if it has another policy.
 
     Args:
-        config: dict, the preset's `config.json`. Presets count that were saved without mending.
+        config: dict, the preset's `config.json`, saved with or without mending.
     """
     saved = config.get("config", {}).get("dtype")
     inner = saved.get("config", {}) if isinstance(saved, dict) else {}
@@ -139,9 +142,12 @@ def mixed_dtype(config: dict) -> str | None:
 
 
 def quantized_dtype(config: dict) -> dict | None:
-    """The map of dtype policies that a preset was saved with, None where there is none.
+    """Returns the map of dtype policies that a preset was saved with, or None.
 
     `Backbone.from_preset` forgets it, unlike `CausalLM.from_preset`.
+
+    Args:
+        config: dict, the preset's `config.json`.
     """
     saved = config.get("config", {}).get("dtype")
     is_map = isinstance(saved, dict) and bool(saved.get("config", {}).get("policy_map"))
@@ -153,19 +159,20 @@ def _is_mixed(policy: Any) -> bool:
 
 
 def _quantized(backbone: keras.Model) -> list[keras.Layer]:
-    return [x for x in backbone._flatten_layers(include_self=False) if x.quantization_mode]
+    return [x for x in all_layers(backbone) if x is not backbone and x.quantization_mode]
 
 
 def _separate_policies(backbone: keras.Model) -> None:
-    """Gives each layer of a loaded backbone its own dtype policy in place of the map of all.
+    """Sets each layer's own dtype policy in a loaded backbone, in place of the map of all.
 
-    A quantized layer asks the policy it was given for its mode when it is saved, and the map has
-    none.
+    When a quantized layer is saved, it needs the mode of its policy, and the map has none.
     """
     whole = backbone._dtype_policy
     if not isinstance(whole, keras.dtype_policies.DTypePolicyMap):
         return
-    for layer in backbone._flatten_layers(include_self=False):
+    for layer in all_layers(backbone):
+        if layer is backbone:
+            continue
         if isinstance(layer._dtype_policy, keras.dtype_policies.DTypePolicyMap) and layer.path:
             layer._dtype_policy = layer._dtype_policy[layer.path]
         if layer.quantization_mode == "int4" and getattr(layer, "inputs_quantizer", None):
@@ -178,20 +185,20 @@ def _separate_policies(backbone: keras.Model) -> None:
 def _mend_llama3(tokenizer: Any) -> None:
     """Makes a `Llama3Tokenizer` write its start and end token and what plain keras-hub expects.
 
-    Two entries behind the end of the saved vocabulary satisfy plain keras-hub where a model has
-    other special tokens. No text is tokenized to them, and they are removed from a tokenizer that
-    was loaded with them.
+    Two entries after the end of the saved vocabulary satisfy plain keras-hub if a model has other
+    special tokens. No text is tokenized to them, and they are removed from a tokenizer that was
+    loaded with them.
     """
     if "get_config" in vars(tokenizer):
         return
     kind = type(tokenizer)
     _restore_special_tokens(tokenizer)
 
-    def get_config(self):
+    def get_config(self: Any) -> dict:
         tokens = {"bos_token": self.start_token, "eos_token": self.end_token}
         return {**kind.get_config(self), **tokens}
 
-    def save_assets(self, dir_path):
+    def save_assets(self: Any, dir_path: str) -> None:
         kind.save_assets(self, dir_path)
         vocabulary = dict(self.vocabulary)
         for token in _EXPECTED:
@@ -204,7 +211,7 @@ def _mend_llama3(tokenizer: Any) -> None:
 
 
 def _restore_special_tokens(tokenizer: Any) -> None:
-    """Takes back what `save_assets` added, and names the model's own special tokens instead."""
+    """Removes the tokens that `save_assets` added, and names the model's own special tokens."""
     unsplittable = set(tokenizer.unsplittable_tokens or [])
     vocabulary = tokenizer.vocabulary
     last = max(vocabulary.values()) - len(_EXPECTED)

@@ -1,4 +1,4 @@
-"""What training in few bits cannot do."""
+"""Checks for training in low precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
+
+from kerasrlhf import replica
 
 
 def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
@@ -16,8 +19,12 @@ def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
     to 1, the second moment never forms, and no weight moves.
 
     Args:
-        optimizer: Keras optimizer, or what `keras.optimizers.get` takes for one.
-        variables: what it is to train.
+        optimizer: Keras optimizer, or what `keras.optimizers.get` accepts for one.
+        variables: list of `keras.Variable`, which it should train.
+
+    Raises:
+        ValueError: If the moving averages of the optimizer cannot change in the variables' dtype,
+            or `optimizer` is not an optimizer.
 
     Example:
         >>> check_optimizer(keras.optimizers.Adam(), [keras.Variable(0.0, dtype="float32")])
@@ -40,3 +47,68 @@ def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
                 f'`dtype="mixed_{variable.dtype}"`, which computes in {variable.dtype} and keeps '
                 "weights in float32, or train with an optimizer without moments, such as SGD."
             )
+
+
+def check_replicated(networks: list[keras.Model]) -> None:
+    """Raises a `ValueError` for networks that cannot be trained on several replicas.
+
+    Args:
+        networks: list of keras-hub backbones that a distribution strategy trains.
+    """
+    dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
+    if "float16" in dtypes:
+        raise ValueError(
+            "float16 does not work under a distribution strategy with XLA. Load the model with "
+            '`dtype="mixed_bfloat16"`.'
+        )
+
+
+def check_compute_dtype(causal_lm: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Raises a `ValueError` for a dtype that fails under a distribution strategy."""
+    policy = keras.dtype_policies.get(causal_lm.backbone.dtype_policy)
+    if replica.is_distributed(strategy) and policy.compute_dtype == "float16":
+        raise ValueError(
+            "float16 does not work under a distribution strategy with XLA. Load the model with "
+            '`dtype="mixed_bfloat16"`.'
+        )
+
+
+def check_unscaled(networks: list[keras.Model], optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a `ValueError` for float16: its gradients vanish unless a loss is scaled up first.
+
+    Args:
+        networks: list of backbones that are trained.
+        optimizer: Keras optimizer.
+    """
+    dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if "float16" in dtypes or scales:
+        raise ValueError(
+            "On-policy training does not scale losses, which float16 needs. Received networks that "
+            f"compute in {sorted(dtypes)} and an optimizer {type(optimizer).__name__} (a "
+            'global policy "mixed_float16" makes it one). Load the model with '
+            '`dtype="mixed_bfloat16"`, under a global policy of float32 or bfloat16.'
+        )
+
+
+def check_steps(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a `ValueError` for an optimizer whose options would change its steps.
+
+    Updates are counted, and the learning rate that falls to 0 is planned, as one optimizer step
+    for each minibatch, of gradients that nothing has scaled.
+    """
+    steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    if steps is not None:
+        raise ValueError(
+            f"The optimizer accumulates gradients over {steps} steps, so that most updates would "
+            "change nothing. Leave out `gradient_accumulation_steps`: the trainer accumulates "
+            "itself, with `micro_batches` to save memory and fewer `num_minibatches` for larger "
+            "steps."
+        )
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    if factor is not None:
+        raise ValueError(
+            f"The optimizer divides gradients by a `loss_scale_factor` of {factor}, and on-policy "
+            "training does not scale losses, so that updates would be too small by the factor. "
+            "Leave it out."
+        )

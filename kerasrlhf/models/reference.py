@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -9,42 +10,43 @@ import keras
 from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.reverse import prompt_logprobs
 from kerasrlhf.models.windows import window_logprobs
+from kerasrlhf.types import Tensor
 
 
 class Reference:
     """A frozen language model: log-probabilities only, never part of a checkpoint.
 
     It is a plain object on purpose: Keras tracks models that are set on a model, and every
-    checkpoint of a trainer would carry the frozen weights.
+    checkpoint of a trainer would contain the frozen weights.
 
     Args:
-        causal_lm: the model to read. It is used as it is; make a copy first where it is going to
-            be trained (`Reference.of` does).
-        adapters: whether its LoRA adapters take part.
-        frozen: whether the model is read with copies of the values that its trainable variables
-            have now, so that it may be trained afterward. Without adapters it always is.
+        causal_lm: keras-hub `CausalLM`. It is used as it is; a model that will be trained has to
+            be copied first, as `Reference.of` does.
+        adapters: bool. Whether its LoRA adapters are active. Defaults to True.
+        frozen: bool. Whether copies of the present values of its trainable variables are used, so
+            that it may be trained afterward. Always so without adapters. Defaults to False.
     """
 
-    def __init__(self, causal_lm: keras.Model, adapters: bool = True, frozen: bool = False):
+    def __init__(self, causal_lm: keras.Model, adapters: bool = True, frozen: bool = False) -> None:
         self.causal_lm = causal_lm
         self._adapters = adapters
-        self._values = []
+        self._values: list[tuple[keras.Variable, Tensor]] = []
         if not adapters:
-            self._values = lora.trained_beside(causal_lm.backbone)
+            self._values = lora.other_trainable_values(causal_lm.backbone)
         elif frozen:
             self._values = lora.trainable_values(causal_lm.backbone)
 
     @classmethod
     def of(cls, causal_lm: keras.Model, reference: Any = None) -> Reference:
-        """The reference for training `causal_lm`.
+        """Returns the reference for training `causal_lm`.
 
         Args:
-            causal_lm: the model that is going to be trained.
-            reference: None for the model as it is now: a frozen copy or, where it carries LoRA
-                adapters, the same weights without a second copy. Adapters that are still zero are
-                switched off; those that have been trained, for example by supervised
-                fine-tuning, keep copies of their present values. Otherwise a CausalLM or an
-                object with a `causal_lm`, of the same vocabulary.
+            causal_lm: keras-hub `CausalLM` that will be trained.
+            reference: CausalLM or an object with a `causal_lm`, of the same vocabulary. Defaults
+                to None, the model as it is now: a frozen copy or, if it has LoRA adapters, the
+                same weights without a second copy. Adapters that are still zero are switched off;
+                those that have been trained, for example by supervised fine-tuning, keep copies
+                of their present values.
 
         Raises:
             ValueError: If the vocabularies differ, or `enable_lora` adapted no layer.
@@ -72,28 +74,55 @@ class Reference:
         return cls(causal_lm, frozen=True)
 
     def logprobs(
-        self, token_ids: Any, padding_mask: Any, starts: Any, width: int, temperature: float = 1.0
-    ) -> Any:
-        """Log-probabilities float32 `(batch, length)` of the tokens at `starts .. starts+width`.
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        prompt_lengths: Tensor,
+        width: int,
+        temperature: Tensor | float = 1.0,
+    ) -> Tensor:
+        """Computes log-probabilities of the tokens in a window of each row.
 
-        Args and layout are those of `ActorCritic.token_stats`; zero outside the window.
+        Args:
+            token_ids: int32, `(batch, length)`, right-padded.
+            padding_mask: bool, `(batch, length)`.
+            prompt_lengths: int32, `(batch,)`, at least 1. First token of each row's window.
+            width: int, at least 1. Tokens of a window.
+            temperature: float or float32 scalar, above 0. Logits are divided by it. Defaults to 1.
+
+        Returns:
+            Float32 `(batch, length)`, in nats, zero outside the window.
         """
         with self._frozen():
             return window_logprobs(
-                self.causal_lm, token_ids, padding_mask, starts, width, temperature
+                self.causal_lm, token_ids, padding_mask, prompt_lengths, width, temperature
             )
 
     def prompt_logprobs(
-        self, token_ids: Any, padding_mask: Any, prompt_lengths: Any, prompt_columns: int
-    ) -> tuple[Any, Any]:
-        """`reverse.prompt_logprobs`: what this model infers from the response about its prompt."""
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        prompt_lengths: Tensor,
+        prompt_columns: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Computes `reverse.prompt_logprobs` of this model.
+
+        Args:
+            token_ids: int32, `(batch, length)`: prompt, response, padding.
+            padding_mask: bool, `(batch, length)`.
+            prompt_lengths: int32, `(batch,)`.
+            prompt_columns: int, tokens of the longest prompt.
+
+        Returns:
+            As `reverse.prompt_logprobs`.
+        """
         with self._frozen():
             return prompt_logprobs(
                 self.causal_lm, token_ids, padding_mask, prompt_lengths, prompt_columns
             )
 
-    def frozen_values(self) -> list[Any]:
-        """Returns all that its log-probabilities depend on, the copies of trained values too."""
+    def frozen_values(self) -> list[Tensor]:
+        """Returns the values that log-probabilities depend on, copies of trained ones included."""
         copies = {id(variable): value for variable, value in self._values}
         is_trained_too = bool(copies) or not self._adapters
         return [
@@ -102,7 +131,7 @@ class Reference:
             if id(variable) in copies or not (is_trained_too and variable.trainable)
         ]
 
-    def _frozen(self):
+    def _frozen(self) -> contextlib.AbstractContextManager:
         if self._adapters:
             return lora.with_values(self._values)
         return lora.adapters_off(self.causal_lm.backbone, self._values)

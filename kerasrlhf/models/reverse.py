@@ -1,36 +1,38 @@
-"""The prompt read off its response: language modeling in the other direction.
+"""Reverse language modeling: predicting the prompt from the response.
 
-A row is turned round, response first and prompt behind it, and the same kind of model reads the
-prompt off the response. A prompt that begins with the start token has it as the seam.
+Each row is reordered so that the response precedes the prompt, and the model predicts the prompt
+given the response. A leading start token of the prompt then separates the two.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import keras
 from keras import ops
 
 from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
+from kerasrlhf.types import Tensor
 
 
-def turned(token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> tuple[Any, Any, Any]:
-    """Rows with the response in front of the prompt.
+def turned(
+    token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reorders rows so that the response precedes the prompt.
 
     Args:
-        token_ids: int32 `(batch, length)`: prompt, response, padding.
-        padding_mask: bool `(batch, length)`, true on prompt and response.
-        prompt_lengths: int32 `(batch,)`.
+        token_ids: int32, `(batch, length)`: prompt, response, padding.
+        padding_mask: bool, `(batch, length)`, true on prompt and response.
+        prompt_lengths: int32, `(batch,)`.
 
     Returns:
-        Token ids int32 `(batch, length)`, of which as many count as before, and the lengths of the
-        responses int32 `(batch,)`, where the prompts now begin.
+        Token ids int32 `(batch, length)`, with as much padding as before, and the lengths of the
+        responses int32 `(batch,)`, after which the prompts follow.
 
     Example:
-        >>> ids, starts = turned(
+        >>> ids, lengths = turned(
         ...     ops.convert_to_tensor([[7, 8, 1, 2, 3, 0]]),
         ...     ops.convert_to_tensor([[True, True, True, True, True, False]]), [2])
-        >>> ids[:, :5].numpy().tolist(), starts.numpy().tolist()
+        >>> ids[:, :5].numpy().tolist(), lengths.numpy().tolist()
         ([[1, 2, 3, 7, 8]], [3])
     """
     length = token_ids.shape[1]
@@ -42,20 +44,26 @@ def turned(token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> tuple[Any,
 
 
 def prompt_logprobs(
-    causal_lm: Any, token_ids: Any, padding_mask: Any, prompt_lengths: Any, prompt_columns: int
-) -> tuple[Any, Any]:
-    """Log-probabilities of each prompt token given the response and the prompt before it.
+    causal_lm: keras.Model,
+    token_ids: Tensor,
+    padding_mask: Tensor,
+    prompt_lengths: Tensor,
+    prompt_columns: int,
+) -> tuple[Tensor, Tensor]:
+    """Computes log-probabilities of each prompt token given the response and the prompt before it.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
-        token_ids, padding_mask, prompt_lengths: as in `turned`; every response has a token.
+        token_ids: int32, `(batch, length)`: prompt, response of at least one token, padding.
+        padding_mask: bool, `(batch, length)`, true on prompt and response.
+        prompt_lengths: int32, `(batch,)`.
         prompt_columns: int, tokens of the longest prompt.
 
     Returns:
-        Float32 `(batch, length)` in nats and the mask of the prompt's tokens, bool, both laid out
-        as `turned` lays the rows.
+        Float32 `(batch, length)` in nats and the mask of the prompt's tokens, bool, both in the
+        order of `turned`.
     """
-    ids, starts = turned(token_ids, padding_mask, prompt_lengths)
-    logprobs = windows.window_logprobs(causal_lm, ids, padding_mask, starts, prompt_columns)
-    inside = masking.response_mask(starts, prompt_lengths, token_ids.shape[1])
+    ids, lengths = turned(token_ids, padding_mask, prompt_lengths)
+    logprobs = windows.window_logprobs(causal_lm, ids, padding_mask, lengths, prompt_columns)
+    inside = masking.response_mask(lengths, prompt_lengths, token_ids.shape[1])
     return masking.zero_outside(logprobs, inside), inside

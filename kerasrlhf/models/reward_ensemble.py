@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasrlhf import files
 from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.score_scale import ScoreScale
 from kerasrlhf.models.scorer import Scored, Scorer
-from kerasrlhf.models.trunk_scorer import TrunkScorer
-from kerasrlhf.types import require_number
+from kerasrlhf.types import Tensor, require_number
 
 _CONFIG = "reward_ensemble.json"
 _KINDS = {kind.__name__: kind for kind in (RewardModel, ProcessRewardModel)}
 
 
-@keras.saving.register_keras_serializable("kerasrlhf")
 class RewardEnsemble(Scorer):
-    """Several trained reward models as one, lower where they disagree.
+    """Combines trained reward models, with lower scores where they disagree.
 
-    A policy finds responses that one reward model likes by mistake; members that were trained
-    apart rarely make the same mistake. Over the members' scores of a response, the ensemble's is
+    A policy finds responses that one reward model prefers by mistake; members that were trained
+    separately rarely make the same mistake. From the members' scores of a response, the ensemble's
+    score is
 
         "mean": mean - penalty * standard deviation         in units of score
         "uwo":  mean - penalty * variance                   uncertainty-weighted, as published
-        "min":  the least of them                           worst case, without `penalty`
+        "min":  their minimum                               worst case, without `penalty`
 
-    times `gain`, plus `bias`, which `normalize` sets. Scores are comparable when the members speak
-    of one scale: `normalize` sets every member's first. Fit the members, each with a seed of its
-    own, not the ensemble. Every member is a network of its own, with LoRA adapters or without.
+    times `gain`, plus `bias`, which `normalize` sets. The members' scores need a common scale:
+    `normalize` sets every member's first. Fit the members, each with a seed of its own, not the
+    ensemble. Every member is a network of its own, with or without LoRA adapters.
 
     Args:
-        members: two or more `RewardModel`s, or two or more `ProcessRewardModel`s, with one
-            tokenizer; used as they are.
-        penalty: float, at least 0; default 1. With 0, "mean" is the plain mean.
-        aggregate: "mean", "uwo" or "min".
+        members: list of two or more `RewardModel`s, or of two or more `ProcessRewardModel`s, with
+            one tokenizer. They are used as they are.
+        penalty: float, at least 0, in units of score. With 0, "mean" is the plain mean. Defaults
+            to 1; None for "min".
+        aggregate: `"mean"`, `"uwo"` or `"min"`. Defaults to `"mean"`.
+        **kwargs: of `keras.Model`.
 
     Call arguments:
         inputs: as the members'.
@@ -49,8 +53,8 @@ class RewardEnsemble(Scorer):
         Scores as the members'.
 
     Raises:
-        ValueError: fewer than two members, members of different kinds or tokenizers, an unknown
-            aggregate, or a penalty that is negative or given with "min".
+        ValueError: If there are fewer than two members, they have different kinds or tokenizers,
+            the aggregate is unknown, or a penalty is negative or combined with "min".
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -65,11 +69,11 @@ class RewardEnsemble(Scorer):
 
     def __init__(
         self,
-        members: Sequence[TrunkScorer],
+        members: Sequence[RewardModel | ProcessRewardModel],
         penalty: float | None = None,
         aggregate: str = "mean",
         **kwargs: Any,
-    ):
+    ) -> None:
         if not isinstance(members, list | tuple):
             raise ValueError(
                 "`members` must be a list of reward models. "
@@ -77,26 +81,29 @@ class RewardEnsemble(Scorer):
             )
         members = list(members)
         _check_members(members)
-        super().__init__(members[0].preprocessor, **kwargs)
+        policy = functools.partial(_initial_policy, members)
+        super().__init__(members[0].preprocessor, policy, **kwargs)
         self.members = members
         self.aggregate, self.penalty = aggregate, _checked_penalty(penalty, aggregate)
         self.is_per_token = members[0].is_per_token
-        self._policy = next((member._policy for member in members if member._policy), None)
-        self._add_scale()
+        self.score_scale = ScoreScale(name="score_scale")
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes the ensemble's scores."""
         return self._combined([member(inputs) for member in self.members]).scores
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:
+        """Returns the shape of the scores."""
         return self.members[0].compute_output_shape(input_shape)
 
-    def read(self, token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> Scored:
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> Scored:
+        """Scores rows, with the standard deviation between the members."""
         return self._combined(
             [m.read(token_ids, padding_mask, prompt_lengths).scores for m in self.members]
         )
 
-    def _combined(self, scores):
+    def _combined(self, scores: list[Tensor]) -> Scored:
         """Scores and spread of the members' scores, a list of tensors of one shape."""
         scores = ops.stack(scores)
         spread = ops.std(scores, axis=0)
@@ -105,34 +112,47 @@ class RewardEnsemble(Scorer):
         else:
             doubt = spread if self.aggregate == "mean" else ops.square(spread)
             combined = ops.mean(scores, axis=0) - self.penalty * doubt
-        return Scored(self.gain * combined + self.bias, spread)
+        return Scored(self.score_scale(combined), spread)
 
-    def std(self, prompts: Any, responses: Any, batch_size: int = 32, *, ended: Any = True) -> Any:
-        """Standard deviation between the members' scores of texts, float32 `(rows,)`.
+    def std(
+        self,
+        prompts: Any,
+        responses: Any,
+        batch_size: int = 32,
+        *,
+        ended: bool | Sequence[bool] = True,
+    ) -> np.ndarray:
+        """Computes the standard deviation between the members' scores of texts.
 
         Args:
-            prompts, responses, batch_size, ended: as in `score`. Of process reward models it is
-                summed over the steps.
+            prompts: as in `score`.
+            responses: as in `score`.
+            batch_size: as in `score`.
+            ended: as in `score`.
+
+        Returns:
+            Float32 `(rows,)`, for process reward models summed over the steps.
         """
         return self.read_texts(prompts, responses, batch_size, ended=ended).spread
 
     def backbones(self) -> list[keras.Model]:
+        """Returns the backbones of all members."""
         return [backbone for member in self.members for backbone in member.backbones()]
-
-    def scaled_parts(self) -> list[Scorer]:
-        return [part for member in self.members for part in member.scaled_parts()] + [self]
 
     @property
     def trains_on(self) -> tuple[str, ...]:
+        """The functions of `kerasrlhf.data` whose batches the members train on."""
         return self.members[0].trains_on
 
     def fit_defaults(self) -> dict[str, Any]:
+        """Returns loss and metrics of the members."""
         return self.members[0].fit_defaults()
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
+        """Raises a `ValueError`: members are fitted, not ensembles."""
         raise ValueError(
-            "An ensemble that is fitted as one has members that agree, which is no use. Fit each "
-            "member by itself, with another seed, and put them together afterward."
+            "Members that are fitted together agree, which makes an ensemble useless. Fit each "
+            "member by itself, with another seed, and combine them afterward."
         )
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
@@ -140,6 +160,9 @@ class RewardEnsemble(Scorer):
 
         A folder that is new appears in one piece; in one that exists, only the files of a preset
         are replaced.
+
+        Args:
+            preset_dir: path of the folder.
         """
         config = {
             "kind": type(self.members[0]).__name__,
@@ -159,11 +182,11 @@ class RewardEnsemble(Scorer):
         """Loads a folder of `save_to_preset`.
 
         Args:
-            preset: a local folder.
-            **kwargs: to keras-hub's `from_preset`, for example `dtype="mixed_bfloat16"`.
+            preset: local folder.
+            **kwargs: of keras-hub's `from_preset`, for example `dtype="mixed_bfloat16"`.
 
         Raises:
-            ValueError: the folder holds no ensemble.
+            ValueError: If the folder has no ensemble.
         """
         folder = pathlib.Path(preset)
         if not (folder / _CONFIG).is_file():
@@ -182,7 +205,13 @@ class RewardEnsemble(Scorer):
         return ensemble
 
 
-def _check_members(members):
+def _initial_policy(members: list[Scorer]) -> keras.Model | None:
+    """The initial policy of the first member that has one."""
+    found = (member.initial_policy for member in members)
+    return next((policy for policy in found if policy is not None), None)
+
+
+def _check_members(members: list[Any]) -> None:
     kinds = sorted({type(member).__name__ for member in members})
     if len(members) < 2 or len(kinds) > 1 or kinds[0] not in _KINDS:
         raise ValueError(
@@ -205,7 +234,7 @@ def _check_members(members):
         )
 
 
-def _checked_penalty(penalty, aggregate):
+def _checked_penalty(penalty: float | None, aggregate: str) -> float:
     if aggregate not in ("mean", "uwo", "min"):
         raise ValueError(
             f'`aggregate` must be "mean", "uwo" or "min". Received: aggregate={aggregate!r}.'

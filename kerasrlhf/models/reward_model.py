@@ -1,31 +1,40 @@
-"""A reward model: a language model's backbone that gives a text one number."""
+"""A reward model: a language model's backbone that maps a text to one number."""
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.scorer import Scored
-from kerasrlhf.models.trunk_scorer import TrunkScorer
+from kerasrlhf.losses import BradleyTerry
+from kerasrlhf.metrics import PreferenceAccuracy
+from kerasrlhf.models import lm_adapter, trunks
+from kerasrlhf.models.score_scale import ScoreScale
+from kerasrlhf.models.scorer import Scored, Scorer
+from kerasrlhf.types import Tensor
+
+_CONFIG = "reward_model.json"
 
 
-@keras.saving.register_keras_serializable("kerasrlhf")
-class RewardModel(TrunkScorer):
+class RewardModel(Scorer):
     """Scores a prompt and response with the last real token's hidden state (details N1, N7).
 
-    That is the end token where there is one (P12); what the head makes of others is not read (P13).
-    `fit` takes preference pairs or rankings as `rlhf.data.preferences` gives them and minimizes
-    the Bradley-Terry loss, or another of `rlhf.losses` that `compile` is given. The score is
-    `gain * head + bias`; both constants are set by `normalize` (detail N9) and are not trained.
+    The last real token is the end token where there is one (P12); the head's outputs at other
+    tokens are ignored (P13). `fit` takes preference pairs or rankings from
+    `rlhf.data.preferences` and minimizes the Bradley-Terry loss, or another one of `rlhf.losses`
+    that `compile` receives. The score is `gain * head + bias`; both constants are set by
+    `normalize` (detail N9) and are not trained.
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family. It is used as it is and trained
-            by `fit`, all but its output embeddings where these are weights of their own (no score
-            depends on them; they are frozen). `from_causal_lm` makes a copy.
-        preprocessor: keras-hub preprocessor for scoring texts; default: the CausalLM's own.
+            by `fit`, except for output embeddings that are weights of their own: no score depends
+            on them, and they are frozen. `from_causal_lm` makes a copy.
+        preprocessor: keras-hub preprocessor for scoring texts. Defaults to the CausalLM's own.
+        initial_policy: keras-hub `CausalLM`, or a callable that returns one: the language model
+            whose responses `normalize` samples. Defaults to None.
 
     Call arguments:
         inputs: dict of `token_ids` int32 and `padding_mask`, both `(batch, length)` or
@@ -45,14 +54,65 @@ class RewardModel(TrunkScorer):
         details N7, N8, N9, P11.
     """
 
-    config_file = "reward_model.json"
-
-    def __init__(self, model: keras.Model, preprocessor: Any = None, **kwargs: Any):
-        super().__init__(model, preprocessor, **kwargs)
-        self._add_scale()
+    def __init__(
+        self,
+        model: keras.Model,
+        preprocessor: Any = None,
+        initial_policy: keras.Model | Callable[[], keras.Model] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            preprocessor or getattr(model, "preprocessor", None), initial_policy, **kwargs
+        )
+        self.backbone = trunks.checked_backbone(model, self.preprocessor)
+        self.score_head = trunks.score_head(self.backbone)
+        self.score_scale = ScoreScale(name="score_scale")
         self.built = True
 
-    def call(self, inputs):
+    @classmethod
+    def from_causal_lm(cls, causal_lm: keras.Model, **kwargs: Any) -> RewardModel:
+        """Returns a reward model that starts from a copy of `causal_lm`'s backbone.
+
+        Args:
+            causal_lm: keras-hub `CausalLM`. It is the initial policy of `normalize`.
+            **kwargs: of `keras.Model`.
+        """
+        backbone = trunks.trainable_copy(causal_lm)
+        return cls(backbone, causal_lm.preprocessor, causal_lm, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str | pathlib.Path, **kwargs: Any) -> RewardModel:
+        """Loads a folder of `save_to_preset`, or starts from any language model's preset.
+
+        Args:
+            preset: keras-hub name or handle, or a local folder.
+            **kwargs: of keras-hub's `from_preset`, for example `dtype="mixed_bfloat16"`.
+        """
+        trunk = trunks.load_trunk(preset, _CONFIG, **kwargs)
+        reward = cls(trunk.backbone, trunk.preprocessor, trunk.initial_policy)
+        if trunk.head is not None:
+            keras.saving.load_weights(reward.score_head, trunk.head)
+            reward.gain.assign(trunk.constants["gain"])
+            reward.bias.assign(trunk.constants["bias"])
+        return reward
+
+    def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
+        """Writes backbone, preprocessor, head, gain and bias.
+
+        A folder that is new appears in one piece; in one that exists, only the files of a preset
+        are replaced. LoRA adapters are merged; those of quantized layers are written unmerged,
+        and `from_preset` restores them.
+
+        Args:
+            preset_dir: path of the folder.
+        """
+        constants = {"gain": float(self.gain.numpy()), "bias": float(self.bias.numpy())}
+        trunks.save_trunk(
+            preset_dir, _CONFIG, self.backbone, self.preprocessor, self.score_head, constants
+        )
+
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes one score per row."""
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
         shape = ops.shape(token_ids)
         token_ids = ops.reshape(token_ids, (-1, shape[-1]))
@@ -60,25 +120,21 @@ class RewardModel(TrunkScorer):
         hidden = lm_adapter.hidden_states(self.backbone, token_ids, padding_mask)
         last = ops.maximum(ops.sum(ops.cast(padding_mask, "int32"), axis=-1) - 1, 0)
         state = ops.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        scores = self.gain * self.score_head(state) + self.bias
-        return ops.reshape(scores, shape[:-1])
+        return ops.reshape(self.score_scale(self.score_head(state)), shape[:-1])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:
+        """Returns the shape of the scores."""
         return input_shape["token_ids"][:-1]
 
-    def read(self, token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> Scored:
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> Scored:
+        """Scores rows, with a spread of 0."""
         scores = self({"token_ids": token_ids, "padding_mask": padding_mask})
         return Scored(scores, ops.zeros_like(scores))
 
-    def scaled_parts(self) -> list[RewardModel]:
-        return [self]
+    def backbones(self) -> list[keras.Model]:
+        """Returns the backbone, in a list."""
+        return [self.backbone]
 
-    def constants(self) -> dict[str, float]:
-        return {"gain": float(self.gain.numpy()), "bias": float(self.bias.numpy())}
-
-    @classmethod
-    def assembled(cls, backbone: keras.Model, preprocessor: Any, constants: dict) -> RewardModel:
-        reward = cls(backbone, preprocessor)
-        reward.gain.assign(constants["gain"])
-        reward.bias.assign(constants["bias"])
-        return reward
+    def fit_defaults(self) -> dict[str, Any]:
+        """Returns the Bradley-Terry loss, and the accuracy of preferences."""
+        return {"loss": BradleyTerry(), "metrics": [PreferenceAccuracy()]}

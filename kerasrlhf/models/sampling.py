@@ -1,8 +1,8 @@
-"""Drawing responses: one loop over a cache that yields everything PPO needs.
+"""Sampling responses: one loop over a cache that returns everything PPO needs.
 
-The decode step already has the hidden state that chose a token, so log-probabilities and values
-of a response cost no second forward pass. All rows advance one column at a time; a row whose
-prompt is longer than the shortest keeps its prompt tokens until its own response begins.
+The decode step already has the hidden state that a token was chosen in, so log-probabilities and
+values of a response cost no second forward pass. All rows advance one column at a time; a row
+whose prompt is longer than the shortest keeps its prompt tokens until its own response starts.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 from keras import ops
 
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.types import Responses, Sampler
+from kerasrlhf.types import Responses, Sampler, Tensor
 
 _BLOCK = 256
 _IMPOSSIBLE = -1e30
 
 
-def _pick(weights: Any, uniform: Any) -> Any:
-    """Index `(batch,)` drawn in proportion to non-negative weights `(batch, entries)`.
+def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index `(batch,)`, sampled in proportion to non-negative weights `(batch, entries)`.
 
-    The cumulative distribution is inverted. Rounding may name an entry of weight zero; the
-    heaviest entry stands in for it.
+    The cumulative distribution is inverted. Rounding may lead to an entry of weight zero; the
+    heaviest entry replaces it.
     """
     cumulative = ops.cumsum(weights, axis=-1)
     target = uniform[:, None] * cumulative[:, -1:]
@@ -37,27 +38,27 @@ def _pick(weights: Any, uniform: Any) -> Any:
     return ops.where(weight > 0, index, ops.cast(ops.argmax(weights, axis=-1), "int32"))
 
 
-def _blocks(logits: Any) -> Any:
-    """Logits `(batch, vocab)` as `(batch, blocks, _BLOCK)`, filled up with impossible entries."""
+def _blocks(logits: Tensor) -> Tensor:
+    """Logits `(batch, vocab)` as `(batch, blocks, _BLOCK)`, padded with impossible entries."""
     batch, vocab = logits.shape
     blocks = -(-vocab // _BLOCK)
     logits = ops.pad(logits, [[0, 0], [0, blocks * _BLOCK - vocab]], constant_values=_IMPOSSIBLE)
     return ops.reshape(logits, (batch, blocks, _BLOCK))
 
 
-def _categorical(blocks: Any, sums: Any, highest: Any, uniforms: Any) -> Any:
+def _categorical(blocks: Tensor, sums: Tensor, highest: Tensor, uniforms: Tensor) -> Tensor:
     """Index `(batch,)` in proportion to `exp(blocks)`, in two levels.
 
     First a block of entries by the blocks' sums, then an entry of that block, each with its own
-    uniform number. It is exact, keeps no second tensor of the vocabulary's size, and needs two
-    random numbers a row where the Gumbel trick needs one an entry.
+    uniform number. It is exact, stores no second tensor of the vocabulary's size, and needs two
+    random numbers per row where the Gumbel trick needs one per entry.
     """
     block = _pick(sums, uniforms[:, 0])
     inside = ops.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + _pick(ops.exp(inside - highest), uniforms[:, 1])
 
 
-def _filtered(logits: Any, sampler: Sampler) -> Any:
+def _filtered(logits: Tensor, sampler: Sampler) -> Tensor:
     """Logits with everything outside `top_k` and `top_p` at a large negative number."""
     if sampler.top_k is not None and sampler.top_k < logits.shape[-1]:
         least = ops.top_k(logits, sampler.top_k)[0][:, -1:]
@@ -72,25 +73,31 @@ def _filtered(logits: Any, sampler: Sampler) -> Any:
     return logits
 
 
-def draw(logits: Any, uniforms: Any, sampler: Sampler, temperature: Any = None) -> tuple[Any, Any]:
-    """Draws one token a row.
+def draw(
+    logits: Tensor, uniforms: Tensor, sampler: Sampler, temperature: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Samples one token per row.
 
     Args:
-        logits: float32 `(batch, vocab)`.
-        uniforms: float32 `(batch, 2)` in [0, 1).
-        sampler: temperature, filters and epsilon. At temperature 0 the likeliest token is taken.
-        temperature: scalar tensor that takes the place of the sampler's, or None.
+        logits: float32, `(batch, vocab)`.
+        uniforms: float32, `(batch, 2)`, in [0, 1).
+        sampler: `Sampler`. Its filters and epsilon are used, and whether its temperature is 0:
+            then the likeliest token is chosen.
+        temperature: float or float32 scalar, above 0. Logits are divided by it. Ignored where
+            the likeliest token is chosen.
 
     Returns:
         Token ids int32 `(batch,)` and their log-probabilities float32 `(batch,)` under the
-        model's distribution at the temperature (N10), before any filter and any mixing.
+        model's distribution at the temperature (N10), before any filter and any mixing. Where the
+        likeliest token is chosen they are those at temperature 1.
     """
-    scaled = logits / ((sampler.temperature or 1.0) if temperature is None else temperature)
+    is_greedy = sampler.temperature == 0
+    scaled = logits if is_greedy else logits / temperature
     highest = ops.max(scaled, axis=-1, keepdims=True)
     blocks = _blocks(scaled)
     sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
     normalizer = ops.log(ops.sum(sums, axis=-1))
-    if sampler.temperature == 0:
+    if is_greedy:
         token = ops.cast(ops.argmax(scaled, axis=-1), "int32")
     else:
         if not sampler.matches_policy:
@@ -101,8 +108,10 @@ def draw(logits: Any, uniforms: Any, sampler: Sampler, temperature: Any = None) 
     return token, chosen - normalizer
 
 
-def _mixed(blocks, sums, highest, uniforms, epsilon, vocab):
-    """An index as `_categorical` draws it or, `epsilon` of the time, any of the vocabulary."""
+def _mixed(
+    blocks: Tensor, sums: Tensor, highest: Tensor, uniforms: Tensor, epsilon: float, vocab: int
+) -> Tensor:
+    """An index as of `_categorical` or, with probability `epsilon`, any of the vocabulary."""
     if epsilon == 0:
         return _categorical(blocks, sums, highest, uniforms)
     # What is left of the first number, once it has decided, is uniform again.
@@ -112,8 +121,16 @@ def _mixed(blocks, sums, highest, uniforms, epsilon, vocab):
     return ops.where(first < epsilon, anything, _categorical(blocks, sums, highest, rest))
 
 
-def mixture_logprobs(logprobs: Any, epsilon: float, vocab: int) -> Any:
-    """`log((1 - epsilon) p + epsilon / vocab)` from `log p`; any shape, in nats.
+def mixture_logprobs(logprobs: Tensor, epsilon: float, vocab: int) -> Tensor:
+    """Computes `log((1 - epsilon) p + epsilon / vocab)` from `log p`.
+
+    Args:
+        logprobs: float32, any shape, in nats.
+        epsilon: float in [0, 1). Probability of a uniformly sampled token.
+        vocab: int. Entries of the vocabulary.
+
+    Returns:
+        Float32 of the same shape, in nats.
 
     Example:
         >>> import math
@@ -127,40 +144,42 @@ def mixture_logprobs(logprobs: Any, epsilon: float, vocab: int) -> Any:
 
 
 class _State(NamedTuple):
-    """What the loop writes: the fields of `Responses`, and how many tokens a row has drawn."""
+    """What the loop changes: the fields of `Responses`, and the tokens sampled per row."""
 
-    token_ids: Any
-    logprobs: Any
-    behavior_logprobs: Any
-    values: Any
-    counts: Any
-    ended: Any
+    token_ids: Tensor
+    logprobs: Tensor
+    behavior_logprobs: Tensor
+    values: Tensor
+    counts: Tensor
+    ended: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """What decides the next token of every row, apart from the model.
+    """What determines the next token of every row, apart from the model.
 
-    prompt_lengths: int32 `(batch,)`.
-    uniforms, sampler, stop_token_ids, value_head, temperature: as `sample` takes them.
+    prompt_lengths: int32, `(batch,)`.
+    uniforms, sampler, temperature, stop_token_ids, value_head: as `sample` takes them.
     """
 
-    prompt_lengths: Any
-    uniforms: Any
+    prompt_lengths: Tensor
+    uniforms: Tensor
     sampler: Sampler
+    temperature: Tensor | float
     stop_token_ids: tuple[int, ...]
     value_head: Callable | None
-    temperature: Any
 
-    def column(self, position, logits, hidden, state):
-        """The tokens `(batch,)` at `position`, drawn or standing there already, and the state."""
+    def column(
+        self, position: Tensor, logits: Tensor, hidden: Tensor, state: _State
+    ) -> tuple[Tensor, _State]:
+        """Returns the tokens `(batch,)` at `position`, sampled or of the prompt, and the state."""
         own = position - self.prompt_lengths
         active = ops.logical_and(own >= 0, own < self.sampler.length)
         active = ops.logical_and(active, ~state.ended)
         index = ops.clip(own, 0, self.sampler.length - 1)
         uniforms = ops.take_along_axis(self.uniforms, index[:, None, None], axis=1)[:, 0]
-        drawn, logprob = draw(logits, uniforms, self.sampler, self.temperature)
-        token = ops.where(active, drawn, _column(state.token_ids, position))
+        sampled, logprob = draw(logits, uniforms, self.sampler, self.temperature)
+        token = ops.where(active, sampled, _column(state.token_ids, position))
         values = state.values
         if self.value_head is not None:
             values = _put(values, position, ops.where(active, self.value_head(hidden), 0.0))
@@ -178,58 +197,60 @@ class _Choice:
             ended=ops.logical_or(state.ended, self._stops(token, active, counts)),
         )
 
-    def _stops(self, token, active, counts):
+    def _stops(self, token: Tensor, active: Tensor, counts: Tensor) -> Tensor:
         stops = ops.zeros_like(active)
         for stop in self.stop_token_ids:
             stops = ops.logical_or(stops, token == stop)
         return ops.logical_and(ops.logical_and(active, stops), counts >= self.sampler.min_length)
 
-    def unfinished(self, position, state):
-        """Whether some row has a token to draw behind `position`."""
+    def unfinished(self, position: Tensor, state: _State) -> Tensor:
+        """Returns whether some row has a token to sample after `position`."""
         last = self.prompt_lengths + self.sampler.length
         return ops.any(ops.logical_and(position + 1 < last, ~state.ended))
 
 
 def sample(
-    causal_lm: Any,
-    token_ids: Any,
-    padding_mask: Any,
-    uniforms: Any,
+    causal_lm: keras.Model,
+    token_ids: Tensor,
+    padding_mask: Tensor,
+    uniforms: Tensor,
     sampler: Sampler,
+    temperature: Tensor | float,
     stop_token_ids: tuple[int, ...] = (),
     value_head: Callable | None = None,
-    temperature: Any = None,
 ) -> Responses:
-    """Draws one or several responses to every prompt.
+    """Samples one or several responses to every prompt.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
-        token_ids: int32 `(batch, prompt)`, right-padded, static shape.
-        padding_mask: bool `(batch, prompt)`, at least one true position a row.
-        uniforms: float32 `(batch * group, sampler.length, 2)`; with them the draw is a pure
-            function. A group of responses to one prompt shares the prompt's forward pass; their
-            rows stand next to each other.
-        sampler: how to draw.
-        stop_token_ids: ids that end a response.
-        value_head: hidden states `(batch, width)` to values `(batch,)`, or None for zeros.
-        temperature: float32 scalar in place of the sampler's, or None.
+        token_ids: int32, `(batch, prompt)`, right-padded, static shape.
+        padding_mask: bool, `(batch, prompt)`, with at least one true position per row.
+        uniforms: float32, `(batch * group, sampler.length, 2)`, in [0, 1); they make sampling a
+            pure function. A group of responses to one prompt shares the prompt's forward pass;
+            their rows are adjacent.
+        sampler: `Sampler`. Its own temperature only decides, by being 0, whether the likeliest
+            token is chosen.
+        temperature: as in `draw`.
+        stop_token_ids: tuple of int. Ids that end a response. Defaults to none.
+        value_head: callable from hidden states `(batch, width)` to values `(batch,)`. Defaults to
+            None, values of zero.
 
     Returns:
-        `Responses` of `length = prompt + sampler.length` columns. Every row that does not meet a
-        stop token gets its full number of new tokens, however long its prompt is. Masks come from
-        `padding_mask` and from what was drawn; what fills a row up is never looked at (N2).
+        `Responses` of `length = prompt + sampler.length` columns. Every row without a stop token
+        gets its full number of new tokens, however long its prompt is. Masks come from
+        `padding_mask` and from the sampled tokens; padding ids are ignored (N2).
     """
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
-    choice = _Choice(lengths, uniforms, sampler, stop_token_ids, value_head, temperature)
+    choice = _Choice(lengths, uniforms, sampler, temperature, stop_token_ids, value_head)
     pad = lm_adapter.pad_token_id(causal_lm)
     prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
     position, token, cache, state = _begin(causal_lm, prompt, choice, pad)
 
-    def unfinished(position, token, cache, state):
+    def unfinished(position: Tensor, token: Tensor, cache: Any, state: _State) -> Tensor:
         return choice.unfinished(position, state)
 
-    def advance(position, token, cache, state):
+    def advance(position: Tensor, token: Tensor, cache: Any, state: _State) -> tuple:
         logits, hidden, cache = lm_adapter.step(causal_lm, token[:, None], cache, position)
         token, state = choice.column(position + 1, logits[:, 0], hidden[:, 0], state)
         return position + 1, token, cache, state
@@ -248,14 +269,16 @@ def sample(
     )
 
 
-def _begin(causal_lm, prompt, choice, pad):
-    """Reads the prompts once each and chooses the column behind the shortest for every row."""
+def _begin(
+    causal_lm: keras.Model, prompt: Tensor, choice: _Choice, pad: int
+) -> tuple[Tensor, Tensor, Any, _State]:
+    """Runs the prompts and chooses the column after the shortest prompt for every row."""
     prompts, columns = prompt.shape
     rows, length = choice.uniforms.shape[0], columns + choice.sampler.length
     cache = lm_adapter.empty_cache(causal_lm, prompts, length)
     _, hidden, cache = lm_adapter.step(causal_lm, prompt, cache, 0)
     position = ops.min(choice.prompt_lengths)
-    # The projection to the vocabulary is dear: one column is projected, not the whole prompt.
+    # The projection to the vocabulary is expensive: one column is projected, not the whole prompt.
     hidden = _column(hidden, position - 1)
     logits = lm_adapter.head(causal_lm)(hidden[:, None])[:, 0]
     if rows != prompts:
@@ -275,12 +298,12 @@ def _begin(causal_lm, prompt, choice, pad):
     return position, token, cache, state
 
 
-def _column(x: Any, position: Any) -> Any:
-    # Not `ops.slice`: outside the loop XLA would take the position for a constant, and compile
-    # anew for every other length of the shortest prompt.
+def _column(x: Tensor, position: Tensor) -> Tensor:
+    # Not `ops.slice`: outside the loop XLA would treat the position as a constant, and compile
+    # again for every other length of the shortest prompt.
     return ops.take(x, ops.reshape(position, (1,)), axis=1)[:, 0]
 
 
-def _put(x: Any, position: Any, column: Any) -> Any:
+def _put(x: Tensor, position: Tensor, column: Tensor) -> Tensor:
     here = ops.equal(ops.arange(x.shape[1], dtype="int32"), position)
     return ops.where(here[None], column[:, None], x)

@@ -1,105 +1,113 @@
-"""What all reward models have in common: from token rows and texts to scores."""
+"""The base of reward models: from token rows and texts to scores."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data.limits import Limits
-from kerasrlhf.losses import BradleyTerry
-from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import fitting, lm_adapter
-from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.precision import check_optimizer
-from kerasrlhf.types import Sampler, require_finite_scores, require_int, require_number
+from kerasrlhf.models import fitting, generation, lm_adapter
+from kerasrlhf.models.score_scale import ScoreScale
+from kerasrlhf.types import (
+    Sampler,
+    Tensor,
+    require_finite_scores,
+    require_int,
+    require_number,
+)
 
 
 class Scored(NamedTuple):
-    """Scores of responses, float32.
+    """Scores of responses.
 
-    scores: `(batch,)`, one a response; of a process reward model `(batch, length)`, each at the
-        token where a step ends, 0 elsewhere.
-    spread: the same shape. Standard deviation between the members of an ensemble; 0 of one model.
+    scores: float32, `(batch,)`, one per response; of a process reward model `(batch, length)`,
+        each at the token where a step ends, 0 elsewhere.
+    spread: float32, the same shape. Standard deviation between the members of an ensemble; 0 for
+        a single model.
     """
 
-    scores: Any
-    spread: Any
+    scores: Tensor
+    spread: Tensor
 
 
 class Scorer(fitting.FittedModel):
-    """A model that scores responses: what a trainer takes as `reward` beside Python functions.
+    """A model that scores responses: what a trainer takes as `reward`; abstract.
 
-    Final classes define `call`, which is what `fit` trains, and these hooks:
+    Final classes define `call`, which is what `fit` trains, `backbones` and `fit_defaults`, and
 
         read(token_ids, padding_mask, prompt_lengths) -> Scored     pure, compiled with XLA
-        backbones() -> list of keras-hub backbones
-        scaled_parts() -> list of models whose gain and bias `normalize` sets, one after the other
+
+    Those whose scores have a scale that `normalize` can set have a `ScoreScale` as `score_scale`;
+    those that combine other models have these as `members`.
 
     Args:
         preprocessor: keras-hub preprocessor for scoring texts, or None.
+        initial_policy: keras-hub `CausalLM`, or a callable that returns one: the language model
+            whose responses `normalize` samples. Never part of a checkpoint. Defaults to None.
+        **kwargs: of `keras.Model`.
     """
 
     is_per_token = False
-    """Whether `read` gives scores `(batch, length)`."""
+    """Whether `read` returns scores `(batch, length)`."""
 
     trains_on = ("preferences",)
+    score_scale: ScoreScale | None = None
+    members: Sequence[Scorer] = ()
 
-    def __init__(self, preprocessor: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        preprocessor: Any = None,
+        initial_policy: keras.Model | Callable[[], keras.Model | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.preprocessor = preprocessor
-        self._policy = None
+        # In a function, Keras does not track the policy as a part of this model.
+        is_model = isinstance(initial_policy, keras.Model)
+        self._load_policy = (lambda: initial_policy) if is_model else initial_policy
         self._read_function = None
 
-    def read(self, token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> Scored:
-        """Scores of rows that hold a prompt and a response.
+    @property
+    def initial_policy(self) -> keras.Model | None:
+        """The language model that this model was made from, or None.
+
+        Of a model that started from a preset, it is loaded from the preset every time.
+        """
+        return self._load_policy() if self._load_policy is not None else None
+
+    @property
+    def gain(self) -> keras.Variable:
+        """The factor of raw scores, a float32 scalar variable; see `normalize`."""
+        return self.score_scale.gain
+
+    @property
+    def bias(self) -> keras.Variable:
+        """What is added to scores, a float32 scalar variable; see `normalize`."""
+        return self.score_scale.bias
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> Scored:
+        """Scores rows that hold a prompt and a response.
 
         Args:
-            token_ids: int32 `(batch, length)`, right-padded.
-            padding_mask: bool `(batch, length)`.
-            prompt_lengths: int32 `(batch,)`, in tokens.
+            token_ids: int32, `(batch, length)`, right-padded.
+            padding_mask: bool, `(batch, length)`.
+            prompt_lengths: int32, `(batch,)`, in tokens.
         """
-        raise NotImplementedError
-
-    def backbones(self) -> list[keras.Model]:
-        """The networks that read the tokens."""
         raise NotImplementedError
 
     @property
     def vocabulary_size(self) -> int:
-        """How many token ids can be read."""
+        """The number of token ids that all networks have embeddings for."""
         return min(backbone.vocabulary_size for backbone in self.backbones())
 
-    def scaled_parts(self) -> list[Scorer]:
-        """Models with a gain and a bias, the last one `self`."""
-        raise NotImplementedError
-
-    def fit_defaults(self) -> dict[str, Any]:
-        """Loss and metrics of `compile` where the caller gives none."""
-        return {"loss": BradleyTerry(), "metrics": [PreferenceAccuracy()]}
-
-    def compile(self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, **kwargs):
-        """`keras.Model.compile` with the loss and the accuracy of this kind of model as defaults.
-
-        These are the Bradley-Terry loss and the pair accuracy, or a process reward model's own.
-        """
-        for backbone in self.backbones():
-            lm_adapter.check_adapters(backbone)
-        fitting.check_scope(self.distribute_strategy, type(self).__name__, self.variables)
-        check_optimizer(optimizer, self.trainable_variables)
-        if replica.is_distributed(self.distribute_strategy):
-            # Keras would compile around the replicas, which XLA cannot.
-            kwargs.setdefault("jit_compile", False)
-        given = {"loss": loss, "metrics": metrics, **kwargs}
-        given = {name: value for name, value in given.items() if value is not None}
-        super().compile(optimizer, **{**self.fit_defaults(), **given})
-
     def limits(self) -> Limits:
+        """Returns the lengths and token ids that all networks can process."""
         return Limits.of(self.backbones(), self.preprocessor)
 
     def score(
@@ -108,24 +116,26 @@ class Scorer(fitting.FittedModel):
         responses: Any,
         batch_size: int = 32,
         *,
-        ended: Any = True,
-        template: Any = "plain",
+        ended: bool | Sequence[bool] = True,
+        template: str | Callable = "plain",
         parse_special: bool = False,
     ) -> np.ndarray:
-        """Scores texts; of a process reward model the scores are sums over steps.
+        """Scores texts; scores of a process reward model are sums over steps.
 
-        A row is made as `data.preferences` makes it. One that is too long for the model loses the
-        beginning of its prompt, with a warning.
+        Rows are made as `data.preferences` makes them. A row that is too long for the model loses
+        the start of its prompt, with a warning.
 
         Args:
             prompts: list of strings or of lists of messages.
             responses: list of strings or of lists of messages, one per prompt.
-            batch_size: int, rows that are read at once.
-            ended: bool, or bools `(rows,)`. Whole responses are read with the end token that
-                `data.preferences` gives them; False is for those without one, which a trainer
-                samples where it cuts them off or stops at another token.
-            template: how messages become a text, see `data.dialogue`.
-            parse_special: whether a special token that is written in a text becomes that token.
+            batch_size: int, at least 1. Rows per batch. Defaults to 32.
+            ended: bool, or bools `(rows,)`. Whether a response is complete. The end token is
+                appended to complete responses, as in `data.preferences`; pass False for truncated
+                ones. Defaults to True.
+            template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults to
+                `"plain"`.
+            parse_special: bool. Whether a special token that is written in a text becomes that
+                token. Defaults to False.
 
         Returns:
             Float32 `(rows,)`.
@@ -140,7 +150,11 @@ class Scorer(fitting.FittedModel):
     def read_texts(
         self, prompts: Any, responses: Any, batch_size: int = 32, **options: Any
     ) -> Scored:
-        """Scores texts, as `score` with the same options; arrays `(rows,)` and their spread."""
+        """Scores texts like `score`, with the same arguments.
+
+        Returns:
+            `Scored` with arrays `(rows,)`.
+        """
         require_int("batch_size", batch_size, minimum=1)
         if self.preprocessor is None:
             raise ValueError(
@@ -154,30 +168,19 @@ class Scorer(fitting.FittedModel):
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
         self.limits().check_ids(ids, mask)
-        starts = [len(head) for head in heads]
-        scored = self._read_in_batches(ids, mask, starts, batch_size)
+        prompt_lengths = [len(head) for head in heads]
+        scored = self._read_in_batches(ids, mask, prompt_lengths, batch_size)
         require_finite_scores(scored.scores, f"The {type(self).__name__}")
         return Scored(*(x.sum(axis=1) for x in scored)) if self.is_per_token else scored
 
-    def _read_in_batches(self, token_ids, padding_mask, prompt_lengths, size):
-        """`read` compiled once, for one shape: the last batch is filled with copies of row 0."""
+    def _read_in_batches(
+        self, token_ids: np.ndarray, padding_mask: np.ndarray, prompt_lengths: list, size: int
+    ) -> Scored:
+        """Applies `read`, compiled once for one shape."""
         if self._read_function is None:
             self._read_function = replica.compiled(self.read)
-        rows = len(token_ids)
-        order = np.arange(-(-rows // size) * size)
-        order[rows:] = 0
         columns = token_ids, padding_mask, np.asarray(prompt_lengths, "int32")
-        read = [
-            self._read_function(*(ops.convert_to_tensor(column[batch]) for column in columns))
-            for batch in order.reshape(-1, size)
-        ]
-        joined = (np.concatenate([np.asarray(x) for x in part]) for part in zip(*read, strict=True))
-        return Scored(*(x[:rows] for x in joined))
-
-    def _add_scale(self) -> None:
-        options = {"shape": (), "trainable": False, "dtype": "float32"}
-        self.gain = self.add_weight(initializer="ones", name="gain", **options)
-        self.bias = self.add_weight(initializer="zeros", name="bias", **options)
+        return Scored(*replica.in_batches(self._read_function, columns, size))
 
     def normalize(
         self,
@@ -186,29 +189,31 @@ class Scorer(fitting.FittedModel):
         std: float | None = 1.0,
         *,
         responses: Any = None,
-        ended: Any = True,
-        policy: Any = None,
-        sampler: Sampler | None = None,
+        ended: bool | Sequence[bool] = True,
+        policy: keras.Model | None = None,
+        sampler: Sampler | int | None = None,
         seed: int = 0,
-        template: Any = "plain",
+        template: str | Callable = "plain",
         parse_special: bool = False,
     ) -> tuple[float, float]:
-        """Sets gain and bias so that the responses' scores have a given mean and deviation.
+        """Sets gain and bias so that scores of responses have a mean and a standard deviation.
 
         gain = std / sigma_data, bias = mean - gain * mu_data (detail N9). With `std=None` only
-        the mean is moved (detail P15). An ensemble does so with every member first, so that they
-        speak of one scale, and then with itself.
+        the mean is moved (detail P15). In an ensemble, each member is normalized first, so that
+        all have one scale, and then the ensemble.
 
         Args:
-            prompts: list of strings or of lists of messages; a few hundred are a steady estimate.
-            mean: target mean of the scores.
-            std: target standard deviation, or None to leave the gain alone.
-            responses: list of strings, one per prompt. None: sampled from `policy`.
-            ended: as in `score`, for given responses; of sampled ones it is known.
-            policy: an `ActorCritic`, or None: the language model that this reward model was made
-                from, as it is now or as its preset gives it.
-            sampler: for sampled responses; default `Sampler(length=32)`.
-            seed: of the sampling.
+            prompts: list of strings or of lists of messages. A few hundred are a stable estimate.
+            mean: float. Mean of the scores. Defaults to 0.
+            std: float, above 0, or None. Standard deviation of the scores; None keeps the gain.
+                Defaults to 1.
+            responses: list of strings, one per prompt. Defaults to samples from `policy`.
+            ended: bool or bools `(rows,)`. As in `score`, for given responses; for samples it is
+                known. Defaults to True.
+            policy: `ActorCritic` or keras-hub `CausalLM`. Defaults to `initial_policy`: the
+                language model that this model was made from, as it is now or as its preset is.
+            sampler: `Sampler`, or an int for `Sampler(length)`. For samples. Defaults to 32 tokens.
+            seed: int, at least 0. Of the samples. Defaults to 0.
             template: as in `score`.
             parse_special: as in `score`.
 
@@ -216,50 +221,42 @@ class Scorer(fitting.FittedModel):
             The new gain and bias.
 
         Raises:
-            ValueError: no responses and no policy to sample them from; scores without variance; a
-                process reward model, whose scores are log odds with a zero of their own.
+            ValueError: If there are neither responses nor a policy to sample them from, all scores
+                are equal, or this is a process reward model, whose scores are log odds with a zero
+                of their own.
         """
-        parts = self.scaled_parts()
+        if self.is_per_token:
+            raise ValueError(
+                "Scores of steps are log odds, which have a zero of their own: there is no gain or "
+                "bias to set. To weigh them against the KL penalty use the trainer's "
+                "`RewardShaping(scale=...)`."
+            )
         require_number("mean", mean)
         if std is not None:
             require_number("std", std, above=0.0)
-        if policy is not None and not isinstance(policy, ActorCritic):
-            raise ValueError(
-                "`policy` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
-                f"Received: {policy!r} of type {type(policy).__name__}."
-            )
+        if policy is not None:
+            policy = getattr(policy, "causal_lm", policy)
+            lm_adapter.check(policy)
         prompts = tokens.text_list(prompts, "prompts")
         options = {"template": template, "parse_special": parse_special}
         if responses is None:
-            responses, ended = self._sampled_responses(prompts, policy, sampler, seed, options)
-        responses = tokens.text_list(responses, "responses")
-        for part in parts:
-            part._rescale(part.score(prompts, responses, ended=ended, **options), mean, std)
-        return float(self.gain.numpy()), float(self.bias.numpy())
-
-    def _rescale(self, scores, mean, std):
-        """Sets gain and bias from scores that were made with the present ones."""
-        gain, bias = float(self.gain.numpy()), float(self.bias.numpy())
-        raw = (scores - bias) / gain
-        if std is not None:
-            if not raw.std() > 0:
-                raise ValueError(
-                    f"All {len(raw)} scores are equal, so no gain gives them a deviation of {std}. "
-                    "Pass more prompts, or `std=None` to move the mean alone."
-                )
-            gain = std / float(raw.std())
-        self.gain.assign(gain)
-        self.bias.assign(mean - gain * float(raw.mean()))
-
-    def _sampled_responses(self, prompts, policy, sampler, seed, options):
-        if policy is None:
-            if self._policy is None:
+            policy = self.initial_policy if policy is None else policy
+            if policy is None:
                 raise ValueError(
                     "`normalize` needs responses of the initial policy. Pass `responses=` or "
                     "`policy=` (an ActorCritic), or build the reward model with `from_causal_lm` "
                     "or from the preset of a language model."
                 )
-            policy = ActorCritic(self._policy())
-        sampler = sampler or Sampler(length=32)
-        stream = replica.stream(seed, "normalize")
-        return policy.generate(prompts, sampler, seed=stream, return_ended=True, **options)
+            responses, ended = generation.generate(
+                policy,
+                prompts,
+                Sampler(length=32) if sampler is None else sampler,
+                replica.stream(seed, "normalize"),
+                return_ended=True,
+                **options,
+            )
+        responses = tokens.text_list(responses, "responses")
+        for part in [*self.members, self]:
+            scores = part.score(prompts, responses, ended=ended, **options)
+            constants = part.score_scale.rescale(scores, mean, std)
+        return constants

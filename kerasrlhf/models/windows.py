@@ -1,60 +1,112 @@
-"""Reading a model at response positions only.
+"""Evaluating a model at response positions only.
 
-The projection to the vocabulary is the dearest part of a small model's forward pass, and a
-response is part of a row. A window is `width` consecutive tokens of each row, beginning at the
-row's own `starts`; what is computed inside is laid back into `(batch, length)`.
+The projection to the vocabulary is the most expensive part of a small model's forward pass, and a
+response is part of a row. A window is `width` consecutive tokens of each row, from the row's own
+`prompt_lengths` on; results of a window are laid back into `(batch, length)`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import keras
 from keras import ops
 
 from kerasrlhf.functional import logprobs
 from kerasrlhf.models import lm_adapter
+from kerasrlhf.types import Tensor
 
 
-def positions(starts: Any, width: int) -> Any:
-    """Int32 `(batch, width)`: `starts`, `starts + 1`, …"""
-    return ops.cast(starts, "int32")[:, None] + ops.arange(width, dtype="int32")[None]
+def positions(prompt_lengths: Tensor, width: int) -> Tensor:
+    """Returns the columns of windows, int32 `(batch, width)`.
 
+    Args:
+        prompt_lengths: int32, `(batch,)`. First column of each window.
+        width: int, at least 1. Columns of a window.
 
-def states_before(hidden: Any, starts: Any, width: int) -> Any:
-    """The states that chose the window's tokens: `(batch, width, units)`.
-
-    This is the one shift by a token: token `t` is chosen in state `t - 1`.
+    Example:
+        >>> positions([3, 1], 2).numpy().tolist()
+        [[3, 4], [1, 2]]
     """
-    return ops.take_along_axis(hidden, positions(starts, width)[:, :, None] - 1, axis=1)
+    return ops.cast(prompt_lengths, "int32")[:, None] + ops.arange(width, dtype="int32")[None]
 
 
-def lay_back(x: Any, starts: Any, length: int) -> Any:
-    """Puts window values `(batch, width)` at their tokens of `(batch, length)`, zero elsewhere."""
+def states_before(hidden: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
+    """Returns the states that a window's tokens were chosen in, `(batch, width, units)`.
+
+    This is the only shift by a token: token `t` is chosen in state `t - 1`.
+
+    Args:
+        hidden: `(batch, length, units)`. States of whole rows.
+        prompt_lengths: int32, `(batch,)`, at least 1. First token of each window.
+        width: int, at least 1. Tokens of a window.
+    """
+    return ops.take_along_axis(hidden, positions(prompt_lengths, width)[:, :, None] - 1, axis=1)
+
+
+def lay_back(x: Tensor, prompt_lengths: Tensor, length: int) -> Tensor:
+    """Lays values of windows back into whole rows, `(batch, length)`, zero elsewhere.
+
+    Args:
+        x: float, `(batch, width)`. Values of windows.
+        prompt_lengths: int32, `(batch,)`. First token of each window.
+        length: int, tokens of a row.
+
+    Example:
+        >>> lay_back(ops.convert_to_tensor([[5.0, 6.0]]), [1], 4).numpy().tolist()
+        [[0.0, 5.0, 6.0, 0.0]]
+    """
     width = ops.shape(x)[1]
-    offset = ops.arange(length, dtype="int32")[None] - ops.cast(starts, "int32")[:, None]
+    offset = ops.arange(length, dtype="int32")[None] - ops.cast(prompt_lengths, "int32")[:, None]
     inside = ops.logical_and(offset >= 0, offset < width)
     return ops.where(inside, ops.take_along_axis(x, ops.clip(offset, 0, width - 1), axis=1), 0.0)
 
 
 def window_logits(
-    causal_lm: Any, token_ids: Any, padding_mask: Any, starts: Any, width: int
-) -> tuple[Any, Any, Any]:
-    """Logits `(batch, width, vocab)`, states `(batch, width, units)` and tokens of a window."""
+    causal_lm: keras.Model,
+    token_ids: Tensor,
+    padding_mask: Tensor,
+    prompt_lengths: Tensor,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the logits of windows.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        token_ids: int32, `(batch, length)`, right-padded.
+        padding_mask: bool, `(batch, length)`.
+        prompt_lengths: int32, `(batch,)`, at least 1. First token of each window.
+        width: int, at least 1. Tokens of a window.
+
+    Returns:
+        Logits float32 `(batch, width, vocab)`, states `(batch, width, units)` and tokens int32
+        `(batch, width)`.
+    """
     hidden = lm_adapter.hidden_states(causal_lm, token_ids, padding_mask)
-    states = states_before(hidden, starts, width)
-    tokens = ops.take_along_axis(token_ids, positions(starts, width), axis=1)
+    states = states_before(hidden, prompt_lengths, width)
+    tokens = ops.take_along_axis(token_ids, positions(prompt_lengths, width), axis=1)
     return lm_adapter.head(causal_lm)(states), states, tokens
 
 
 def window_logprobs(
-    causal_lm: Any,
-    token_ids: Any,
-    padding_mask: Any,
-    starts: Any,
+    causal_lm: keras.Model,
+    token_ids: Tensor,
+    padding_mask: Tensor,
+    prompt_lengths: Tensor,
     width: int,
-    temperature: float = 1.0,
-) -> Any:
-    """Log-probabilities float32 `(batch, length)` of the window's tokens, zero elsewhere."""
-    logits, _, tokens = window_logits(causal_lm, token_ids, padding_mask, starts, width)
+    temperature: Tensor | float = 1.0,
+) -> Tensor:
+    """Computes log-probabilities of the tokens in windows.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        token_ids: int32, `(batch, length)`, right-padded.
+        padding_mask: bool, `(batch, length)`.
+        prompt_lengths: int32, `(batch,)`, at least 1. First token of each window.
+        width: int, at least 1. Tokens of a window.
+        temperature: float or float32 scalar, above 0. Logits are divided by it. Defaults to 1.
+
+    Returns:
+        Float32 `(batch, length)`, in nats, zero outside the windows.
+    """
+    logits, _, tokens = window_logits(causal_lm, token_ids, padding_mask, prompt_lengths, width)
     chosen = logprobs.token_logprobs(logits, tokens, temperature)
-    return lay_back(chosen, starts, ops.shape(token_ids)[1])
+    return lay_back(chosen, prompt_lengths, ops.shape(token_ids)[1])

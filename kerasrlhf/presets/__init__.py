@@ -1,4 +1,4 @@
-"""Language models that come with the package; any place that takes a preset takes these paths."""
+"""Language models bundled with the package: paths to pass wherever a preset is expected."""
 
 import pathlib
 

@@ -11,11 +11,10 @@ import tensorflow as tf
 from kerasrlhf import replica, special_tokens, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
-from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.actor_critic import require_actor
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collector
-from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.types import Sampler, require_int, require_sampler, require_seed
 
 
@@ -125,11 +124,7 @@ def best_of_n(
     require_int("batch_size", batch_size, minimum=1)
     require_seed(seed)
     require_sampler(sampler)
-    if not isinstance(actor, ActorCritic):
-        raise ValueError(
-            "`actor` must be an ActorCritic, for example `ActorCritic.from_causal_lm(lm)`. "
-            f"Received: {actor!r} of type {type(actor).__name__}."
-        )
+    require_actor(actor)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
     weighted.parts_of(reward)
@@ -142,16 +137,14 @@ def best_of_n(
         "record": data_records.to_json([{"prompt": prompt} for prompt in prompts]),
     }
     size = min(batch_size, len(rows))
-    collect = Collector(
+    collector = Collector(
         actor,
         Reference(actor.causal_lm),
-        reward,
+        weighted.WeightedReward(reward, actor, group_size=n),
         sampler,
-        ScoreRules(),
-        tf.distribute.get_strategy(),
-        jit_compile,
-        group_size=n,
+        replica.Execution(tf.distribute.get_strategy(), jit_compile),
     )
+    temperature = tf.constant(sampler.temperature, tf.float32)
     responses, scores, ended = [], [], []
     for index, start in enumerate(range(0, len(rows), size)):
         # The last batch is filled up with its first row: one shape, compiled once.
@@ -165,7 +158,7 @@ def best_of_n(
         }
         stream = replica.stream(seed, "best_of_n")
         uniforms = replica.uniforms(stream, index, size * n, sampler.length)
-        collected = collect(batch, uniforms, 0.0)
+        collected = collector(batch, uniforms, temperature)
         responses += collected.episodes.responses
         scores.append(collected.raw_scores)
         rollout = collected.rollout

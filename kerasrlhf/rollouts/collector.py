@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica, tokens
+from kerasrlhf import replica
+from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.types import Responses, Rollout, Sampler, require_finite_scores
+from kerasrlhf.tokens import check_right_padded
+from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
 
 
 class Collected(NamedTuple):
@@ -25,12 +27,13 @@ class Collected(NamedTuple):
 
     rollout: for the trainer.
     episodes: texts and columns, those of `log_extra` included.
-    raw_scores: float32 `(batch,)`, before the rules; of a process reward model the sums over steps.
+    raw_scores: float32 `(batch,)`, before `RewardShaping`; of a process reward model the sums over
+        steps.
     seconds: dict of `rollout` and `score`.
     spread: float32 `(batch,)`, standard deviation between the members of a `RewardEnsemble`, summed
         over steps where these have scores; None for any other reward.
     part_scores: dict from the names of a list or dict of rewards to float32 `(batch,)`, without
-        weights and before the rules, NaN where a part does not apply; None for a single reward.
+        weights and before shaping, NaN where a part does not apply; None for a single reward.
     metrics: dict from the names that functions gave `log_metric` to the means of their values.
     unscored: bool `(batch,)`, whether no reward applies to a response; None before the first one.
     """
@@ -46,8 +49,8 @@ class Collected(NamedTuple):
 
     @property
     def scores(self) -> np.ndarray:
-        """Float32 `(batch,)`, one number per response after the rules: sums of scores per token."""
-        return per_response(self.rollout.scores.numpy())
+        """Float32 `(batch,)`, one number per response after shaping: sums of scores per token."""
+        return per_response(np.asarray(self.rollout.scores))
 
 
 class Readings(NamedTuple):
@@ -59,219 +62,220 @@ class Readings(NamedTuple):
         without a reward for it.
     """
 
-    logprobs: tf.Tensor
-    ref_logprobs: tf.Tensor
-    values: tf.Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
     scored: list[Scored]
-    prompt_means: tf.Tensor
+    prompt_means: Tensor
+
+
+class Reread(NamedTuple):
+    """An older rollout as the actor and the reference see it at a temperature.
+
+    logprobs, values, ref_logprobs: float32 `(batch, length)`, 0 outside the response.
+    """
+
+    logprobs: Tensor
+    values: Tensor
+    ref_logprobs: Tensor
 
 
 class Collector:
-    """Turns prompts into a `Rollout`: two compiled functions and, between them, Python.
+    """Turns prompts into scored responses: two compiled functions and, between them, Python.
 
-    The first samples. The second reads the responses with every frozen or separate network at
-    once: the reference, a critic of its own, and reward models of the same tokens. A Python
-    reward function, or a reward model with another tokenizer, gets the texts. What is trained on
-    are the sampled ids: no text is tokenized again (M8).
+    The first samples. The second evaluates every frozen or separate network on the responses: the
+    reference, a critic of its own, and reward models of the same tokens. A Python reward function,
+    or a reward model with another tokenizer, gets the texts. Training uses the sampled ids: no text
+    is tokenized again (M8).
 
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: as `rollouts.weighted.parts_of` describes: a reward model, a callable, or several
-            with weights.
-        sampler: how to sample.
-        rules: `ScoreRules`.
-        strategy: replicas that share the rows.
-        jit_compile: compile with XLA.
-        parts: int. The responses are read in this many parts, one after the other: logits of a
-            whole batch at once would set the peak of memory.
-        group_size: int, responses to every prompt.
-        reread: bool. `logprobs` of the rollout are read as training reads them, not taken from
-            sampling; `behavior_logprobs` remain those of sampling.
-        reverse_reward: float. The score gains this times the mean log-probability, under the
-            reference, of the prompt's tokens given the response.
-        reward_timeout: float or None, seconds that a reward function may take for a batch.
+        reward: `WeightedReward`. Its group size is the number of responses to every prompt.
+        sampler: `Sampler`.
+        execution: `replica.Execution`.
+        parts: int. The responses are evaluated in this many parts, one after the other: logits of
+            a whole batch at once would set the peak of memory. Defaults to 1.
+        recompute: bool. Whether `logprobs` of the rollout are computed as training computes them,
+            and not taken from sampling; `behavior_logprobs` remain those of sampling. Defaults to
+            False.
+        prompt_reward: float. The score gains this times the mean log-probability, under the
+            reference, of the prompt's tokens given the response. Defaults to 0.
     """
 
     def __init__(
         self,
-        actor: Any,
-        reference: Any,
-        reward: Any,
+        actor: ActorCritic,
+        reference: Reference,
+        reward: WeightedReward,
         sampler: Sampler,
-        rules: ScoreRules,
-        strategy: tf.distribute.Strategy,
-        jit_compile: bool,
+        execution: replica.Execution,
+        *,
         parts: int = 1,
-        group_size: int = 1,
-        reread: bool = False,
-        reverse_reward: float = 0.0,
-        reward_timeout: float | None = None,
-    ):
-        self.actor, self.reference = actor, reference
-        self.reward = WeightedReward(reward, actor, group_size, reward_timeout)
-        self.sampler, self.rules, self.parts = sampler, rules, parts
-        self.group_size, self.reread, self.reverse_reward = group_size, reread, reverse_reward
-        self._sample = replica.rowwise(self._sample_rows, strategy, jit_compile)
-        self._sample_plainly = self._sample
+        recompute: bool = False,
+        prompt_reward: float = 0.0,
+    ) -> None:
+        self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
+        self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
+        self._sample = replica.rowwise(self._sample_rows, execution)
+        self._sample_policy = self._sample
         if sampler.epsilon:
-            self._sample_plainly = replica.rowwise(self._plain_rows, strategy, jit_compile)
-        self._read = replica.rowwise(self._read_rows, strategy, jit_compile)
-        self._reread = replica.rowwise(self._reread_rows, strategy, jit_compile)
-
-    def _sample_rows(self, token_ids, padding_mask, uniforms, temperature):
-        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
-
-    def _plain_rows(self, token_ids, padding_mask, uniforms, temperature):
-        plain = dataclasses.replace(self.sampler, epsilon=0.0)
-        return self.actor.sample(token_ids, padding_mask, uniforms, plain, temperature)
-
-    def _read_rows(self, samples, temperature):
-        ids, mask, starts = samples.token_ids, samples.padding_mask, samples.prompt_lengths
-        inside, width = samples.response_mask, self.sampler.length
-        heat = self.sampler.temperature if temperature is None else temperature
-        ref_logprobs = self.reference.logprobs(ids, mask, starts, width, heat)
-        values, logprobs = samples.values, samples.logprobs
-        if self.actor.critic is not None:
-            values = self.actor.token_values(ids, mask, starts, width)
-        if self.reread:
-            logprobs = windows.window_logprobs(self.actor.causal_lm, ids, mask, starts, width, heat)
-        scored = self.reward.read_tokens(ids, mask, starts)
-        prompt_means = tf.zeros_like(starts, tf.float32)
-        if self.reverse_reward:
-            prompt_means = self._prompt_means(samples)
-        per_token = [tf.where(inside, x, 0.0) for x in (logprobs, ref_logprobs, values)]
-        return Readings(*per_token, scored, prompt_means)
-
-    def _prompt_means(self, samples):
-        logprobs, inside = self.reference.prompt_logprobs(
-            samples.token_ids,
-            samples.padding_mask,
-            samples.prompt_lengths,
-            samples.token_ids.shape[1] - self.sampler.length,
-        )
-        count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
-        return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
-
-    def _read_in_parts(self, samples, temperature):
-        split = [tf.split(x, self.parts) for x in samples]
-        parts = [Responses(*part) for part in zip(*split, strict=True)]
-        read = [self._read(part, temperature) for part in parts]
-        return tf.nest.map_structure(lambda *rows: tf.concat(rows, axis=0), *read)
+            self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
+        self._read = replica.rowwise(self._read_rows, execution)
+        self._reread = replica.rowwise(self._reread_rows, execution)
 
     def __call__(
         self,
-        batch: dict,
-        uniforms: tf.Tensor,
-        kl_coef: float,
-        iteration: int = 0,
-        temperature: tf.Tensor | None = None,
-        deviation: Callable[[np.ndarray], float] = lambda raw: 1.0,
+        batch: dict[str, Any],
+        uniforms: Tensor,
+        temperature: Tensor,
+        *,
         explore: bool = True,
+        iteration: int = 0,
     ) -> Collected:
-        """Responses and scores one batch.
+        """Samples and scores one batch.
 
         Args:
-            batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and as far as
-                there are any `prompt`, `guarded_prompt` and `record` strings `(batch,)`.
+            batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and where
+                present `prompt`, `guarded_prompt` and `record`, strings `(batch,)`.
             uniforms: float32 `(batch * group_size, sampler.length, 2)`.
-            kl_coef: float, goes into the rollout as it is.
-            iteration: int, goes into the rollout as it is, and to functions as `trainer_state`.
-            temperature: float32 scalar in place of the sampler's, or None.
-            deviation: raw scores `(batch * group_size,)` to the running deviation of scores.
-            explore: False samples from the policy itself, whatever the sampler's `epsilon` is.
+            temperature: float32 scalar, what divides the logits.
+            explore: bool. False samples from the policy itself, whatever the sampler's `epsilon`
+                is. Defaults to True.
+            iteration: int. What functions get as `trainer_state.global_step`. Defaults to 0.
+
+        Returns:
+            `Collected`. The scores of its rollout are not shaped, and its `kl_coef` is 0.
         """
         start = time.perf_counter()
-        sample = self._sample if explore else self._sample_plainly
-        samples = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
-        samples = Responses(*samples)
-        ended = samples.ended.numpy()
+        sample = self._sample if explore else self._sample_policy
+        responses = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
+        rows = len(responses.ended.numpy())  # waits for the device
         sampled = time.perf_counter()
-        read = self._read_in_parts(samples, temperature)
+        readings = self._read_in_parts(responses, temperature)
         episodes = scoring.read_episodes(
-            samples, self._for_each_row(batch), self.actor.causal_lm.preprocessor
+            responses, self._for_each_response(batch), self.actor.causal_lm.preprocessor
         )
-        state = scoring.TrainerState(iteration, iteration * len(ended))
-        scores = self.reward.score(samples, episodes, read.scored, state)
-        raw = self._with_reverse_reward(scores.total, samples, read.prompt_means)
+        state = scoring.TrainerState(iteration, iteration * rows)
+        scores = self.reward.score(responses, episodes, readings.scored, state)
+        raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
         rollout = Rollout(
-            **samples._replace(logprobs=read.logprobs, values=read.values)._asdict(),
-            ref_logprobs=read.ref_logprobs,
-            scores=tf.constant(self._ruled(raw, samples, ended, deviation)),
-            kl_coef=tf.constant(kl_coef, tf.float32),
-            iteration=tf.constant(iteration, tf.int32),
+            **responses._replace(logprobs=readings.logprobs, values=readings.values)._asdict(),
+            ref_logprobs=readings.ref_logprobs,
+            scores=tf.constant(raw),
         )
         scored = time.perf_counter()
-        seconds = {"rollout": sampled - start, "score": scored - sampled}
         log = scores.log
         return Collected(
             rollout,
             episodes._replace(columns=episodes.columns | log.columns),
-            per_response(raw),
-            seconds,
+            raw_scores=per_response(raw),
+            seconds={"rollout": sampled - start, "score": scored - sampled},
             spread=scores.spread,
             part_scores=scores.by_part or None,
             metrics={name: float(np.mean(values)) for name, values in log.metrics.items()},
             unscored=scores.unscored,
         )
 
-    def refreshed(self, rollout: Rollout, temperature: tf.Tensor | None = None) -> Rollout:
-        """An older rollout as it is seen now: log-probabilities and values at the temperature."""
-        logprobs, values, *reference = self._reread(
-            rollout.token_ids,
-            rollout.padding_mask,
-            rollout.response_mask,
-            rollout.prompt_lengths,
-            temperature,
-        )
-        ref_logprobs = reference[0] if reference else rollout.ref_logprobs
-        return rollout._replace(
-            logprobs=logprobs,
-            values=values,
-            ref_logprobs=ref_logprobs,
-            drift=logprobs - rollout.logprobs,
-        )
+    def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
+        """Returns an older rollout with the log-probabilities and values of the networks today."""
+        read = self._reread(rollout, temperature)
+        return rollout._replace(**read._asdict(), drift=read.logprobs - rollout.logprobs)
 
-    def _reread_rows(self, ids, mask, inside, starts, temperature):
+    def _sample_rows(
+        self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
+    ) -> Responses:
+        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
+
+    def _sample_policy_rows(
+        self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
+    ) -> Responses:
+        sampler = dataclasses.replace(self.sampler, epsilon=0.0)
+        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+
+    def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
+        rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
         width = self.sampler.length
-        heat = self.sampler.temperature if temperature is None else temperature
-        stats = self.actor.token_stats(ids, mask, starts, width, heat)
-        read = [stats.logprobs, stats.values]
-        if temperature is not None:
-            # The reference stays as it is, but it was read at the temperature of then.
-            read.append(self.reference.logprobs(ids, mask, starts, width, heat))
-        return [tf.where(inside, x, 0.0) for x in read]
+        logprobs, values = responses.logprobs, responses.values
+        if self.recompute:
+            logprobs = windows.window_logprobs(self.actor.causal_lm, *rows, width, temperature)
+        if self.actor.critic is not None:
+            values = self.actor.token_values(*rows, width)
+        ref_logprobs = self.reference.logprobs(*rows, width, temperature)
+        prompt_means = tf.zeros_like(responses.prompt_lengths, tf.float32)
+        if self.prompt_reward:
+            prompt_means = self._prompt_means(responses)
+        inside = responses.response_mask
+        return Readings(
+            logprobs=masking.zero_outside(logprobs, inside),
+            ref_logprobs=masking.zero_outside(ref_logprobs, inside),
+            values=masking.zero_outside(values, inside),
+            scored=self.reward.tokens.read(*rows),
+            prompt_means=prompt_means,
+        )
 
-    def _for_each_row(self, batch):
-        """The batch's strings once for every response."""
+    def _prompt_means(self, responses: Responses) -> Tensor:
+        logprobs, inside = self.reference.prompt_logprobs(
+            responses.token_ids,
+            responses.padding_mask,
+            responses.prompt_lengths,
+            responses.token_ids.shape[1] - self.sampler.length,
+        )
+        count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
+        return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
+
+    def _read_in_parts(self, responses: Responses, temperature: Tensor) -> Readings:
+        rows = responses.token_ids.shape[0] // self.parts
+        parts = [
+            tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], responses)
+            for i in range(self.parts)
+        ]
+        readings = [self._read(part, temperature) for part in parts]
+        return tf.nest.map_structure(lambda *xs: tf.concat(xs, axis=0), *readings)
+
+    def _reread_rows(self, rollout: Rollout, temperature: Tensor) -> Reread:
+        rows = rollout.token_ids, rollout.padding_mask, rollout.prompt_lengths
+        width, inside = self.sampler.length, rollout.response_mask
+        stats = self.actor.token_stats(*rows, width, temperature)
+        ref_logprobs = rollout.ref_logprobs
+        if callable(self.sampler.temperature):
+            # The reference does not change, but it was evaluated at the temperature of then.
+            ref_logprobs = self.reference.logprobs(*rows, width, temperature)
+        return Reread(
+            logprobs=masking.zero_outside(stats.logprobs, inside),
+            values=masking.zero_outside(stats.values, inside),
+            ref_logprobs=masking.zero_outside(ref_logprobs, inside),
+        )
+
+    def _for_each_response(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch's strings, once for every response."""
         names = ("prompt", "guarded_prompt", "record")
         strings = {name: batch[name] for name in names if name in batch}
-        if self.group_size == 1:
+        size = self.reward.group_size
+        if size == 1:
             return strings
-        return {name: np.repeat(np.asarray(x), self.group_size) for name, x in strings.items()}
+        return {name: np.repeat(np.asarray(x), size) for name, x in strings.items()}
 
-    def _with_reverse_reward(self, scores, samples, prompt_means):
+    def _with_prompt_reward(
+        self, scores: np.ndarray, responses: Responses, prompt_means: Tensor
+    ) -> np.ndarray:
         """Scores plus what the prompt's log-probability given the response is worth."""
-        if not self.reverse_reward:
+        if not self.prompt_reward:
             return scores
-        worth = self.reverse_reward * prompt_means.numpy()
+        worth = self.prompt_reward * prompt_means.numpy()
         if scores.ndim == 2:
-            worth = worth[:, None] * masking.last_true_mask(samples.response_mask).numpy()
+            worth = worth[:, None] * masking.last_true_mask(responses.response_mask).numpy()
         return scores + worth
 
-    def _ruled(self, raw, samples, ended, deviation):
-        mask = samples.response_mask
-        responses = None
-        if self.rules.counts_tokens:
-            responses = tokens.masked_rows(np.asarray(samples.token_ids), np.asarray(mask))
-        with np.errstate(over="ignore"):
-            ruled = self.rules.apply(
-                raw,
-                ended,
-                masking.last_true_mask(mask).numpy(),
-                responses,
-                self.sampler.length,
-                deviation(per_response(raw)) if self.rules.running_scale else 1.0,
-            )
-        require_finite_scores(ruled, "The reward, after weights and rules such as `score_scale`,")
-        return ruled
+
+def prompt_batch(batch: Any) -> dict[str, Any]:
+    """Returns a batch of prompts as tensors of the right dtypes.
+
+    Raises:
+        ValueError: If it is no batch of prompts, or rows are not padded on the right.
+    """
+    kinds.check_batch(batch, "prompts")
+    ids = tf.cast(batch["token_ids"], tf.int32)
+    mask = tf.cast(batch["padding_mask"], tf.bool)
+    check_right_padded(ids, mask)
+    return {**batch, "token_ids": ids, "padding_mask": mask}

@@ -18,18 +18,21 @@ _NAME = "rollout-{iteration:06d}.npz"
 class RolloutMemory:
     """The rollouts of the last iterations, in memory or as one `.npz` file each.
 
-    A trainer that is given one (`memory=`) adds every rollout, and learns from older ones again:
-    their log-probabilities and values are computed again, and a response counts as much as the
-    policy still has in common with the one that sampled it
-    (`functional.policy_losses.response_weights`).
+    A trainer with a memory adds every rollout, and learns from `reuse` older ones after its own.
+    Their log-probabilities and values are computed again, and a response counts
+    `min(1, p_today / p_then)` times, both of the whole response
+    (`functional.policy_losses.response_weights`): in advantages, in the KL of the loss, and in how
+    far values move to its returns.
 
     Args:
-        capacity: int, at least 1. Rollouts that are drawn from.
-        directory: where to write them, or None to keep them in memory. `callbacks.Resume` keeps
-            them with its state either way.
+        capacity: int, at least 1. Number of most recent rollouts to sample from.
+        directory: path or None. Where to write them; None keeps them in memory. `callbacks.Resume`
+            saves them with its state either way. Defaults to None.
+        reuse: int, at least 0. Older rollouts that an iteration learns from, after its own; 0 keeps
+            them for inspection only. Defaults to 1.
 
     Raises:
-        ValueError: a capacity below 1.
+        ValueError: If `capacity` is below 1 or `reuse` below 0.
 
     Example:
         >>> memory = RolloutMemory(capacity=2)
@@ -42,13 +45,16 @@ class RolloutMemory:
         Espeholt et al. 2018, arXiv 1802.01561: old experience with truncated importance weights.
     """
 
-    def __init__(self, capacity: int, directory: str | pathlib.Path | None = None):
+    def __init__(
+        self, capacity: int, directory: str | pathlib.Path | None = None, reuse: int = 1
+    ) -> None:
         self.capacity = require_int("capacity", capacity, minimum=1)
+        self.reuse = require_int("reuse", reuse, minimum=0)
         self.directory = pathlib.Path(directory) if directory is not None else None
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def add(self, iteration: int, rollout: Rollout) -> None:
-        """Stores the rollout of an iteration and drops what is too old to be drawn again."""
+        """Stores the rollout of an iteration and drops those that are too old to be sampled."""
         arrays = {name: np.asarray(x) for name, x in rollout._asdict().items() if x is not None}
         self._store(iteration, arrays)
         for old in self._all():
@@ -56,11 +62,11 @@ class RolloutMemory:
                 self._drop(old)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that is there, by `iteration/field`."""
+        """Returns all stored arrays by `iteration/field`."""
         return {f"{i}/{name}": x for i in self._all() for name, x in self._load(i).items()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes what `arrays` gave, and drops everything else."""
+        """Stores what `arrays` returned, and drops everything else."""
         if self.directory is not None:
             files.remove_leftovers(self.directory, "rollout-*.npz")
         rollouts: dict[int, dict[str, np.ndarray]] = {}
@@ -73,14 +79,14 @@ class RolloutMemory:
             self._drop(other)
 
     def iterations(self, before: int) -> list[int]:
-        """The iterations whose rollouts are drawn from in iteration `before`, oldest first."""
+        """Returns the iterations that iteration `before` samples from, oldest first."""
         return [i for i in self._all() if i < before][-self.capacity :]
 
     def __getitem__(self, iteration: int) -> Rollout:
-        """The rollout of an iteration, as tensors.
+        """Returns the rollout of an iteration, as tensors.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: If it is not stored.
         """
         if iteration not in self._all():
             raise ValueError(
@@ -89,18 +95,26 @@ class RolloutMemory:
         return Rollout(**{name: tf.constant(x) for name, x in self._load(iteration).items()})
 
     def __iter__(self) -> Iterator[Rollout]:
-        """All rollouts that are there, oldest first."""
+        """Yields all stored rollouts, oldest first."""
         return (self[i] for i in self._all())
 
     def __len__(self) -> int:
         return len(self._all())
 
-    def draw(self, seed: int, iteration: int, count: int) -> list[Rollout]:
-        """Rollouts of earlier iterations, drawn without replacement; fewer when there are fewer."""
+    def reused_in(self, iteration: int) -> int:
+        """Returns how many older rollouts an iteration learns from, at most."""
+        return min(self.reuse, self.capacity, iteration)
+
+    def sample(self, seed: int, iteration: int) -> list[Rollout]:
+        """Returns `reuse` rollouts of earlier iterations, or as many as there are."""
         known = self.iterations(before=iteration)
         generator = np.random.default_rng((seed, iteration, len(known)))
-        chosen = generator.choice(known, size=min(count, len(known)), replace=False)
+        chosen = generator.choice(known, size=min(self.reuse, len(known)), replace=False)
         return [self[int(i)] for i in chosen]
+
+    def __repr__(self) -> str:
+        where = "" if self.directory is None else f", directory={str(self.directory)!r}"
+        return f"RolloutMemory(capacity={self.capacity}{where}, reuse={self.reuse})"
 
     def _store(self, iteration: int, arrays: dict[str, np.ndarray]) -> None:
         if self.directory is None:

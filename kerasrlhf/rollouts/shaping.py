@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from kerasrlhf.types import require_int, require_number
+from kerasrlhf.types import (
+    Tensor,
+    require_bool,
+    require_finite_scores,
+    require_int,
+    require_number,
+    require_optional,
+)
 
-_ARGUMENTS = {
-    "running_scale": "score_running_scale",
-    "scale": "score_scale",
-    "clip": "score_clip",
-    "per_token": "score_per_token",
-}
 
-
-class ScoreRules(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RewardShaping:
     """What happens to a score between the reward and the trainer, in this order.
 
-    running_scale: bool, the score is divided by the running standard deviation of all scores of
-        the run so far; its mean stays.
-    scale: float, the score is multiplied by it.
-    clip: float or None, the scaled score is cut to [-clip, clip].
-    per_token: bool, the score is divided by the number of response tokens.
-    repetition_penalty: float, is subtracted times the share of n-grams of the response that stood
-        in it before.
-    repetition_ngram: int, tokens of such an n-gram.
-    overlong_buffer: int or None. A response that uses the last `overlong_buffer` tokens of the
-        sampler's length is punished by `overlong_penalty` times the share of them that it uses.
-    overlong_penalty: float.
-    missing_end_score: float or None, *replaces* the score of a response without a stop token
-        (details N15 and P23, -1 in the original).
-    missing_end_penalty: float or None, is *subtracted* from such a score: the second published
-        form.
+    Args:
+        running_scale: bool. Whether scores are divided by the running standard deviation of all
+            scores of the run so far; their mean stays. Defaults to False.
+        scale: float. Multiplies the score. Defaults to 1.
+        clip: float, above 0, or None. The scaled score is clipped to [-clip, clip]. Defaults to
+            None.
+        per_token: bool. Whether the score is divided by the number of response tokens. Defaults
+            to False.
+        repetition_penalty: float, at least 0. Multiplies the fraction of n-grams of the response
+            that repeat an earlier one, and is subtracted. Defaults to 0.
+        repetition_ngram: int, at least 1. Tokens of such an n-gram. Defaults to 3.
+        overlong_buffer: int, at least 1, or None. A response that uses the last `overlong_buffer`
+            tokens of the sampler's length loses `overlong_penalty` times the fraction of them
+            that it uses. Defaults to None.
+        overlong_penalty: float, at least 0. Defaults to 1.
+        missing_end_score: float or None. *Replaces* the score of a response without a stop token
+            (details N15 and P23, -1 in the original). Defaults to None.
+        missing_end_penalty: float or None. Is *subtracted* from such a score: the second published
+            form. Defaults to None.
+
+    Raises:
+        ValueError: If a value is outside its range, two options contradict each other, or one has
+            no effect without another.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> shaping = rlhf.RewardShaping(missing_end_score=-1.0)
+        >>> shaping.apply(np.array([2.0, 3.0]), ended=np.array([True, False])).tolist()
+        [2.0, -1.0]
 
     Reference:
-        Running scale: Engstrom et al. 2020, arXiv 2005.12729; overlong punishment: Yu et al. 2025,
-        arXiv 2503.14476, eq. 13.
+        Running scale: Engstrom et al. 2020 (arXiv 2005.12729); overlong penalty: Yu et al. 2025
+        (arXiv 2503.14476), eq. 13.
     """
 
     running_scale: bool = False
@@ -51,121 +67,110 @@ class ScoreRules(NamedTuple):
     missing_end_score: float | None = None
     missing_end_penalty: float | None = None
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether a rule needs the responses themselves."""
-        return bool(self.per_token or self.repetition_penalty or self.overlong_buffer is not None)
-
-    @classmethod
-    def arguments(cls) -> dict[str, str]:
-        """Returns the names that trainers take, each with the rule that it sets."""
-        return {_ARGUMENTS.get(field, field): field for field in cls._fields}
-
-    @classmethod
-    def of(cls, options: dict) -> ScoreRules:
-        """The rules under the names that trainers take: `score_scale` for `scale` and so on.
-
-        Raises:
-            ValueError: a name that is no rule.
-        """
-        names = cls.arguments()
-        unknown = sorted(set(options) - set(names))
-        if unknown:
-            raise ValueError(
-                f"A trainer has no argument {unknown}. Its arguments for scores are "
-                f"{sorted(names)}; the others are in its docstring."
-            )
-        return cls(**{names[name]: value for name, value in options.items()})
-
-    def check(self, can_end: bool, length: int | None = None) -> None:
-        """Raises a `ValueError` for rules that contradict each other or the sampler.
-
-        Args:
-            can_end: whether the sampler has stop tokens.
-            length: int, tokens that a response may have; None does not compare with it.
-        """
-        require_number("score_scale", self.scale)
+    def __post_init__(self) -> None:
+        require_bool("running_scale", self.running_scale)
+        require_bool("per_token", self.per_token)
+        require_number("scale", self.scale)
+        require_optional("clip", self.clip)
         require_number("repetition_penalty", self.repetition_penalty, minimum=0.0)
         require_int("repetition_ngram", self.repetition_ngram, minimum=1)
         require_number("overlong_penalty", self.overlong_penalty, minimum=0.0)
-        if self.clip is not None:
-            require_number("score_clip", self.clip, above=0.0)
+        if self.overlong_buffer is not None:
+            require_int("overlong_buffer", self.overlong_buffer, minimum=1)
         for name in ("missing_end_score", "missing_end_penalty"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
-        self._check_overlong(length)
-        self._check_missing_end(can_end)
+        if None not in (self.missing_end_score, self.missing_end_penalty):
+            raise ValueError(
+                "`missing_end_score` replaces a score and `missing_end_penalty` lowers it: pass "
+                f"one of them. Received: {self.missing_end_score} and {self.missing_end_penalty}."
+            )
+        self._check_effect("overlong_penalty", "overlong_buffer", self.overlong_buffer is not None)
+        self._check_effect("repetition_ngram", "repetition_penalty", self.repetition_penalty > 0)
 
-    def _check_overlong(self, length):
-        if self.overlong_buffer is None:
-            return
-        buffer = require_int("overlong_buffer", self.overlong_buffer, minimum=1)
-        if length is not None and buffer > length:
+    def _check_effect(self, name: str, other: str, has_effect: bool) -> None:
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if value != default and not has_effect:
+            raise ValueError(
+                f"`{name}` has no effect without `{other}`. Received: {name}={value}. Set "
+                f"`{other}` too, or leave out `{name}`."
+            )
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the responses themselves are needed."""
+        return bool(self.per_token or self.repetition_penalty or self.overlong_buffer is not None)
+
+    def check_sampler(self, length: int, can_end: bool) -> None:
+        """Raises a `ValueError` for options that contradict the sampler.
+
+        Args:
+            length: int. Maximum number of tokens of a response.
+            can_end: bool. Whether the sampler has stop tokens.
+        """
+        if self.overlong_buffer is not None and self.overlong_buffer > length:
             raise ValueError(
                 "`overlong_buffer` counts the last tokens of a response. Received "
-                f"{self.overlong_buffer}, and the sampler draws {length} tokens at most."
+                f"{self.overlong_buffer}, and the sampler's length is {length}."
             )
-
-    def _check_missing_end(self, can_end):
-        rules = (self.missing_end_score, self.missing_end_penalty)
-        if None not in rules:
+        missing_end = (self.missing_end_score, self.missing_end_penalty)
+        if any(x is not None for x in missing_end) and not can_end:
             raise ValueError(
-                "`missing_end_score` replaces a score and `missing_end_penalty` lowers it: give "
-                f"one of them. Received: {rules[0]} and {rules[1]}."
-            )
-        if any(rule is not None for rule in rules) and not can_end:
-            raise ValueError(
-                "A rule for responses without a stop token needs stop tokens, and the sampler has "
-                "none. Set `Sampler(stop_token_ids=...)` or drop the rule."
+                "`missing_end_score` and `missing_end_penalty` need stop tokens, and the sampler "
+                "has none. Set `Sampler(stop_token_ids=...)` or leave them out."
             )
 
     def apply(
         self,
         scores: np.ndarray,
         ended: np.ndarray,
-        last: Any = None,
-        responses: list | None = None,
+        last: np.ndarray | None = None,
+        responses: list[list[int]] | None = None,
         length: int | None = None,
-        deviation: float = 1.0,
+        std: float = 1.0,
     ) -> np.ndarray:
-        """Scores after the rules.
+        """Returns shaped scores.
 
         Args:
             scores: float `(batch,)`, or per token `(batch, length)`: then scale, clip and
-                `per_token` hold for each; penalties, and what is said of a missing end, for the
-                last token of the response. Where the score is replaced the others are dropped.
+                `per_token` apply to each; penalties and missing ends apply to the last token of
+                the response. Where the score is replaced, the others are dropped.
             ended: bool `(batch,)`, whether a stop token closed the response.
             last: bool `(batch, length)`, true at last tokens; for scores per token.
-            responses: list of lists of token ids, one a row; needed by the rules that count tokens.
-            length: int, tokens that a response may have; needed by `overlong_buffer`.
-            deviation: float, running standard deviation of the scores.
+            responses: list of lists of token ids, one per row; needed if `counts_tokens`.
+            length: int. Maximum number of tokens of a response; needed by `overlong_buffer`.
+            std: float. Running standard deviation of the scores. Defaults to 1.
 
         Returns:
             Float32, shaped as `scores`.
 
-        Example:
-            >>> ScoreRules(missing_end_score=-1.0).apply(
-            ...     np.array([2.0, 3.0]), np.array([True, False])).tolist()
-            [2.0, -1.0]
+        Raises:
+            ValueError: If a shaped score is not finite.
         """
-        scores = np.asarray(scores, "float32") * np.float32(self.scale / deviation)
+        with np.errstate(over="ignore"):
+            scores = np.asarray(scores, "float32") * np.float32(self.scale / std)
         if self.clip is not None:
             scores = np.clip(scores, -self.clip, self.clip)
-        last = True if scores.ndim == 1 else np.asarray(last)
+        is_last = True if scores.ndim == 1 else np.asarray(last)
 
-        def column(x):
+        def column(x: Tensor) -> np.ndarray:
             return np.asarray(x) if scores.ndim == 1 else np.asarray(x)[:, None]
 
         if self.per_token:
-            scores = scores / column(np.maximum([len(row) for row in responses], 1))
-        scores = scores - np.where(last, column(self._penalties(responses, ended, length)), 0.0)
+            scores = scores / column(np.maximum([len(row) for row in responses or []], 1))
+        penalties = column(self._penalties(responses or [], ended, length or 0))
+        scores = scores - np.where(is_last, penalties, 0.0)
         if self.missing_end_score is not None:
-            replaced = np.where(last, np.float32(self.missing_end_score), 0.0)
+            replaced = np.where(is_last, np.float32(self.missing_end_score), 0.0)
             scores = np.where(column(ended), scores, replaced)
-        return scores.astype("float32")
+        scores = scores.astype("float32")
+        require_finite_scores(scores, "The reward, after weights and `RewardShaping`,")
+        return scores
 
-    def _penalties(self, responses, ended, length):
-        """What is subtracted from every response's score, float `(batch,)`."""
+    def _penalties(
+        self, responses: list[list[int]], ended: np.ndarray, length: int
+    ) -> np.ndarray:
+        """Returns what is subtracted from each response's score, float `(batch,)`."""
         penalties = np.zeros(len(ended))
         if self.repetition_penalty:
             repeated = [repetition(row, self.repetition_ngram) for row in responses]
@@ -179,7 +184,7 @@ class ScoreRules(NamedTuple):
 
 
 def repetition(tokens: list[int], ngram: int) -> float:
-    """Share of the n-grams of a response that stood in it before.
+    """Returns the fraction of a response's n-grams that repeat an earlier one.
 
     `1 - different n-grams / n-grams`; 0 for a response shorter than one.
 
@@ -192,12 +197,15 @@ def repetition(tokens: list[int], ngram: int) -> float:
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean and sum of squared deviations of all scores so far (Welford, Chan et al.).
+    """Count, mean and sum of squared deviations of all scores so far.
 
     Example:
         >>> moments = RunningMoments().including(np.array([1.0, 3.0])).including(np.array([5.0]))
-        >>> moments.mean, round(moments.deviation ** 2, 4)  # population variance of 1, 3, 5
+        >>> moments.mean, round(moments.std ** 2, 4)  # population variance of 1, 3, 5
         (3.0, 2.6667)
+
+    Reference:
+        Welford 1962; Chan et al. 1983.
     """
 
     count: float = 0.0
@@ -205,7 +213,7 @@ class RunningMoments(NamedTuple):
     squares: float = 0.0
 
     def including(self, scores: np.ndarray) -> RunningMoments:
-        """The moments with further scores `(batch,)`."""
+        """Returns the moments with further scores `(batch,)`."""
         scores = np.asarray(scores, "float64")
         count, mean = self.count + scores.size, float(scores.mean())
         apart = mean - self.mean
@@ -217,7 +225,7 @@ class RunningMoments(NamedTuple):
         )
 
     @property
-    def deviation(self) -> float:
+    def std(self) -> float:
         """Population standard deviation; 1 as long as all scores are equal."""
         variance = self.squares / self.count if self.count else 0.0
         return variance**0.5 if variance > 1e-12 else 1.0

@@ -1,20 +1,21 @@
-"""Weighted sums of rewards: reward models that read ids or texts, and Python functions."""
+"""Weighted sums of rewards, and a reader for each kind of reward."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 
 from kerasrlhf import tokens
 from kerasrlhf.functional import masking
+from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.types import Responses, require_finite_scores, require_number
+from kerasrlhf.types import Responses, Tensor, require_finite_scores, require_number
 
 
 class Part(NamedTuple):
@@ -97,6 +98,25 @@ def parts_of(reward: Any) -> list[Part]:
     return parts
 
 
+def check_fixed(reward: Any, trained: list[keras.Variable]) -> None:
+    """Raises a `ValueError` for a reward model some of whose weights training would change.
+
+    Args:
+        reward: as `parts_of` describes.
+        trained: list of Keras variables of the actor.
+    """
+    ids = {id(v) for v in trained}
+    models = [part.reward for part in parts_of(reward) if isinstance(part.reward, Scorer)]
+    shared = [v.path for model in models for v in model.variables if id(v) in ids]
+    if shared:
+        raise ValueError(
+            f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
+            "training would change what is rewarded. `RewardModel.from_causal_lm(causal_lm)` "
+            "copies the actor's backbone, and so does `ActorCritic(causal_lm, critic=reward)` with "
+            "the reward model's."
+        )
+
+
 def _weighted(name: str, entry: Any) -> tuple[Any, float]:
     if not isinstance(entry, tuple):
         return _checked(entry, f"Part {name} of `reward`"), 1.0
@@ -148,12 +168,124 @@ def _unique(names: list[str]) -> list[str]:
     return [*taken]
 
 
-class WeightedReward:
-    """A reward as the collector uses it: each part read in the way of its kind.
+class Reading(NamedTuple):
+    """What one part of a reward says about a batch.
 
-    Reward models with the actor's tokenizer score the sampled ids in the compiled pass
-    (`read_tokens`). Reward models with another tokenizer get the texts, and functions what their
-    signatures name. The score is the weighted sum.
+    scores: float32 `(batch,)` or `(batch, length)`, 0 where the part does not apply.
+    applies: bool `(batch,)`.
+    spread: float32 `(batch,)`, standard deviation between the members of an ensemble; None of any
+        other reward.
+    """
+
+    scores: np.ndarray
+    applies: np.ndarray
+    spread: np.ndarray | None = None
+
+    @property
+    def per_response(self) -> np.ndarray:
+        """Scores float32 `(batch,)`, NaN where the part does not apply."""
+        return np.where(self.applies, per_response(self.scores), np.float32(np.nan))
+
+
+class Scorable(NamedTuple):
+    """A batch of responses as the readers take it.
+
+    responses: `Responses`.
+    episodes: `Episodes`, the texts and columns.
+    read: list of what `TokenReader.read` returned.
+    state: what functions get as `trainer_state`.
+    log: `RewardLog` of the functions.
+    """
+
+    responses: Responses
+    episodes: scoring.Episodes
+    read: list[Scored]
+    state: scoring.TrainerState
+    log: scoring.RewardLog
+
+
+class Reader(Protocol):
+    """Scores responses by all parts of one kind; abstract."""
+
+    parts: list[Part]
+
+    def score(self, batch: Scorable) -> dict[str, Reading]:
+        """Returns what each part says, by its name."""
+        ...
+
+
+class TokenReader:
+    """Reward models with the actor's tokenizer: they score the sampled ids in the compiled pass."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+
+    def read(
+        self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor
+    ) -> list[Scored]:
+        """Returns the scores of each model; pure, compiled.
+
+        Args:
+            token_ids: int32 `(batch, length)`, right-padded.
+            padding_mask: bool `(batch, length)`.
+            prompt_lengths: int32 `(batch,)`.
+        """
+        return [part.reward.read(token_ids, padding_mask, prompt_lengths) for part in self.parts]
+
+    def score(self, batch: Scorable) -> dict[str, Reading]:
+        return {
+            part.name: _reading(part.reward, scored)
+            for part, scored in zip(self.parts, batch.read, strict=True)
+        }
+
+
+class TextReader:
+    """Reward models with another tokenizer: they get the texts."""
+
+    def __init__(self, parts: list[Part], actor: ActorCritic) -> None:
+        self.parts, self.actor = parts, actor
+
+    def score(self, batch: Scorable) -> dict[str, Reading]:
+        responses, episodes = batch.responses, batch.episodes
+        if not self.parts:
+            return {}
+        ended = self.actor.ended(tokens.masked_rows(responses.token_ids, responses.response_mask))
+        readings = {}
+        for part in self.parts:
+            tokenizer = part.reward.preprocessor.tokenizer
+            # Special tokens of a template are parsed; those that somebody typed are text.
+            prompts = episodes.guarded_prompts
+            if prompts is None:
+                prompts = [tokens.guarded(text, tokenizer) for text in episodes.prompts]
+            texts = [tokens.guarded(text, tokenizer) for text in episodes.responses]
+            scored = part.reward.read_texts(prompts, texts, ended=ended, parse_special=True)
+            readings[part.name] = _reading(part.reward, scored)
+        return readings
+
+
+class FunctionReader:
+    """Python functions: they get what their signatures name."""
+
+    def __init__(self, parts: list[Part], timeout: float | None) -> None:
+        self.parts, self.timeout = parts, timeout
+
+    def score(self, batch: Scorable) -> dict[str, Reading]:
+        called = scoring.call_rewards(
+            [part.reward for part in self.parts],
+            batch.episodes,
+            batch.responses,
+            batch.state,
+            batch.log,
+            self.timeout,
+        )
+        return {
+            part.name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
+            for part, scores in zip(self.parts, called, strict=True)
+        }
+
+
+class WeightedReward:
+    """A reward as the collector uses it: a weighted sum of parts, each with the reader of its kind.
 
     A function that returns None for a response does not apply to it, and adds nothing to its sum.
     A response that no weighted part applies to gets the mean score of its group; of the batch if
@@ -163,44 +295,40 @@ class WeightedReward:
 
     Args:
         reward: as `parts_of` describes.
-        actor: `ActorCritic`, or whatever has its `causal_lm` and `ended`.
-        group_size: int. Responses to each prompt, in consecutive rows.
-        timeout: float or None. Seconds that a function may take for a batch.
+        actor: `ActorCritic`.
+        group_size: int. Consecutive responses to each prompt. Defaults to 1.
+        timeout: float or None. Seconds that a function may take for a batch. Defaults to None.
 
     Raises:
         ValueError: As `parts_of` and `scoring.shares_tokens`.
     """
 
-    def __init__(self, reward: Any, actor: Any, group_size: int = 1, timeout: float | None = None):
+    def __init__(
+        self, reward: Any, actor: ActorCritic, group_size: int = 1, timeout: float | None = None
+    ) -> None:
         self.parts = parts_of(reward)
-        self.actor, self.group_size, self.timeout = actor, group_size, timeout
+        self.group_size = group_size
         self._is_named = isinstance(reward, (list, dict))
-        self._by_tokens: list[Part] = []
-        self._by_texts: list[Part] = []
-        self._functions: list[Part] = []
+        self._has_unscored = False
+        kinds: dict[type, list[Part]] = {TokenReader: [], TextReader: [], FunctionReader: []}
         for part in self.parts:
             if not isinstance(part.reward, Scorer):
-                self._functions.append(part)
+                kinds[FunctionReader].append(part)
             elif scoring.shares_tokens(part.reward, actor.causal_lm):
-                self._by_tokens.append(part)
+                kinds[TokenReader].append(part)
             else:
-                self._by_texts.append(part)
-        self._has_unscored = False
-
-    def read_tokens(self, token_ids: Any, padding_mask: Any, prompt_lengths: Any) -> list[Scored]:
-        """Returns the scores of the models that share the actor's tokens; pure, compiled.
-
-        Args:
-            token_ids: int32 `(batch, length)`, right-padded.
-            padding_mask: bool `(batch, length)`.
-            prompt_lengths: int32 `(batch,)`.
-        """
-        rows = token_ids, padding_mask, prompt_lengths
-        return [part.reward.read(*rows) for part in self._by_tokens]
+                kinds[TextReader].append(part)
+        self.tokens = TokenReader(kinds[TokenReader])
+        self.functions = FunctionReader(kinds[FunctionReader], timeout)
+        self.readers: list[Reader] = [
+            self.tokens,
+            TextReader(kinds[TextReader], actor),
+            self.functions,
+        ]
 
     def score(
         self,
-        samples: Responses,
+        responses: Responses,
         episodes: scoring.Episodes,
         read: list[Scored],
         state: scoring.TrainerState = scoring.TrainerState(),  # noqa: B008 (frozen)
@@ -208,27 +336,29 @@ class WeightedReward:
         """Scores a batch.
 
         Args:
-            samples: the sampled responses.
+            responses: the sampled responses.
             episodes: their texts.
-            read: what `read_tokens` returned.
+            read: list of what `tokens.read` returned.
             state: what functions get as `trainer_state`.
 
         Raises:
             ValueError: As `scoring.call_reward`, or if a function logs a metric under the name of
                 a part.
         """
-        log = scoring.RewardLog(int(samples.token_ids.shape[0]))
-        readings = self._read_models(samples, episodes, read)
-        readings |= self._call_functions(samples, episodes, state, log)
+        log = scoring.RewardLog(int(responses.token_ids.shape[0]))
+        batch = Scorable(responses, episodes, read, state, log)
+        readings: dict[str, Reading] = {}
+        for reader in self.readers:
+            readings |= reader.score(batch)
         for name, reading in readings.items():
             require_finite_scores(reading.scores, f"The reward `{name}`")
-        total = self._summed(readings, samples)
+        total = self._summed(readings, responses)
         unscored = self._unscored(readings)
         if unscored is not None:
             total = filled(total, ~unscored, self.group_size)
         by_part = {}
         if self._is_named:
-            by_part = {part.name: _part_scores(readings[part.name]) for part in self.parts}
+            by_part = {part.name: readings[part.name].per_response for part in self.parts}
         taken = sorted(by_part.keys() & log.metrics.keys())
         if taken:
             raise ValueError(
@@ -238,50 +368,25 @@ class WeightedReward:
             )
         return Scores(total, by_part, self._spread(readings), unscored, log)
 
-    def _read_models(self, samples, episodes, read):
-        scored = dict(zip((part.name for part in self._by_tokens), read, strict=True))
-        if self._by_texts:
-            ended = self.actor.ended(tokens.masked_rows(samples.token_ids, samples.response_mask))
-        for part in self._by_texts:
-            tokenizer = part.reward.preprocessor.tokenizer
-            # Special tokens of a template are parsed; those that somebody typed are text.
-            prompts, responses = episodes.guarded_prompts, episodes.responses
-            if prompts is None:
-                prompts = [tokens.guarded(text, tokenizer) for text in episodes.prompts]
-            responses = [tokens.guarded(text, tokenizer) for text in responses]
-            scored[part.name] = part.reward.read_texts(
-                prompts, responses, ended=ended, parse_special=True
-            )
-        rewards = {part.name: part.reward for part in self.parts}
-        return {name: _reading(rewards[name], *arrays) for name, arrays in scored.items()}
-
-    def _call_functions(self, samples, episodes, state, log):
-        functions = [part.reward for part in self._functions]
-        called = scoring.call_rewards(functions, episodes, samples, state, log, self.timeout)
-        return {
-            part.name: _Reading(np.nan_to_num(scores), ~np.isnan(scores))
-            for part, scores in zip(self._functions, called, strict=True)
-        }
-
-    def _summed(self, readings, samples):
+    def _summed(self, readings: dict[str, Reading], responses: Responses) -> np.ndarray:
         """The weighted sum; next to scores per token, the others count at the last token."""
         per_token = any(reading.scores.ndim == 2 for reading in readings.values())
         total = np.float32(0.0)
         for part in self.parts:
             scores = readings[part.name].scores
             if per_token and scores.ndim == 1:
-                scores = scores[:, None] * masking.last_true_mask(samples.response_mask).numpy()
+                scores = scores[:, None] * masking.last_true_mask(responses.response_mask).numpy()
             total = total + np.float32(part.weight) * scores
         return total.astype("float32")
 
-    def _unscored(self, readings):
+    def _unscored(self, readings: dict[str, Reading]) -> np.ndarray | None:
         """Which responses no part applies to; warns at the first ones."""
         counted = [readings[part.name].applies for part in self.parts if part.weight]
         unscored = ~np.any(counted, axis=0)
         if unscored.any() and not self._has_unscored:
             self._has_unscored = True
-            counted = [part.reward for part in self._functions if part.weight]
-            names = ", ".join(f"`{scoring.name_of(function)}`" for function in counted)
+            functions = [part.reward for part in self.functions.parts if part.weight]
+            names = ", ".join(f"`{scoring.name_of(function)}`" for function in functions)
             warnings.warn(
                 f"{unscored.sum()} of {len(unscored)} responses have no score: {names} returned "
                 "None for them. They get the mean score of their group, or of the batch, so that "
@@ -292,7 +397,7 @@ class WeightedReward:
             )
         return unscored if self._has_unscored else None
 
-    def _spread(self, readings):
+    def _spread(self, readings: dict[str, Reading]) -> np.ndarray | None:
         weighted = [
             part.weight * readings[part.name].spread
             for part in self.parts
@@ -301,23 +406,10 @@ class WeightedReward:
         return np.sqrt(np.sum(np.square(weighted), axis=0)) if weighted else None
 
 
-class _Reading(NamedTuple):
-    """What one part says: scores, 0 where it does not apply, and its `(batch,)` spread."""
-
-    scores: np.ndarray
-    applies: np.ndarray
-    spread: np.ndarray | None = None
-
-
-def _reading(reward, scores, spread):
-    scores, spread = (np.asarray(x, "float32") for x in (scores, spread))
-    applies = np.ones(len(scores), bool)
+def _reading(reward: Scorer, scored: Scored) -> Reading:
+    scores, spread = (np.asarray(x, "float32") for x in (scored.scores, scored.spread))
     has_spread = isinstance(reward, RewardEnsemble)
-    return _Reading(scores, applies, per_response(spread) if has_spread else None)
-
-
-def _part_scores(reading):
-    return np.where(reading.applies, per_response(reading.scores), np.float32(np.nan))
+    return Reading(scores, np.ones(len(scores), bool), per_response(spread) if has_spread else None)
 
 
 def per_response(scores: np.ndarray) -> np.ndarray:
@@ -331,7 +423,7 @@ def per_response(scores: np.ndarray) -> np.ndarray:
 
 
 def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.ndarray:
-    """Returns scores in which responses without one have the mean of those around them.
+    """Returns scores in which responses without one have the mean of the others.
 
     That is the mean over the group, over the batch where the group has no score, or 0.
 

@@ -1,4 +1,4 @@
-"""Tasks: prompts, a measure of what is wanted, and people who can be simulated."""
+"""Example tasks: prompts, a measure of what is wanted, and simulated annotators."""
 
 from kerasrlhf.tasks import sentiment, stories
 

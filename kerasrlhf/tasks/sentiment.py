@@ -1,12 +1,14 @@
-"""Stories that open unhappily, and how happily they go on."""
+"""Stories with an unhappy opening, and measures of how happily they continue."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 _NAMES = (
     "Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy",
@@ -36,17 +38,20 @@ _UNHAPPY = (
 
 
 def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
-    """Openings of children's stories in which something went wrong, all different.
+    """Returns distinct openings of children's stories in which something went wrong.
 
     Args:
-        count: int, how many; None for all 960.
-        seed: int, of the order.
+        count: int, from 1 to 960. Number of openings. Defaults to None: all of them.
+        seed: int. Seed of their order. Defaults to 0.
+
+    Returns:
+        List of str.
 
     Raises:
-        ValueError: more are asked for than there are.
+        ValueError: If `count` is outside its range.
 
     Example:
-        >>> len(set(unhappy_openings()))
+        >>> len(set(rlhf.tasks.sentiment.unhappy_openings()))
         960
     """
     combinations = list(itertools.product(_OPENINGS, _NAMES, _THINGS))
@@ -58,16 +63,20 @@ def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
 
 
 def happy_words(responses: list[str]) -> list[float]:
-    """A reward that needs no further package: happy words against unhappy ones.
+    """Computes a reward from happy and unhappy words, without a further package.
 
-    `(happy - unhappy) / (happy + unhappy + 1)`, between -1 and 1; a word counts once a response,
-    so that repeating it gains nothing.
+    `(happy - unhappy) / (happy + unhappy + 1)`, between -1 and 1; a word counts once per response,
+    so repeating it gains nothing.
 
     Args:
-        responses: list of strings.
+        responses: list of str.
+
+    Returns:
+        List of float, one score per response.
 
     Example:
-        >>> happy_words([" She was happy, happy!", " He was sad and cried, but had fun.", ""])
+        >>> responses = [" She was happy, happy!", " He was sad and cried, but had fun.", ""]
+        >>> rlhf.tasks.sentiment.happy_words(responses)
         [0.5, -0.25, 0.0]
     """
     happy, unhappy = set(_HAPPY.split()), set(_UNHAPPY.split())
@@ -77,10 +86,16 @@ def happy_words(responses: list[str]) -> list[float]:
 
 
 def vader_scores(texts: list[str]) -> np.ndarray:
-    """VADER's compound sentiment of each text, float64 `(texts,)` in [-1, 1].
+    """Computes VADER's compound sentiment of each text.
+
+    Args:
+        texts: list of str.
+
+    Returns:
+        Array, `(texts,)`, float64, in [-1, 1].
 
     Raises:
-        ValueError: the package `vaderSentiment` is not installed.
+        ValueError: If the package `vaderSentiment` is not installed.
 
     Reference:
         Hutto and Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis".
@@ -100,33 +115,43 @@ def simulated_preferences(
     prompts: list[str],
     first: list[str],
     second: list[str],
-    scores_first: Any,
-    scores_second: Any,
+    scores_first: npt.ArrayLike,
+    scores_second: npt.ArrayLike,
     noise: float = 0.25,
     seed: int = 0,
-    ended: tuple | None = None,
+    ended: tuple[Sequence[bool], Sequence[bool]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Preference records of an annotator who errs as the Bradley-Terry model says.
+    """Returns preference records of an annotator who errs according to the Bradley-Terry model.
 
     The first response is preferred with probability sigmoid((score_first - score_second) / noise).
-    Pairs of equal texts are left out.
+    Pairs of equal texts are omitted.
 
     Args:
-        prompts, first, second: lists of strings of one length: two responses to each prompt.
-        scores_first, scores_second: numbers `(pairs,)`, what the annotator perceives.
-        noise: float, above 0, in units of the scores; small is a careful annotator.
-        seed: int.
-        ended: two bool arrays `(pairs,)`: which of the first and of the second responses are whole.
-            None: all of them.
+        prompts: list of str, `(pairs,)`.
+        first: list of str, `(pairs,)`. One response to each prompt.
+        second: list of str, `(pairs,)`. Another response to each prompt.
+        scores_first: array of numbers, `(pairs,)`. Scores of the first responses.
+        scores_second: array of numbers, `(pairs,)`. Scores of the second responses.
+        noise: float, above 0, in units of the scores. A small value is a careful annotator.
+            Defaults to 0.25.
+        seed: int. Seed of the annotator's errors. Defaults to 0.
+        ended: tuple of two bool arrays, `(pairs,)`. Which of the first and of the second responses
+            are complete. Defaults to None: all of them.
 
     Returns:
         List of dicts with `prompt`, `chosen` and `rejected`, and with `ended` a list of two bools.
 
+    Raises:
+        ValueError: If `noise` is not above 0, or the lengths differ.
+
     Example:
-        >>> simulated_preferences(["p"], ["good"], ["bad"], [50.0], [-50.0])
+        >>> sentiment = rlhf.tasks.sentiment
+        >>> sentiment.simulated_preferences(["p"], ["good"], ["bad"], [50.0], [-50.0])
         [{'prompt': 'p', 'chosen': 'good', 'rejected': 'bad'}]
         >>> ended = [True], [False]  # of the first and of the second responses
-        >>> simulated_preferences(["p"], ["bad"], ["good"], [-50], [50], ended=ended)[0]["ended"]
+        >>> (record,) = sentiment.simulated_preferences(
+        ...     ["p"], ["bad"], ["good"], [-50], [50], ended=ended)
+        >>> record["ended"]
         [False, True]
     """
     if not noise > 0:
@@ -138,7 +163,11 @@ def simulated_preferences(
     records = []
     for index, (prompt, *pair) in enumerate(zip(prompts, first, second, strict=True)):
         order = (0, 1) if prefers_first[index] else (1, 0)
-        record = {"prompt": prompt, "chosen": pair[order[0]], "rejected": pair[order[1]]}
+        record: dict[str, Any] = {
+            "prompt": prompt,
+            "chosen": pair[order[0]],
+            "rejected": pair[order[1]],
+        }
         if ended is not None:
             record["ended"] = [bool(ended[i][index]) for i in order]
         if pair[0] != pair[1]:

@@ -1,7 +1,7 @@
-"""Short children's stories written for this package, in the manner of TinyStories.
+"""Short children's stories written for this package, in the style of TinyStories.
 
-No model was trained on them: their perplexity tells whether training has cost a storyteller its
-language.
+No model was trained on them: their perplexity shows whether training has made a language model
+worse.
 """
 
 HELD_OUT = [

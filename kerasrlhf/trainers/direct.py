@@ -1,4 +1,4 @@
-"""What trainers have in common that learn from preferences directly, without a reward model."""
+"""The base of trainers that learn from preferences directly, without a reward model."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasrlhf import adapters, replica
+from kerasrlhf import adapters
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import direct_losses
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import fitting, lm_adapter
-from kerasrlhf.models.precision import check_optimizer
+from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.windows import window_logprobs
-from kerasrlhf.trainers.checks import check_precision
-from kerasrlhf.types import require_int
+from kerasrlhf.types import Tensor, require_int
 
 _KEYS = ("token_ids", "padding_mask", "response_mask")
 
 
 class DirectTrainer(fitting.FittedModel):
-    """Maps preference pairs to scores that the language model's own probabilities give; abstract.
+    """Maps preference pairs to scores from the language model's own probabilities; abstract.
 
-    A final class says what `scores` are and which loss they are trained with; the rest is stock
-    Keras: `compile`, `fit`, `evaluate`, and `predict`, which gives the scores. The language model
-    is used as it is, without dropout; what training changes is `causal_lm`, and
-    `causal_lm.save_to_preset` saves it. Only response tokens count.
+    A final class defines `scores` and `default_loss`; the rest is stock Keras: `compile`, `fit`,
+    `evaluate`, and `predict`, which returns the scores. The language model is used as it is,
+    without dropout; training changes `causal_lm`, and `causal_lm.save_to_preset` saves it. Only
+    response tokens count.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family.
-        response_length: int, tokens of the longest response in the data (`pairs.report.
-            longest_response`); None: any. With it only so many positions of a row are projected
-            to the vocabulary, which saves much of time and memory where prompts are long. Data
-            with a longer response are refused; in a call its score is NaN.
+        response_length: int, at least 1, or None. Tokens of the longest response in the data
+            (`pairs.report.longest_response`). Only that many positions of a row are then
+            projected to the vocabulary, which saves time and memory where prompts are long. Data
+            with a longer response are refused; in a call its score is NaN. Defaults to None, any
+            length.
         **kwargs: of `keras.Model`.
 
     Attributes:
-        reference: what the policy is compared with, a `Reference`; None where there is none.
+        reference: `Reference`, the frozen model that the policy is compared with, or None.
 
     Call arguments:
-        inputs: dict as `rlhf.data.preferences` gives it: `token_ids` int32, `padding_mask` and
+        inputs: dict as in batches of `rlhf.data.preferences`: `token_ids` int32, `padding_mask` and
             `response_mask` bool, all `(batch, candidates, length)`, right-padded, the preferred
             candidate first.
 
@@ -51,13 +51,15 @@ class DirectTrainer(fitting.FittedModel):
         Scores float32 `(batch, candidates)`.
 
     Raises:
-        ValueError: not a text CausalLM, or batches of another form.
+        ValueError: If the model is not a text CausalLM, or a batch has another form.
     """
 
-    reference = None
+    reference: Reference | None = None
     trains_on = ("preferences",)
 
-    def __init__(self, causal_lm: keras.Model, response_length: int | None = None, **kwargs: Any):
+    def __init__(
+        self, causal_lm: keras.Model, response_length: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
         adapters.keep_apart(causal_lm)
@@ -67,53 +69,63 @@ class DirectTrainer(fitting.FittedModel):
         self.response_length = response_length
         self.built = True
 
-    def scores(self, inputs: dict) -> Any:
-        """Scores float32 `(batch, candidates)` of checked inputs; a final class defines it."""
+    def scores(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Returns scores float32 `(batch, candidates)` of checked inputs.
+
+        Args:
+            inputs: dict, as in a call.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define `scores`.")
 
     def default_loss(self) -> keras.losses.Loss:
-        """The loss of the scores; a final class defines it."""
+        """Returns the loss that the scores are trained with."""
         raise NotImplementedError(f"{type(self).__name__} must define `default_loss`.")
 
-    def compile(self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, **kwargs):
-        """`keras.Model.compile` with the method's own loss and the pair accuracy as defaults."""
-        lm_adapter.check_adapters(self.causal_lm.backbone)
-        check_precision(self.causal_lm, self.distribute_strategy)
-        fitting.check_scope(self.distribute_strategy, type(self).__name__, self.causal_lm.variables)
-        check_optimizer(optimizer, self.trainable_variables)
-        if replica.is_distributed(self.distribute_strategy):
-            # Keras would compile around the replicas, which XLA cannot.
-            kwargs.setdefault("jit_compile", False)
-        metrics = [PreferenceAccuracy()] if metrics is None else metrics
-        super().compile(optimizer, loss=loss or self.default_loss(), metrics=metrics, **kwargs)
+    def backbones(self) -> list[keras.Model]:
+        """Returns the backbone of the language model, in a list."""
+        return [self.causal_lm.backbone]
+
+    def fit_defaults(self) -> dict[str, Any]:
+        """Returns the loss of the final class, and the accuracy of preferences."""
+        return {"loss": self.default_loss(), "metrics": [PreferenceAccuracy()]}
 
     def limits(self) -> Limits:
+        """Returns the lengths and token ids that the language model can process."""
         causal_lm = self.causal_lm
         return Limits.of([causal_lm.backbone], causal_lm.preprocessor, self.response_length)
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes the scores of a batch."""
         return self.scores(checked(inputs))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:
+        """Returns the shape of the scores."""
         return input_shape["token_ids"][:-1]
 
-    def logprobs(self, inputs: dict, average: bool = False) -> Any:
-        """Log-probabilities float32 `(batch, candidates)` of the responses under `causal_lm`.
+    def logprobs(self, inputs: dict[str, Tensor], average: bool = False) -> Tensor:
+        """Returns log-probabilities float32 `(batch, candidates)` of responses under `causal_lm`.
 
         Args:
-            inputs: as in a call.
-            average: per token instead of summed.
+            inputs: dict, as in a call.
+            average: bool. Whether to average over tokens instead of summing. Defaults to False.
         """
         read = functools.partial(window_logprobs, self.causal_lm)
         return _read_responses(read, inputs, average, self.response_length)
 
-    def ref_logprobs(self, inputs: dict, average: bool = False) -> Any:
-        """As `logprobs`, under the reference; without a gradient."""
+    def ref_logprobs(self, inputs: dict[str, Tensor], average: bool = False) -> Tensor:
+        """Returns log-probabilities like `logprobs`, under the reference and without a gradient.
+
+        Args:
+            inputs: dict, as in a call.
+            average: as in `logprobs`.
+        """
         logprobs = _read_responses(self.reference.logprobs, inputs, average, self.response_length)
         return ops.stop_gradient(logprobs)
 
 
-def _read_responses(read: Callable, inputs: dict, average: bool, width: int | None) -> Any:
+def _read_responses(
+    read: Callable, inputs: dict[str, Tensor], average: bool, width: int | None
+) -> Tensor:
     """Log-probabilities float32 `(batch, candidates)`; NaN for a response beyond `width` tokens."""
     shape = ops.shape(inputs["response_mask"])
     ids, padding, response = (ops.reshape(inputs[name], (-1, shape[-1])) for name in _KEYS)
@@ -126,23 +138,26 @@ def _read_responses(read: Callable, inputs: dict, average: bool, width: int | No
     columns = ops.arange(shape[-1], dtype="int32")[None]
     response = ops.logical_and(response, columns > 0)  # nothing chose the first token of a row
     first = ops.cast(ops.argmax(response, axis=-1), "int32")
-    starts = ops.clip(first, 1, shape[-1] - width)
-    beyond = ops.logical_and(response, columns >= starts[:, None] + width)
-    logprobs = direct_losses.response_logprobs(read(ids, padding, starts, width), response, average)
+    first = ops.clip(first, 1, shape[-1] - width)
+    beyond = ops.logical_and(response, columns >= first[:, None] + width)
+    logprobs = direct_losses.response_logprobs(read(ids, padding, first, width), response, average)
     logprobs = ops.where(ops.any(beyond, axis=-1), math.nan, logprobs)
     return ops.reshape(logprobs, shape[:-1])
 
 
-def checked(inputs: Any) -> dict:
-    """A preference batch as int32 and bool tensors.
+def checked(inputs: Any) -> dict[str, Tensor]:
+    """Returns a preference batch as int32 and bool tensors.
+
+    Args:
+        inputs: dict, a batch of `rlhf.data.preferences`.
 
     Raises:
-        ValueError: not a dict, a column that is missing, or columns of another shape.
+        ValueError: If it is not a dict, a column is missing, or columns have other shapes.
     """
     found = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
     if not isinstance(inputs, dict) or not {*_KEYS} <= {*inputs}:
         raise ValueError(
-            "Expected batches as `rlhf.data.preferences` gives them, dicts with `token_ids`, "
+            "Expected batches of `rlhf.data.preferences`, dicts with `token_ids`, "
             "`padding_mask` and `response_mask` (true at the tokens of the response: without it "
             f"prompts would be trained too). Received: {found}."
         )

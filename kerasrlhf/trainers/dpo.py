@@ -7,37 +7,37 @@ from typing import Any
 import keras
 
 from kerasrlhf.functional import direct_losses
-from kerasrlhf.losses import IPO as IPOLoss
-from kerasrlhf.losses import BradleyTerry
+from kerasrlhf.losses import BradleyTerry, IPOLoss
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.trainers.direct import DirectTrainer
-from kerasrlhf.types import require_number
+from kerasrlhf.types import Tensor, require_number
 
 
 class DPO(DirectTrainer):
-    """Direct preference optimization: the policy's own log-ratio as the score of a reward model.
+    """Trains a policy on preferences with its own log-ratio as the score of a reward model.
 
-    The score of a response is `beta (log pi - log ref)`, the reward for which the policy is the
-    best one, and it is trained as a reward model is: `-log sigmoid(score[0] - score[1])`. Where
-    preferences follow a score `r`, the optimum is `ref exp(r / beta) / Z`, the same as PPO's with
-    the KL coefficient `beta`. Labels that may be wrong: `compile(loss=
-    losses.BradleyTerry(label_smoothing=0.1))`. Where the pairs have a `margin` it is the lead, in
-    units of score, that the chosen response shall have (DPO with an offset, Amini et al. 2024,
-    arXiv 2402.10571); `losses.BradleyTerry(margin=None)` does not read it.
+    This is direct preference optimization. The score of a response is `beta (log pi - log ref)`,
+    the reward that the policy is optimal for, and it is trained like a reward model: `-log
+    sigmoid(score[0] - score[1])`. Where preferences follow a score `r`, the optimum is `ref
+    exp(r / beta) / Z`, the same as PPO's with the KL coefficient `beta`. For labels that may be
+    wrong, use `compile(loss=losses.BradleyTerry(label_smoothing=0.1))`. A `margin` of the pairs is
+    the lead, in units of score, that the chosen response should have (DPO with an offset, Amini et
+    al. 2024, arXiv 2402.10571); `losses.BradleyTerry(margin=None)` ignores it.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family, usually fine-tuned on the task.
-        reference: None: the model as it is now, a frozen copy or, where it carries LoRA adapters,
-            the same weights with the adapters switched off. Otherwise a CausalLM of the same
-            vocabulary. Never part of a checkpoint.
-        beta: units of score per nat; the smaller, the further the policy may go.
-        **kwargs: `response_length` of `DirectTrainer`, and those of `keras.Model`.
+        reference: CausalLM of the same vocabulary, or None for the model as it is now: a frozen
+            copy or, if it has LoRA adapters, the same weights with the adapters switched off.
+            Never part of a checkpoint. Defaults to None.
+        beta: float, above 0, units of score per nat. A smaller value lets the policy move further
+            from the reference. Defaults to 0.1.
+        **kwargs: `response_length` of `DirectTrainer`, and arguments of `keras.Model`.
 
     Call arguments, Returns: as in `DirectTrainer`; the scores are implicit rewards.
 
     Raises:
-        ValueError: `beta` not above 0, a reference of another vocabulary, LoRA adapters that have
-            been trained already, or batches without `response_mask`.
+        ValueError: If `beta` is not above 0, the reference has another vocabulary, or batches
+            have no `response_mask`.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -55,41 +55,43 @@ class DPO(DirectTrainer):
 
     def __init__(
         self, causal_lm: keras.Model, reference: Any = None, beta: float = 0.1, **kwargs: Any
-    ):
+    ) -> None:
         super().__init__(causal_lm, **kwargs)
         self.beta = require_number("beta", beta, above=0.0)
         self.reference = Reference.of(causal_lm, reference)
 
-    def scores(self, inputs):
+    def scores(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes `beta (log pi - log ref)`."""
         return direct_losses.implicit_reward(
             self.logprobs(inputs), self.ref_logprobs(inputs), self.beta
         )
 
-    def default_loss(self):
+    def default_loss(self) -> keras.losses.Loss:
+        """Returns the Bradley-Terry loss."""
         return BradleyTerry()
 
 
 class IPO(DirectTrainer):
-    """Identity preference optimization: a lead of log-ratios drawn to `1 / (2 beta)`, not beyond.
+    """Trains a policy on preferences until the lead of log-ratios is `1 / (2 beta)`.
 
-    The score of a response is `log pi - log ref`, in nats; the loss is `(score[0] - score[1] -
-    1 / (2 beta))^2`. DPO goes on to push pairs apart that are always labeled alike; this stops.
-    With labels of preferences `p(y > y')` over pairs from one list the optimum is `ref exp(q /
-    beta) / Z` with `q(y) = mean over y' of p(y > y')`.
+    This is identity preference optimization. The score of a response is `log pi - log ref`, in
+    nats; the loss is `(score[0] - score[1] - 1 / (2 beta))^2`. DPO keeps pushing pairs apart that
+    always have the same label; IPO stops. With labels of preferences `p(y > y')` over pairs from
+    one list the optimum is `ref exp(q / beta) / Z` with `q(y) = mean over y' of p(y > y')`.
 
     Args:
         causal_lm: as in `DPO`.
-        reference: as in `DPO`.
-        beta: the paper's tau; preference probability per nat.
-        average: log-probabilities per token instead of summed, so that long responses do not
-            reach the lead sooner. The equation of the paper has sums; common implementations
-            average. `beta` then is per nat of a token.
-        **kwargs: `response_length` of `DirectTrainer`, and those of `keras.Model`.
+        reference: as in `DPO`. Defaults to None.
+        beta: float, above 0, preference probability per nat. The paper's tau. Defaults to 0.1.
+        average: bool. Whether to average log-probabilities over tokens instead of summing, so that
+            long responses do not reach the lead sooner. The equation of the paper has sums; common
+            implementations average. `beta` then is per nat of a token. Defaults to False.
+        **kwargs: `response_length` of `DirectTrainer`, and arguments of `keras.Model`.
 
     Call arguments, Returns: as in `DirectTrainer`; the scores are log-ratios.
 
     Raises:
-        ValueError: as `DPO`.
+        ValueError: As in `DPO`.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -113,15 +115,17 @@ class IPO(DirectTrainer):
         beta: float = 0.1,
         average: bool = False,
         **kwargs: Any,
-    ):
+    ) -> None:
         super().__init__(causal_lm, **kwargs)
         self.beta = require_number("beta", beta, above=0.0)
         self.average = average
         self.reference = Reference.of(causal_lm, reference)
 
-    def scores(self, inputs):
+    def scores(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes `log pi - log ref`."""
         logprobs = self.logprobs(inputs, self.average)
         return direct_losses.implicit_reward(logprobs, self.ref_logprobs(inputs, self.average))
 
-    def default_loss(self):
+    def default_loss(self) -> keras.losses.Loss:
+        """Returns the squared distance from the target lead."""
         return IPOLoss(self.beta)

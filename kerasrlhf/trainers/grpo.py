@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from keras import ops
 
 from kerasrlhf.functional import baselines, policy_losses
-from kerasrlhf.trainers import checks
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
-from kerasrlhf.types import Experience, Rollout, TokenStats, require_number
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
+from kerasrlhf.trainers.options import require_group
+from kerasrlhf.types import (
+    Experience,
+    Rollout,
+    Sampler,
+    Tensor,
+    TokenStats,
+    require_choice,
+    require_number,
+    require_optional,
+)
 
 
 class GRPO(OnPolicyTrainer):
     """Group relative policy optimization, and its form without biases, Dr. GRPO.
 
-    The advantage of every token of a response is its score less the mean of its group, divided by
+    The advantage of every token of a response is its score minus the mean of its group, divided by
     the group's standard deviation. The KL to the reference is a term of the loss (k3), and the loss
-    a mean over each response, so that tokens of short ones count more.
+    is a mean over each response, so that tokens of short responses count more.
 
-    What is made large is then not `E[score] - coef * KL`. Because of the division groups of nearly
-    equal scores count as much as others: in groups of two the advantage is a sign, and what counts
-    is the chance to beat another response. Without the division, advantages are still
-    `(group_size - 1) / group_size` of what they are in `RLOO`, which a KL in the loss does not
-    shrink with, and k3 pulls by `D(reference, policy)`. `variant="dr_grpo"` divides by neither
+    This does not maximize `E[score] - coef * KL`. Because of the division, groups of nearly equal
+    scores count as much as others: in groups of two the advantage is a sign, and what counts is the
+    probability of scoring higher than another response. Without the division, advantages are still
+    `(group_size - 1) / group_size` of what they are in `RLOO`, by which a KL in the loss does not
+    shrink, and k3 minimizes `D(reference, policy)`. `variant="dr_grpo"` divides by neither standard
     deviation nor length and has the KL in the reward: its gradient is that of
-    `E[score] - coef * KL`, as RLOO's is. With `kl_in="reward"` plain GRPO comes to rest there too:
-    at the best policy score less KL is the same for all responses, and all advantages are 0.
+    `E[score] - coef * KL`, like RLOO's. With `FixedKL(..., place="reward")` plain GRPO converges to
+    the same policy: there, score minus KL is the same for all responses, and all advantages are 0.
 
     Args:
-        actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
-            its own.
-        group_size: int, at least 2.
-        update_epochs: int.
+        actor: `ActorCritic` without a critic of its own.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in the loss, by k3,
+            as in the paper; for `variant="dr_grpo"` in the reward, by k1. Its paper has no KL at
+            all: use a coefficient of 0 for that.
+        group_size: int, at least 2. Responses to every prompt. Defaults to 8.
+        update_epochs: int, at least 1. Defaults to 1.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
-        cliprange_high: float, above 0. How far the ratio counts upward, when that differs.
-        variant: `"grpo"`, or `"dr_grpo"`: advantages are not divided by the deviation.
-        kl_in, kl_estimator, loss_reduction: as in `OnPolicyTrainer`. None: `"loss"`, k3 and
-            `"sequence"` as in the paper; for `"dr_grpo"` `"reward"`, k1 and `"fixed"`. Its paper
-            has no KL at all: give a coefficient of 0 for that.
-        **kwargs: those of `OnPolicyTrainer`.
+            Defaults to 0.2.
+        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs.
+            Defaults to None.
+        variant: `"grpo"`, or `"dr_grpo"`: advantages are not divided by the standard deviation.
+            Defaults to `"grpo"`.
+        loss_reduction: `"token"`, `"sequence"` or `"fixed"`. Defaults to None: `"sequence"` as in
+            the paper; for `variant="dr_grpo"` `"fixed"`.
+        importance_cap: float, above 0, or None. Truncated importance sampling. Defaults to None.
+        **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
+            `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
+            and `seed`, as `OnPolicyTrainer` describes them.
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
 
     Example:
         >>> import kerasrlhf as rlhf
         >>> actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
         >>> grpo = rlhf.GRPO(actor, lambda prompts, responses: [len(r) for r in responses],
         ...                  group_size=8, sampler=rlhf.Sampler(length=8), kl=rlhf.FixedKL(0.04))
-        >>> grpo.kl_in, grpo.kl_estimator, grpo.loss_reduction
+        >>> grpo.kl_place, grpo.kl_estimator, grpo.loss_reduction
         ('loss', 'k3', 'sequence')
 
     Reference:
@@ -59,32 +80,38 @@ class GRPO(OnPolicyTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        actor: ActorCritic,
+        reward: Scorer | Callable | list | dict,
+        reference: Any = None,
+        *,
+        sampler: Sampler,
+        kl: KLController,
         group_size: int = 8,
         update_epochs: int = 1,
         cliprange: float = 0.2,
         cliprange_high: float | None = None,
         variant: str = "grpo",
-        kl_in: str | None = None,
-        kl_estimator: str | None = None,
         loss_reduction: str | None = None,
-        **kwargs: Any,
-    ):
-        if variant not in ("grpo", "dr_grpo"):
-            raise ValueError(f'`variant` must be "grpo" or "dr_grpo". Received: {variant!r}.')
-        checks.check_group(group_size)
-        self.variant = variant
+        importance_cap: float | None = None,
+        **options: Unpack[OnPolicyOptions],
+    ) -> None:
+        self.variant = require_choice("variant", variant, ("grpo", "dr_grpo"))
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
-        self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
-        kl_in = kl_in or ("loss" if variant == "grpo" else "reward")
+        self.cliprange_high = require_optional("cliprange_high", cliprange_high)
+        is_plain = variant == "grpo"
         super().__init__(
-            *args,
-            group_size=group_size,
+            actor,
+            reward,
+            reference,
+            sampler=sampler,
+            kl=kl,
+            group_size=require_group(group_size),
             update_epochs=update_epochs,
-            kl_in=kl_in,
-            kl_estimator=kl_estimator or ("k3" if kl_in == "loss" else None),
-            loss_reduction=loss_reduction or ("sequence" if variant == "grpo" else "fixed"),
-            **kwargs,
+            loss_reduction=loss_reduction or ("sequence" if is_plain else "fixed"),
+            importance_cap=importance_cap,
+            kl_place="loss" if is_plain else "reward",
+            kl_estimators={"reward": "k1", "loss": "k3"},
+            **options,
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
@@ -92,7 +119,7 @@ class GRPO(OnPolicyTrainer):
         relative = baselines.group_normalized if self.variant == "grpo" else baselines.group_mean
         return self.experience(rollout, relative(worth, self.group_size))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
+    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import functools
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasrlhf import adapters, replica
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.models import fitting
+from kerasrlhf.trainers import statistics
 from kerasrlhf.trainers.interruption import Interruption
-from kerasrlhf.trainers.replay import Replay
-from kerasrlhf.trainers.statistics import (
-    MODES,
-    SHOWN,
-    VALIDATED,
-    rollout_statistics,
-    shown_statistics,
-    trackers,
-)
 
 
 class IterativeModel(adapters.AdaptedModel):
     """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
-    `fit`, callbacks, history and validation are Keras' own: only what is done with a batch is
-    given. A subclass has `iterate`, `collect`, `pass_over` and `iteration`. What is overridden here
-    beyond that checks arguments, so that a mistake is found before the first batch, has signals end
-    `fit` between iterations, and calls Keras.
+    `fit`, callbacks, history and validation are those of Keras: only what happens to a batch is
+    defined here. A subclass has `iterate`, `collect`, `pass_over` and `iteration`. The other
+    methods check arguments, so that a mistake is found before the first batch, let signals end
+    `fit` between iterations, and call Keras.
     """
 
-    def __init__(self, **kwargs: Any):
+    iteration: keras.Variable
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._trackers, self._validation = trackers(SHOWN), trackers(VALIDATED)
+        self._trackers = _Means(("score", "kl", "kl_coef", "length", "loss"))
+        self._validation = _Means(statistics.VALIDATED)
         self.replay, self.interruption = Replay(), Interruption()
 
     def iterate(self, batch: dict) -> dict[str, float]:
-        """One iteration on a batch of prompts; its statistics by name."""
+        """Runs one iteration on a batch of prompts; returns its statistics by name."""
         raise NotImplementedError
 
     def collect(self, batch: dict, index: int = 0) -> Any:
@@ -46,28 +44,28 @@ class IterativeModel(adapters.AdaptedModel):
         raise NotImplementedError
 
     def limits(self) -> Limits:
-        """What prompts the model can read and answer."""
+        """Returns which prompts the model can take and answer."""
         raise NotImplementedError
 
     def pass_over(self, iteration: int) -> None:
-        """Reads what an iteration before a resume has read in addition to its prompts."""
+        """Skips what an iteration before a resume has taken in addition to its prompts."""
         raise NotImplementedError
 
     @property
-    def metrics(self):
-        return [*self._trackers.values()]
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return self._trackers.metrics
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         self._check_scope()
         super().compile(*args, **kwargs)
         self._check_scope()
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         fitting.check_fit(self, super().fit, args, kwargs, "prompts")
         self._check_scope()
         given = fitting.last_callbacks_last(super().fit, args, kwargs)
-        fitting.set_modes(given.arguments.get("callbacks"), MODES)
+        fitting.set_modes(given.arguments.get("callbacks"), statistics.MODES)
         if isinstance(given.arguments.get("x"), TokenizedDataset):
             # The order of a pass belongs to the iterations before it: a dataset that was read
             # before begins where this run does.
@@ -79,12 +77,12 @@ class IterativeModel(adapters.AdaptedModel):
             self.replay.stop()
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         return super().evaluate(*args, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> None:
         name = type(self).__name__
         raise ValueError(
             f"{name} has no outputs of its own: `fit` trains `trainer.actor`. For responses use "
@@ -92,10 +90,10 @@ class IterativeModel(adapters.AdaptedModel):
             "`trainer.actor(batch)`."
         )
 
-    def save(self, *args, **kwargs):
+    def save(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(fitting.saving_advice(self))
 
-    def _check_scope(self):
+    def _check_scope(self) -> None:
         """Everything that training changes must belong to the strategy that it runs under."""
         strategy, name = self.distribute_strategy, type(self).__name__
         fitting.check_scope(strategy, f"{name} and its actor", self.variables)
@@ -103,36 +101,34 @@ class IterativeModel(adapters.AdaptedModel):
         if optimizer is not None:
             fitting.check_scope(strategy, "the optimizer", optimizer.variables)
 
-    def make_train_function(self, force=False):
-        def train_function(iterator):
+    def make_train_function(self, force: bool = False) -> None:
+        def train_function(iterator: Iterator[Any]) -> dict[str, float]:
             batch = next(iterator)
-            recorded = self.replay.next()
-            if recorded is None:
+            shown = self.replay.next()
+            if shown is None:
                 with self.interruption.iteration():
-                    shown = shown_statistics(self.iterate(batch))
+                    shown = statistics.shown_statistics(self.iterate(batch))
                     self.replay.record(shown, self._whole(batch))
-                recorded = self.replay.records[-1]
             else:
                 self.replay.compare(self._whole(batch))
                 self.pass_over(self.replay.position - 1)
-            for name, tracker in self._trackers.items():
-                tracker.update_state(recorded[name])
-            return {name: tracker.result() for name, tracker in self._trackers.items()}
+            # The bar shows what is; the history has the means of the epoch.
+            self._trackers.update(shown)
+            return dict(shown)
 
         self.train_function = train_function
 
-    def _batches_before(self):
+    def _batches_before(self) -> int:
         return int(self.iteration.numpy()) - self.replay.remaining
 
-    def _whole(self, batch):
+    def _whole(self, batch: Any) -> Any:
         return replica.gather(self.distribute_strategy, batch)
 
-    def make_test_function(self, force=False):
-        for tracker in self._validation.values():
-            tracker.reset_state()
+    def make_test_function(self, force: bool = False) -> None:
+        self._validation.reset()
         count = iter(range(2**31))
 
-        def test_function(iterator):
+        def test_function(iterator: Iterator[Any]) -> dict[str, Any]:
             batch = next(iterator)
             index = next(count)
             if self.replay.validation is not None:
@@ -140,12 +136,152 @@ class IterativeModel(adapters.AdaptedModel):
             if self.replay.active:
                 # Not recorded, and the weights of this moment are gone: there is nothing to show.
                 return {}
-            statistics = rollout_statistics(self.collect(batch, index))
-            for name, tracker in self._validation.items():
-                tracker.update_state(statistics[f"objective/{name}"])
-            return {name: tracker.result() for name, tracker in self._validation.items()}
+            found = statistics.rollout_statistics(self.collect(batch, index))
+            names = statistics.VALIDATED
+            self._validation.update({name: found[statistics.SHOWN[name]] for name in names})
+            return self._validation.results()
 
         self.test_function = test_function
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing to build; Keras would average a batch of strings over replicas here."""
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds nothing; Keras would average a batch of strings over replicas here."""
+
+
+class _Means:
+    """Running means of shown statistics by name; opaque to Keras.
+
+    Args:
+        names: tuple of str. Those that every algorithm measures; others are added when they come.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._by_name = {name: keras.metrics.Mean(name=name) for name in names}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Mean]:
+        return [self._by_name[name] for name in statistics.SHOWN if name in self._by_name]
+
+    def update(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name not in self._by_name:
+                self._by_name[name] = keras.metrics.Mean(name=name)
+            self._by_name[name].update_state(value)
+
+    def results(self) -> dict[str, Any]:
+        return {mean.name: mean.result() for mean in self.metrics}
+
+    def reset(self) -> None:
+        for mean in self.metrics:
+            mean.reset_state()
+
+
+class Replay:
+    """The shown statistics of every iteration so far, and how many are still to pass over.
+
+    A resumed `fit` reads its data from the start: for iterations that are done already it only
+    takes the batch and shows the recorded numbers again. So data order, epochs, history and
+    schedules are those of a run that was never interrupted, for any dataset that is itself
+    reproducible. Validations that were done are shown again in the same way.
+
+    The first batches leave checksums of their prompts, which those that are passed over are
+    compared with.
+
+    Attributes:
+        records: the shown statistics of every iteration, oldest first.
+        validations: results of validation, by the number of iterations they came after.
+        prompts: checksums of the rows of the first `COMPARED` batches.
+    """
+
+    COMPARED = 16
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self.validations: dict[int, dict[str, float]] = {}
+        self.prompts: list[list[int]] = []
+        self._on_others: Callable[[int, list[int], list[int]], None] | None = None
+        self._position: int | None = None
+        self._until = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether recorded iterations are still being passed over."""
+        return self._position is not None and self._position < self._until
+
+    @property
+    def position(self) -> int:
+        """How many recorded iterations have been passed over."""
+        return self._position or 0
+
+    @property
+    def remaining(self) -> int:
+        """How many recorded iterations are still to be passed over."""
+        return self._until - self._position if self.active else 0
+
+    @property
+    def validation(self) -> dict[str, float] | None:
+        """The recorded validation at this point, or None where one is to be done."""
+        return None if self._position is None else self.validations.get(self._position)
+
+    def start(
+        self,
+        records: list[dict[str, float]],
+        validations: dict[int, dict[str, float]] | None = None,
+        prompts: list[list[int]] | None = None,
+        on_others: Callable[[int, list[int], list[int]], None] | None = None,
+    ) -> None:
+        """Starts to pass over the iterations with these records.
+
+        Args:
+            records, validations, prompts: as the attributes.
+            on_others: called with the number of an iteration, from 1, and the checksums of its
+                prompts as recorded and as they are, where these differ.
+        """
+        self.records = [dict(record) for record in records]
+        self.validations = dict(validations or {})
+        self.prompts = [list(rows) for rows in prompts or []]
+        self._on_others = on_others
+        self._position, self._until = 0, len(records)
+
+    def stop(self) -> None:
+        """Ends passing over: what follows is done."""
+        self._position = None
+
+    def next(self) -> dict[str, float] | None:
+        """The record of the iteration to pass over, or None when it is to be done."""
+        if not self.active:
+            self.stop()
+            return None
+        self._position += 1
+        return self.records[self._position - 1]
+
+    def compare(self, batch: dict) -> None:
+        """Reports prompts of a passed-over iteration that are not those it was done on."""
+        if self._on_others is not None and self.position <= len(self.prompts):
+            rows, recorded = row_checksums(batch), self.prompts[self.position - 1]
+            if rows != recorded:
+                self._on_others(self.position, recorded, rows)
+                self.prompts[self.position - 1] = rows
+
+    def record(self, shown: dict[str, float], batch: dict) -> None:
+        """Adds the record of an iteration that was done on a batch of prompts."""
+        if len(self.records) == len(self.prompts) < self.COMPARED:
+            self.prompts.append(row_checksums(batch))
+        self.records.append(shown)
+
+    def record_validation(self, result: dict[str, float]) -> None:
+        """Adds the result of a validation that was done after the last iteration."""
+        if not self.active:
+            self.validations[len(self.records)] = dict(result)
+
+
+def row_checksums(batch: dict) -> list[int]:
+    """Returns a number for each prompt of a batch, the same with more or less padding.
+
+    Example:
+        >>> batch = {"token_ids": np.array([[5, 6, 0]]), "padding_mask": np.array([[1, 1, 0]])}
+        >>> row_checksums(batch) == row_checksums({name: x[:, :2] for name, x in batch.items()})
+        True
+    """
+    ids = np.asarray(batch["token_ids"]).astype("int32")
+    inside = np.asarray(batch["padding_mask"]).astype(bool)
+    return [zlib.crc32(row[real].tobytes()) for row, real in zip(ids, inside, strict=True)]

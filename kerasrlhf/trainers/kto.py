@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization: good and bad responses, each judged by itself."""
+"""Kahneman-Tversky optimization: good and bad responses without pairs."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from keras import ops
 
 from kerasrlhf import replica
 from kerasrlhf.functional import direct_losses
-from kerasrlhf.losses import KTO as KTOLoss
+from kerasrlhf.losses import KTOLoss
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.trainers.direct import DirectTrainer
-from kerasrlhf.types import require_number
+from kerasrlhf.types import Tensor, require_number
 
 
 class KTO(DirectTrainer):
-    """Kahneman-Tversky optimization: chosen responses above a reference point, others below it.
+    """Trains a policy to score chosen responses above a reference point and others below it.
 
-    The score of a response is `beta (log pi - log ref - z0)`; the loss is `lambda_D
-    sigmoid(-score)` of the chosen one and `lambda_U sigmoid(score)` of the rejected one. Unlike
-    DPO's it does not compare the two, and it levels off for responses far on either side, wrong
-    labels included. So it takes single responses with a label too (`data.unpaired_preferences`),
-    and the accuracy is then the share of them that are on their side of the reference point.
+    This is Kahneman-Tversky optimization. The score of a response is `beta (log pi - log ref -
+    z0)`; the loss is `lambda_D sigmoid(-score)` for a chosen response and `lambda_U
+    sigmoid(score)` for a rejected one. Unlike DPO's, it does not compare the two, and it saturates
+    for responses far on either side, wrong labels included. So it also accepts single responses
+    with a label (`data.unpaired_preferences`), and the accuracy is then the fraction of them on
+    their side of the reference point.
 
-    The reference point `z0 = max(0, mean of log pi - log ref)` over the batch is an estimate of the
-    KL divergence from responses that do not belong to the prompt: the prompt of each row with the
-    responses of the next. It carries no gradient and is one number for the batch of all replicas.
-    What does not fit behind another prompt, within the length of a row, is cut off; a last batch of
-    one row has no other response, and a `z0` of 0.
+    The reference point `z0 = max(0, mean of log pi - log ref)` over the batch estimates the KL
+    divergence from mismatched responses: the prompt of each row with the responses of the next. It
+    has no gradient and is one number for the batch of all replicas. Mismatched responses are
+    truncated to the length of a row; a last batch of one row has no other response, and a `z0` of
+    0.
 
     Args:
         causal_lm: as in `DPO`.
-        reference: as in `DPO`.
-        beta: units of score per nat.
-        desirable_weight: `lambda_D`, at least 0.
-        undesirable_weight: `lambda_U`, at least 0.
-        **kwargs: `response_length` of `DirectTrainer`, and those of `keras.Model`.
+        reference: as in `DPO`. Defaults to None.
+        beta: float, above 0, units of score per nat. Defaults to 0.1.
+        desirable_weight: float, at least 0. `lambda_D`. Defaults to 1.
+        undesirable_weight: float, at least 0. `lambda_U`. Defaults to 1.
+        **kwargs: `response_length` of `DirectTrainer`, and arguments of `keras.Model`.
 
-    Call arguments, Returns: as in `DirectTrainer`; the scores are implicit rewards from `z0` up.
+    Call arguments, Returns: as in `DirectTrainer`; the scores are implicit rewards above `z0`.
 
     Raises:
-        ValueError: as `DPO`; a negative weight, or batches of one row.
+        ValueError: As in `DPO`, or if a weight is negative or a batch has one row.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -68,7 +69,7 @@ class KTO(DirectTrainer):
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
         **kwargs: Any,
-    ):
+    ) -> None:
         super().__init__(causal_lm, **kwargs)
         self.beta = require_number("beta", beta, above=0.0)
         self.desirable_weight = require_number("desirable_weight", desirable_weight, minimum=0.0)
@@ -77,17 +78,21 @@ class KTO(DirectTrainer):
         )
         self.reference = Reference.of(causal_lm, reference)
 
-    def scores(self, inputs):
+    def scores(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes `beta (log pi - log ref - z0)`."""
         return self._rewards(inputs, self.beta, self._reference_point(inputs))
 
-    def default_loss(self):
+    def default_loss(self) -> keras.losses.Loss:
+        """Returns the Kahneman-Tversky loss."""
         return KTOLoss(self.desirable_weight, self.undesirable_weight)
 
-    def _rewards(self, inputs, beta=1.0, reference_point=0.0):
+    def _rewards(
+        self, inputs: dict[str, Tensor], beta: float = 1.0, reference_point: Tensor | float = 0.0
+    ) -> Tensor:
         logprobs, ref_logprobs = self.logprobs(inputs), self.ref_logprobs(inputs)
         return direct_losses.implicit_reward(logprobs, ref_logprobs, beta, reference_point)
 
-    def _reference_point(self, inputs):
+    def _reference_point(self, inputs: dict[str, Tensor]) -> Tensor:
         """`z0`, float32 scalar, in nats."""
         alone = replica.replicas(self.distribute_strategy) == 1
         if alone and inputs["token_ids"].shape[0] == 1:
@@ -100,15 +105,15 @@ class KTO(DirectTrainer):
         return ops.where(others, ops.maximum(kl, 0.0), 0.0)
 
 
-def mismatched(inputs: dict) -> dict:
-    """The prompt of each row with the responses of the next row, in rows of the same length.
+def mismatched(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Combines the prompt of each row with the responses of the next row.
 
     Args:
-        inputs: `token_ids` int32, `padding_mask` and `response_mask` bool, `(batch, candidates,
-            length)`, as `rlhf.data.preferences` gives them.
+        inputs: dict of `token_ids` int32, `padding_mask` and `response_mask` bool, all `(batch,
+            candidates, length)`, as in batches of `rlhf.data.preferences`.
 
     Returns:
-        A dict of that form. Responses lose what does not fit.
+        A dict of the same form. Responses are truncated to the length of a row.
 
     Example:
         >>> batch = {
@@ -134,7 +139,7 @@ def mismatched(inputs: dict) -> dict:
     return dict(zip(names, (ids, padding > 0, response > 0), strict=True))
 
 
-def _prompt_lengths(rows):
+def _prompt_lengths(rows: Tensor) -> Tensor:
     """Int32 `(batch, candidates, 1)`: real tokens before the first one of the response."""
     padding, response = rows[..., 1, :], rows[..., 2, :]
     before = ops.cumsum(response, axis=-1) == 0

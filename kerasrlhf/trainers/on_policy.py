@@ -2,118 +2,146 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import replica
+from kerasrlhf import replica, signatures, tokens
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
-from kerasrlhf.models import fitting, lm_adapter
-from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.precision import check_optimizer
+from kerasrlhf.models import fitting, lm_adapter, precision
+from kerasrlhf.models.actor_critic import ActorCritic, require_actor
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts import weighted
-from kerasrlhf.rollouts.collector import Collected
+from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.rollouts.shaping import RunningMoments, ScoreRules
-from kerasrlhf.trainers import checks, soundness, updates
+from kerasrlhf.rollouts.shaping import RewardShaping, RunningMoments
+from kerasrlhf.trainers import settings, soundness, statistics, summaries
 from kerasrlhf.trainers.iterative import IterativeModel
-from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.trainers.parts import Parts
-from kerasrlhf.trainers.statistics import rollout_statistics, time_statistics
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.language_modeling import LanguageModeling, TextBatch, TextBatches
+from kerasrlhf.trainers.options import PromptPrediction
+from kerasrlhf.trainers.update_step import UpdateBatch, UpdateStep, permutations
 from kerasrlhf.types import (
     Experience,
     Rollout,
     Sampler,
+    Tensor,
     TokenStats,
     require_bool,
+    require_choice,
+    require_instance,
     require_int,
     require_number,
+    require_optional,
+    require_sampler,
     require_seed,
 )
 
 
+class OnPolicyOptions(TypedDict, total=False):
+    """Arguments that all on-policy algorithms take with one default; see `OnPolicyTrainer`."""
+
+    num_minibatches: int
+    micro_batches: int
+    entropy_coef: float
+    target_kl: float | None
+    mask_overlong: bool
+    shaping: RewardShaping | None
+    texts: LanguageModeling | None
+    prompt_prediction: PromptPrediction | None
+    memory: RolloutMemory | None
+    reward_timeout: float | None
+    seed: int
+
+
 class OnPolicyTrainer(IterativeModel):
-    """A `keras.Model` whose `fit` runs one iteration a batch of prompts.
+    """A `keras.Model` whose `fit` runs one iteration per batch of prompts; abstract.
 
     An iteration samples responses to every prompt, scores them, turns the rollout into advantages
-    and returns, and updates the actor several times. Final classes say how in two hooks:
+    and returns, and updates the actor several times. Final classes define how in two hooks:
 
-        estimate(rollout) -> Experience             once an iteration
-        objective(stats, minibatch) -> loss, dict   per token, once an update
+        estimate(rollout) -> Experience             once per rollout
+        objective(stats, minibatch) -> loss, dict   per token, once per update
 
     Losses are per token and weighted once, by counts over the whole minibatch, so that
     micro-batches, replicas and padding leave the gradient as it is (M3).
 
     Args:
-        actor: `ActorCritic`.
+        actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes; or a list
             of these, or a dict from names to them, each alone or as `(reward, weight)`. The score
             is the weighted sum, and the mean of each part is the statistic `reward/<name>`.
-        reference: None (the actor as it is now, frozen), or a CausalLM of the same vocabulary.
-        sampler: `Sampler` without filters, with a temperature above 0.
-        kl: `FixedKL` or `AdaptiveKL`.
-        group_size: int. Responses to every prompt; they share the prompt's forward pass.
-        update_epochs: int. Passes over a rollout.
-        num_minibatches: int. Optimizer steps a pass; divides the batch.
-        micro_batches: int. Parts that a minibatch is computed in, one after the other, to save
-            memory; the gradient is the same.
-        kl_in: `"reward"`: the KL to the reference lowers the rewards. `"loss"`: it is a term of
-            the loss.
-        kl_estimator: `"k1"`, `"k2"` or `"k3"` (`functional.kl`). None: k1 in the reward, whose
-            gradient is that of the KL of whole responses; k2 in the loss, whose gradient is that
-            of the KL of every token, the tokens before it held fixed. The gradient of k3 in the
-            loss is that of `D(reference, policy)`, another best policy.
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+            construction, frozen.
+        sampler: `Sampler` without filters, with temperatures above 0.
+        kl: `FixedKL` or `AdaptiveKL`: coefficient, place and estimator of the KL to the reference.
+        group_size: int, at least 1. Responses to every prompt; they share the prompt's forward
+            pass. Defaults to 1.
+        update_epochs: int, at least 1. Passes over a rollout. Defaults to 4.
+        num_minibatches: int, at least 1. Optimizer steps per pass; divides the batch. Defaults to
+            1.
+        micro_batches: int, at least 1. Parts that a minibatch is computed in, one after the other,
+            to save memory; the gradient is the same. Defaults to 1.
         loss_reduction: `"token"`, `"sequence"` or `"fixed"` (`functional.masking.loss_weights`).
-        entropy_coef: float. Bonus for the entropy of the policy, in score units per nat.
-        target_kl: float or None. After an epoch whose mean `approxkl` a token is above it, the
-            iteration makes no further updates on its rollout or on older ones.
-        importance_cap: float or None. Log-probabilities are read as training reads them, and
-            advantages count `min(p_trained / p_sampled, importance_cap)` times: truncated
-            importance sampling, for whatever makes the two differ. With `Sampler(epsilon=...)` the
-            weights are there anyway, and None does not cap them. Rollouts of a memory have weights
-            of whole responses besides, see `memory`.
-        mask_overlong: bool. Responses without a stop token teach nothing themselves; in the
-            baselines of others they count.
-        temperature_schedule: callable from the iteration to the temperature, such as a Keras
-            learning-rate schedule, in place of the sampler's.
-        ptx_coef: float. Weight of the language-modeling loss that every update adds (PPO-ptx).
-        ptx_data: dataset as `data.demonstrations` gives it; needed for `ptx_coef` and `lm_every`.
-            Every update reads one batch of it; micro-batches and replicas divide its rows too.
-        lm_every, lm_steps: int. After every `lm_every` iterations, `lm_steps` optimizer steps of
-            language modeling alone. None: never.
-        reverse_coef: float. Weight of the loss of predicting the prompt from the response.
-        reverse_reward: float. Weight in the score of the mean log-probability that the reference
-            gives the prompt's tokens after the response: responses that tell of their prompt.
-        memory: `RolloutMemory` or None. Rollouts are kept there and older ones reused. A response
-            of an older one counts `min(1, p_today / p_then)` times, both of the whole response
-            (`functional.policy_losses.response_weights`): in advantages, in the KL of the loss,
-            and in how far values move to its returns.
-        memory_reuse: int. Older rollouts that an iteration learns from, after its own.
-        reward_timeout: float or None. Seconds that a reward function may take for a batch; then
-            `fit` ends with a `TimeoutError` that names it. Functions run in threads of their own.
-        seed: int. With the iteration it determines every sample and permutation.
-        **options: `score_scale`, `score_clip`, `score_running_scale`, `score_per_token`,
-            `repetition_penalty`, `repetition_ngram`, `overlong_buffer`, `overlong_penalty`,
-            `missing_end_score`, `missing_end_penalty` as `rollouts.shaping.ScoreRules` describes
-            them.
+            Defaults to `"token"`.
+        entropy_coef: float, at least 0. Bonus for the entropy of the policy, in score units per
+            nat. Defaults to 0.
+        target_kl: float, above 0, or None. After an epoch whose mean `approxkl` per token is above
+            it, the iteration makes no further updates on its rollout or on older ones. Defaults to
+            None.
+        importance_cap: float, above 0, or None. Log-probabilities are recomputed as training
+            computes them, and advantages count `min(p_trained / p_sampled, importance_cap)` times:
+            truncated importance sampling, for whatever makes the two differ. With
+            `Sampler(epsilon=...)` the weights apply anyway, and None does not cap them. Defaults to
+            None.
+        mask_overlong: bool. Whether responses without a stop token are left out of the loss; they
+            still count in the baselines of others. Defaults to False.
+        shaping: `RewardShaping`, what happens to scores. Defaults to None: nothing.
+        texts: `LanguageModeling` in addition to reinforcement (PPO-ptx, alternating steps).
+            Defaults to None.
+        prompt_prediction: `PromptPrediction`. Defaults to None.
+        memory: `RolloutMemory`, to learn from older rollouts again. Defaults to None.
+        reward_timeout: float, above 0, or None. Seconds that a reward function may take for a
+            batch; then `fit` ends with a `TimeoutError` that names it. Functions run in threads of
+            their own. Defaults to None.
+        seed: int, at least 0. With the iteration it determines every sample and permutation.
+            Defaults to 0.
+        kl_place: `"reward"` or `"loss"`, the algorithm's own choice. Defaults to `"reward"`.
+        kl_estimators: dict from place to the algorithm's own estimator. Defaults to None: k1 in
+            the reward, k2 in the loss.
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
     """
 
     learns_values = False
+    """Whether the algorithm trains a critic."""
     max_skipped_updates = 3
-    """Updates that are skipped because a gradient or a loss is not finite; so many in a row end
-    the run with a `FloatingPointError`."""
+    """Updates are skipped if a gradient or a loss is not finite; so many in a row end the run with
+    a `FloatingPointError`."""
+
+    collector: Collector
+    """Samples and scores; made by `compile`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # `help` and editors show every argument, also those that `**options` stands for.
+        cls.__signature__ = signatures.expanded(cls, cls.__mro__[1])
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        signatures.check_names(cls, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -122,109 +150,125 @@ class OnPolicyTrainer(IterativeModel):
         reference: Any = None,
         *,
         sampler: Sampler,
-        kl: FixedKL,
+        kl: KLController,
         group_size: int = 1,
         update_epochs: int = 4,
         num_minibatches: int = 1,
         micro_batches: int = 1,
-        kl_in: str = "reward",
-        kl_estimator: str | None = None,
         loss_reduction: str = "token",
         entropy_coef: float = 0.0,
         target_kl: float | None = None,
         importance_cap: float | None = None,
         mask_overlong: bool = False,
-        temperature_schedule: Callable | None = None,
-        ptx_coef: float = 0.0,
-        ptx_data: tf.data.Dataset | None = None,
-        lm_every: int | None = None,
-        lm_steps: int = 1,
-        reverse_coef: float = 0.0,
-        reverse_reward: float = 0.0,
+        shaping: RewardShaping | None = None,
+        texts: LanguageModeling | None = None,
+        prompt_prediction: PromptPrediction | None = None,
         memory: RolloutMemory | None = None,
-        memory_reuse: int = 1,
         reward_timeout: float | None = None,
         seed: int = 0,
-        name: str | None = None,
-        **options: Any,
-    ):
-        super().__init__(name=name)
-        checks.check_parts(actor, reward, sampler, kl)
-        checks.check_reward_is_fixed(actor, reward)
-        if not self.learns_values:
-            checks.check_no_critic(actor, type(self).__name__)
+        kl_place: str = "reward",
+        kl_estimators: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.actor = require_actor(actor)
+        weighted.parts_of(reward)
+        weighted.check_fixed(reward, actor.trainable_variables)
+        self._check_critic()
+        self.kl = require_instance("kl", kl, KLController, "a FixedKL or an AdaptiveKL")
+        self.kl_place, self.kl_estimator = kl.resolve(kl_place, kl_estimators)
         self.group_size = require_int("group_size", group_size, minimum=1)
         self.update_epochs = require_int("update_epochs", update_epochs, minimum=1)
         self.num_minibatches = require_int("num_minibatches", num_minibatches, minimum=1)
         self.micro_batches = require_int("micro_batches", micro_batches, minimum=1)
-        self.kl_in, self.kl_estimator = checks.checked_kl(kl_in, kl_estimator)
-        self.loss_reduction = checks.checked_reduction(loss_reduction)
+        self.loss_reduction = require_choice("loss_reduction", loss_reduction, masking.REDUCTIONS)
         self.entropy_coef = require_number("entropy_coef", entropy_coef, minimum=0.0)
-        self.target_kl = checks.optional("target_kl", target_kl)
-        self.importance_cap = checks.optional("importance_cap", importance_cap)
+        self.target_kl = require_optional("target_kl", target_kl)
+        self.importance_cap = require_optional("importance_cap", importance_cap)
         self.mask_overlong = require_bool("mask_overlong", mask_overlong)
-        self.temperature_schedule = temperature_schedule
-        self.ptx_coef = require_number("ptx_coef", ptx_coef, minimum=0.0)
-        self.lm_every = None if lm_every is None else require_int("lm_every", lm_every, minimum=1)
-        self.lm_steps = require_int("lm_steps", lm_steps, minimum=1)
-        checks.check_text(self.ptx_coef, ptx_data, self.lm_every)
-        checks.check_extras(memory, temperature_schedule)
-        self.reverse_coef = require_number("reverse_coef", reverse_coef, minimum=0.0)
-        self.reverse_reward = require_number("reverse_reward", reverse_reward, minimum=0.0)
-        self.memory_reuse = require_int("memory_reuse", memory_reuse, minimum=0)
-        self.reward_timeout = checks.optional("reward_timeout", reward_timeout)
+        self.shaping = require_instance("shaping", shaping or RewardShaping(), RewardShaping)
+        self.texts = require_instance("texts", texts, LanguageModeling, optional=True)
+        self.prompt_prediction = require_instance(
+            "prompt_prediction", prompt_prediction, PromptPrediction, optional=True
+        )
+        self.memory = require_instance("memory", memory, RolloutMemory, optional=True)
+        self.reward_timeout = require_optional("reward_timeout", reward_timeout)
         self.seed = require_seed(seed)
-        rules = ScoreRules.of(options)
-        can_end = bool(actor.stop_token_ids(sampler))
-        rules.check(can_end, sampler.length)
-        checks.check_overlong(mask_overlong, can_end)
-        self.actor, self.kl, self.sampler = actor, kl, sampler
+        self.sampler = self._require_policy_sampler(sampler)
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
         self.score_moments = keras.Variable(
             np.zeros(3), dtype="float32", trainable=False, name="score_moments"
         )
-        # In one opaque object: Keras would put frozen networks, also those that a property gives,
-        # into every checkpoint.
-        self._parts = Parts(
-            Reference.of(actor.causal_lm, reference),
-            reward,
-            rules,
-            ptx_data,
-            memory,
-            actor.limits(),
+        # In one opaque object: Keras would put frozen networks into every checkpoint, and track
+        # what changes every iteration.
+        self._untracked = types.SimpleNamespace(
+            reference=Reference.of(actor.causal_lm, reference),
+            reward=reward,
+            text_batches=TextBatches(texts, actor.limits()),
+            statistics={},
+            last=None,
         )
         self.built = True
 
+    def _check_critic(self) -> None:
+        if not self.learns_values and self.actor.critic is not None:
+            raise ValueError(
+                f"{type(self).__name__} learns without a critic, and the actor has one of its own, "
+                "which would only cost memory. Build it with `ActorCritic(causal_lm)`."
+            )
+
+    def _require_policy_sampler(self, sampler: Any) -> Sampler:
+        """Returns the sampler, or raises a `ValueError` for one that cannot be trained with."""
+        if not require_sampler(sampler).matches_policy:
+            raise ValueError(
+                "Training samples from the model's own distribution: the temperature must be above "
+                "0, without `top_k` and `top_p`. Otherwise what is sampled and what is trained "
+                f"differ and the KL turns negative. Received: {sampler}."
+            )
+        can_end = bool(self.actor.stop_token_ids(sampler))
+        self.shaping.check_sampler(sampler.length, can_end)
+        if self.mask_overlong and not can_end:
+            raise ValueError(
+                "`mask_overlong` leaves out responses without a stop token, and the sampler has no "
+                "stop tokens. Set `Sampler(stop_token_ids=...)` or `mask_overlong=False`."
+            )
+        return sampler
+
+    # What an algorithm defines, and what it builds on.
+
     def estimate(self, rollout: Rollout) -> Experience:
-        """Advantages and returns of a rollout; a pure function of tensors, compiled with XLA."""
+        """Returns advantages and returns of a rollout; a pure function of tensors."""
         raise NotImplementedError
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
-        """Loss per token `(batch, length)`, and per-token tensors to log the masked means of."""
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss per token `(batch, length)`, and per-token tensors to log the means of.
+
+        A pure function of tensors.
+        """
         raise NotImplementedError
 
-    def rewards(self, rollout: Rollout) -> Any:
-        """Rewards per token float32 `(batch, length)`: scores, and the KL where it is in them."""
-        mask, in_reward = rollout.response_mask, self.kl_in == "reward"
+    def rewards(self, rollout: Rollout) -> Tensor:
+        """Returns rewards float32 `(batch, length)`: scores, and the KL if it is in the reward."""
         return returns.token_rewards(
             rollout.scores,
             rollout.logprobs,
             rollout.ref_logprobs,
-            mask,
-            rollout.kl_coef if in_reward else 0.0,
+            rollout.response_mask,
+            rollout.kl_coef if self.kl_place == "reward" else 0.0,
             kl_estimators.ESTIMATORS[self.kl_estimator],
         )
 
     def experience(
-        self, rollout: Rollout, advantages: Any, targets: Any = None, **extras: Any
+        self, rollout: Rollout, advantages: Tensor, targets: Tensor = None, **extras: Tensor
     ) -> Experience:
-        """What `estimate` returns, made from its results.
+        """Returns what `estimate` returns, made from its results.
 
         Args:
-            rollout: as given to `estimate`.
+            rollout: as `estimate` receives it.
             advantages: float32 `(batch, length)`, or `(batch,)` for all tokens of a response.
-            targets: float32 `(batch, length)`, what a critic is to learn; None without one.
-            **extras: tensors `(batch, …)` that `objective` is to find in `minibatch.extras`.
+            targets: float32 `(batch, length)`, what a critic learns. Defaults to None: no critic.
+            **extras: tensors `(batch, ...)` that `objective` finds in `minibatch.extras`.
         """
         mask = rollout.response_mask
         is_old = rollout.drift is not None
@@ -236,11 +280,11 @@ class OnPolicyTrainer(IterativeModel):
                 sampled, rollout.behavior_logprobs, self.importance_cap
             )
         if is_old:
-            # Of the policy as it is to the one that sampled.
+            # Of the policy today to the one that sampled.
             whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
             weights = whole * weights
             if targets is not None:
-                # With other weights than the policy the critic would be the baseline of other
+                # With other weights than the policy's, the critic would be the baseline of other
                 # responses.
                 targets = rollout.values + whole * (targets - rollout.values)
         if len(advantages.shape) == 1:
@@ -255,9 +299,402 @@ class OnPolicyTrainer(IterativeModel):
             values=rollout.values,
             advantages=masking.zero_outside(advantages * weights, mask),
             returns=ops.zeros(mask.shape) if targets is None else targets,
-            kl_weights=rollout.kl_coef * weights if self.kl_in == "loss" else None,
+            kl_weights=rollout.kl_coef * weights if self.kl_place == "loss" else None,
             extras=extras or None,
         )
+
+    @property
+    def reweighs(self) -> bool:
+        """Whether training may see other probabilities than those that were sampled from."""
+        return self.importance_cap is not None or self.sampler.epsilon > 0
+
+    # One iteration.
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        *,
+        jit_compile: bool = True,
+        run_eagerly: bool = False,
+    ) -> None:
+        """Sets the optimizer and builds the compiled parts of an iteration.
+
+        Args:
+            optimizer: Keras optimizer. Defaults to None: `Adam(1e-5, epsilon=1e-5)`, TensorFlow's
+                form of it (detail N22).
+            jit_compile: bool. Whether to compile sampling, scoring and updates with XLA. Defaults
+                to True.
+            run_eagerly: bool. Whether to run Python line by line, to debug. Defaults to False.
+        """
+        require_bool("jit_compile", jit_compile)
+        require_bool("run_eagerly", run_eagerly)
+        if optimizer is None:
+            optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
+        precision.check_optimizer(optimizer, self.trainable_variables)
+        jit_compile = jit_compile and not run_eagerly
+        super().compile(optimizer, jit_compile=jit_compile, run_eagerly=run_eagerly)
+        self._check_networks()
+        precision.check_unscaled(self._trained_networks(), self.optimizer)
+        precision.check_steps(self.optimizer)
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
+        self._build(replica.Execution(self.distribute_strategy, jit_compile, run_eagerly))
+
+    def _build(self, execution: replica.Execution) -> None:
+        """Builds what an iteration calls."""
+        prediction = self.prompt_prediction or types.SimpleNamespace(coef=0.0, reward=0.0)
+        self.collector = Collector(
+            self.actor,
+            self.reference,
+            weighted.WeightedReward(
+                self.reward, self.actor, self.group_size, self.reward_timeout
+            ),
+            self.sampler,
+            execution,
+            parts=self.num_minibatches,
+            recompute=self.importance_cap is not None,
+            prompt_reward=prediction.reward,
+        )
+        step = UpdateStep(
+            self.actor,
+            self.objective,
+            self.trainable_variables,
+            length=self.sampler.length,
+            micro_batches=self.micro_batches,
+            loss_reduction=self.loss_reduction,
+            kl_estimator=self.kl_estimator,
+            entropy_coef=self.entropy_coef,
+            text_coef=0.0 if self.texts is None else self.texts.coef,
+            prompt_coef=prediction.coef,
+        )
+        trained = self.optimizer, self.trainable_variables, execution
+        eager = execution.run_eagerly
+        self._estimate = replica.compiled(self.estimate, execution.jit_compile, eager)
+        self._take = replica.compiled(step.batch, jit_compile=False, run_eagerly=eager)
+        self._update = replica.update(step.gradients, *trained)
+        self._update_on_text = replica.update(step.text_gradients, *trained)
+        self._are_finite = replica.all_finite(self.trainable_variables, execution)
+        self._skipped = soundness.SkippedUpdates(self.max_skipped_updates)
+
+    def iterate(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Runs one iteration: sample, score, estimate, update.
+
+        Args:
+            batch: dict of `token_ids` int32 `(batch, prompt)` and `padding_mask` bool, as
+                `data.prompts` returns it.
+
+        Returns:
+            The iteration's statistics by name, also kept in `statistics`; the rollout with its
+            texts is kept in `last`.
+        """
+        self._assert_compile_called("iterate")
+        batch, iteration = self._check_batch(batch), int(self.iteration.numpy())
+        temperature = self._temperature(iteration)
+        update_texts, texts = self._next_texts(iteration)
+        start = time.perf_counter()
+
+        # 1. Sample responses, score them, and shape the scores.
+        uniforms = self._uniforms(iteration, batch)
+        collected = self.collector(batch, uniforms, temperature, iteration=iteration)
+        moments = self._moments(collected.raw_scores)
+        collected = self._shaped(collected, moments)
+        logs = statistics.rollout_statistics(collected)
+        soundness.check_rollout(logs, iteration)
+        # Up to here nothing has changed, and a signal may end the iteration.
+        self.interruption.hold()
+        self.score_moments.assign(moments)
+
+        # 2. Update the actor on this rollout, then on older ones as the actor sees them now.
+        for reuse, rollout in enumerate(self._rollouts(collected.rollout, temperature)):
+            learned, is_far = self._learn(rollout, iteration, temperature, update_texts, reuse)
+            logs = statistics.added_counts(logs, learned) if reuse else {**logs, **learned}
+            if is_far:
+                break
+        if self.memory is not None:
+            self.memory.add(iteration, collected.rollout)
+
+        # 3. Model language alone, where it is due.
+        if texts:
+            logs["loss/lm"] = float(np.mean([self._learn_text(x, iteration) for x in texts]))
+        soundness.check_weights(self._are_finite(), iteration)
+
+        # 4. Adjust the KL coefficient, count the iteration, and report.
+        episodes = len(collected.raw_scores)
+        self.kl.update(logs["objective/kl"], episodes=episodes)
+        self.iteration.assign_add(1)
+        seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
+        logs |= statistics.time_statistics(seconds, logs["objective/length"] * episodes)
+        self._untracked.statistics, self._untracked.last = logs, collected
+        return logs
+
+    def _learn(
+        self,
+        rollout: Rollout,
+        iteration: int,
+        temperature: Tensor,
+        texts: Iterator[TextBatch | None],
+        reuse: int,
+    ) -> tuple[dict[str, float], bool]:
+        """Estimates advantages and makes `update_epochs * num_minibatches` updates.
+
+        Returns their statistics, and whether the last epoch went beyond `target_kl`.
+        """
+        experience = self._estimate(rollout)
+        if self.mask_overlong:
+            mask = ops.logical_and(rollout.response_mask, rollout.ended[:, None])
+            experience = experience._replace(response_mask=mask)
+        rows = int(experience.token_ids.shape[0])
+        order = permutations(
+            self.seed,
+            iteration,
+            rows,
+            self.update_epochs,
+            self.num_minibatches,
+            self.group_size,
+            reuse,
+        )
+        updates: list[dict[str, Any]] = []
+        is_far = False
+        for index in order:
+            update = self._take(experience, tf.constant(index), next(texts), temperature)
+            updates.append(self.train_step(update))
+            self._skipped.after(updates[-1], iteration)
+            is_far = self._exceeds_target_kl(updates)
+            if is_far:
+                break
+        compute_dtype = self.actor.causal_lm.backbone.compute_dtype
+        soundness.check_first_ratio(updates[0], compute_dtype, iteration)
+        logs = statistics.update_statistics(updates)
+        if self.learns_values:
+            logs |= statistics.value_statistics(experience)
+        return logs, is_far
+
+    def train_step(self, batch: UpdateBatch) -> dict[str, Any]:
+        """Makes one optimizer step on a minibatch, over all replicas; returns what it logs."""
+        return self._update(batch)
+
+    def _learn_text(self, text: TextBatch, iteration: int) -> float:
+        """Makes one optimizer step of language modeling alone; returns the loss."""
+        logs = self._update_on_text(text)
+        self._skipped.after(logs, iteration)
+        return float(logs["loss/ptx"])
+
+    def _rollouts(self, rollout: Rollout, temperature: Tensor) -> Iterator[Rollout]:
+        """Yields an iteration's rollout, and older ones, each when its turn has come."""
+        yield rollout
+        if self.memory is not None:
+            for old in self.memory.sample(self.seed, int(rollout.iteration)):
+                old = self.collector.refreshed(old, temperature)
+                yield old._replace(kl_coef=rollout.kl_coef, iteration=rollout.iteration)
+
+    def _exceeds_target_kl(self, updates: list[dict[str, Any]]) -> bool:
+        """Whether an epoch ends here whose updates went beyond `target_kl`."""
+        if self.target_kl is None or len(updates) % self.num_minibatches:
+            return False
+        epoch = [float(log["policy/approxkl"]) for log in updates[-self.num_minibatches :]]
+        return float(np.mean(epoch)) > self.target_kl
+
+    def collect(self, batch: dict[str, Any], index: int = 0) -> Collected:
+        """Samples and scores prompts without learning from them, or exploring by `epsilon`.
+
+        Args:
+            batch: as in `iterate`.
+            index: int. The same index samples with the same random numbers every time; training
+                uses none of these. Defaults to 0.
+
+        Returns:
+            `Collected`: the rollout, its texts, and the scores before shaping.
+        """
+        self._assert_compile_called("collect")
+        batch, iteration = self._check_batch(batch), int(self.iteration.numpy())
+        uniforms = self._uniforms(-1 - index, batch)
+        collected = self.collector(
+            batch, uniforms, self._temperature(iteration), explore=False, iteration=iteration
+        )
+        return self._shaped(collected, self._moments())
+
+    def generate(self, prompts: Any, seed: int = 0, **kwargs: Any) -> Any:
+        """Returns responses of the policy as it is now, sampled as in training but for `epsilon`.
+
+        Args:
+            prompts: as in `ActorCritic.generate`.
+            seed: int. The same seed and prompts return the same responses. Defaults to 0.
+            **kwargs: as in `ActorCritic.generate`, for example `batch_size` or `template`.
+        """
+        sampler = self.sampler.at(int(self.iteration.numpy()))
+        return self.actor.generate(prompts, sampler, seed, **kwargs)
+
+    def _check_batch(self, batch: Any) -> dict[str, Any]:
+        """The whole batch on the host, checked against sampler, minibatches and replicas."""
+        batch = prompt_batch(replica.gather(self.distribute_strategy, batch))
+        self.limits().check_batch(batch)
+        replica.check_division(
+            "prompts",
+            int(batch["token_ids"].shape[0]),
+            minibatches=self.num_minibatches,
+            micro_batches=self.micro_batches,
+            replicas=replica.replicas(self.distribute_strategy),
+        )
+        return batch
+
+    def _uniforms(self, stream: int, batch: dict[str, Any]) -> Tensor:
+        """The random numbers of a batch: an iteration's, or below 0 those of `collect`."""
+        rows = int(batch["token_ids"].shape[0]) * self.group_size
+        return replica.uniforms(self.seed, stream, rows, self.sampler.length)
+
+    def _temperature(self, iteration: int) -> Tensor:
+        return tf.constant(self.sampler.temperature_at(iteration), tf.float32)
+
+    def _moments(self, raw_scores: np.ndarray | None = None) -> RunningMoments:
+        """Moments of all scores so far, those of this rollout included if they are given."""
+        moments = RunningMoments(*self.score_moments.numpy())
+        counts = raw_scores is not None and self.shaping.running_scale
+        return moments.including(raw_scores) if counts else moments
+
+    def _shaped(self, collected: Collected, moments: RunningMoments) -> Collected:
+        """A rollout whose scores are shaped, with coefficient and number of the iteration."""
+        rollout, shaping = collected.rollout, self.shaping
+        responses = None
+        if shaping.counts_tokens:
+            responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+        scores = shaping.apply(
+            rollout.scores.numpy(),
+            rollout.ended.numpy(),
+            masking.last_true_mask(rollout.response_mask).numpy(),
+            responses,
+            self.sampler.length,
+            moments.std if shaping.running_scale else 1.0,
+        )
+        rollout = rollout._replace(
+            scores=tf.constant(scores),
+            kl_coef=tf.constant(self.kl.coef.numpy(), tf.float32),
+            iteration=tf.constant(int(self.iteration.numpy()), tf.int32),
+        )
+        return collected._replace(rollout=rollout)
+
+    # Texts, and how many updates an iteration makes.
+
+    def _next_texts(
+        self, iteration: int
+    ) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
+        """The texts of an iteration: one for each update or Nones, and those of steps alone."""
+        with_updates, alone = self._texts_of(iteration)
+        batches = self._untracked.text_batches.next(
+            with_updates + alone,
+            self.micro_batches,
+            replica.replicas(self.distribute_strategy),
+        )
+        with_updates = batches[:with_updates] or itertools.repeat(None)
+        return iter(with_updates), batches[len(batches) - alone :]
+
+    def _texts_of(self, iteration: int) -> tuple[int, int]:
+        """How many batches of text go with updates, and how many with steps on text alone."""
+        if self.texts is None:
+            return 0, 0
+        with_updates = self._updates_of(iteration) if self.texts.coef > 0 else 0
+        return with_updates, self.texts.steps_after(iteration)
+
+    def _updates_of(self, iteration: int) -> int:
+        reused = self.memory.reused_in(iteration) if self.memory is not None else 0
+        return (1 + reused) * self.update_epochs * self.num_minibatches
+
+    def pass_over(self, iteration: int) -> None:
+        self._untracked.text_batches.skip(sum(self._texts_of(iteration)))
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps of an iteration at most (M2)."""
+        reused = self.memory.reuse if self.memory is not None else 0
+        alone = self.texts.steps if self.texts is not None and self.texts.every else 0
+        return (1 + reused) * self.update_epochs * self.num_minibatches + alone
+
+    def updates_in(self, iterations: int) -> int:
+        """Returns the optimizer steps of the first iterations; rates that fall to 0 count them.
+
+        `target_kl` may end some of them early (N5).
+        """
+        alone = (self.texts.steps_after(i) if self.texts is not None else 0 for i in range(iterations))
+        return sum(self._updates_of(i) for i in range(iterations)) + sum(alone)
+
+    # What the trainer holds, and what others see of it.
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen model that the KL is measured against."""
+        return self._untracked.reference
+
+    @property
+    def reward(self) -> Any:
+        """What scores responses, as it was passed."""
+        return self._untracked.reward
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Statistics of the last iteration by name."""
+        return self._untracked.statistics
+
+    @property
+    def last(self) -> Collected | None:
+        """Rollout and texts of the last iteration."""
+        return self._untracked.last
+
+    def limits(self) -> Limits:
+        return self.actor.limits(self.sampler)
+
+    def reset(self, seed: int = 0) -> None:
+        """Starts a run of another seed: iteration 0, no running moments, an empty memory.
+
+        Weights, the optimizer and the KL coefficient stay as they are.
+        """
+        self.seed = require_seed(seed)
+        self.iteration.assign(0)
+        self.score_moments.assign(np.zeros(3))
+        if self.memory is not None:
+            self.memory.restore({})
+        self._untracked.text_batches = TextBatches(self.texts, self.actor.limits())
+        self._untracked.statistics, self._untracked.last = {}, None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns everything that determines a run besides its data and what it has learned.
+
+        Returns:
+            Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
+            numbers, strings, booleans, lists and None; networks and rewards are fingerprints.
+        """
+        saved = {id(v) for v in self.variables}
+        # With adapters the reference is made of weights that are saved and loaded with the actor's.
+        frozen = [v for v in self.reference.frozen_values() if id(v) not in saved]
+        return settings.flat(
+            {
+                **settings.arguments_of(self),
+                "optimizer": settings.describe(self.optimizer),
+                "reward": settings.describe_rewards(self.reward),
+                "reference": settings.fingerprint(frozen),
+            }
+        )
+
+    def summary(self, print_fn: Callable[[str], Any] | None = None) -> None:
+        """Prints actor, critic, reference and rewards: parameters, trained or frozen, and bytes.
+
+        Args:
+            print_fn: callable that takes the text. Defaults to None: standard output.
+        """
+        summaries.show(summaries.table(self._networks()), print_fn)
+
+    def _networks(self) -> dict[str, list[Any]]:
+        """Variables of each network by its name."""
+        networks = {"actor": self.actor.causal_lm, "value head": self.actor.value_head}
+        if self.actor.critic is not None:
+            networks["critic"] = self.actor.critic
+        found = {name: network.variables for name, network in networks.items()}
+        found["reference"] = self.reference.frozen_values()
+        for part in weighted.parts_of(self.reward):
+            if isinstance(part.reward, Scorer):
+                found[f"reward {part.name}"] = part.reward.variables
+        return found
+
+    def __repr__(self) -> str:
+        return summaries.described(self, {"reward": settings.describe_rewards(self.reward)})
 
     def get_weights(self) -> list[np.ndarray]:
         """Returns the values of all weights but the iteration counter.
@@ -273,183 +710,20 @@ class OnPolicyTrainer(IterativeModel):
         counter = self.iteration.numpy()
         super().set_weights([*weights[:place], counter, *weights[place:]])
 
-    @property
-    def reweighs(self) -> bool:
-        """Whether training may see other probabilities than those that were sampled from."""
-        return self.importance_cap is not None or self.sampler.epsilon > 0
+    def __dir__(self) -> list[str]:
+        # Keras saves every model that an attribute in this list returns.
+        return [name for name in super().__dir__() if name != "reward"]
 
-    @property
-    def reference(self) -> Reference:
-        """The frozen model that the KL is measured against."""
-        return self._parts.reference
+    def _trained_networks(self) -> list[keras.Model]:
+        networks = (self.actor.causal_lm.backbone, self.actor.critic)
+        return [network for network in networks if network is not None]
 
-    @property
-    def memory(self) -> RolloutMemory | None:
-        """The rollouts that are learned from again."""
-        return self._parts.memory
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Statistics of the last iteration by name."""
-        return self._parts.statistics
-
-    @property
-    def last(self) -> Collected | None:
-        """Rollout and texts of the last iteration."""
-        return self._parts.last
-
-    @property
-    def updates_per_iteration(self) -> int:
-        """Optimizer steps of an iteration at most (M2)."""
-        reused = self.memory_reuse if self.memory is not None else 0
-        texts = self.lm_steps if self.lm_every is not None else 0
-        return (1 + reused) * self.update_epochs * self.num_minibatches + texts
-
-    def updates_in(self, iterations: int) -> int:
-        """Optimizer steps of so many iterations from the first on; rates that fall to 0 count them.
-
-        `target_kl` may end some of them early (N5).
-        """
-        return sum(updates.steps_of(self, iteration) for iteration in range(iterations))
-
-    def compile(self, optimizer: Any = None, *, jit_compile: bool = True, run_eagerly=False):
-        """Sets the optimizer and builds the compiled parts.
-
-        Args:
-            optimizer: Keras optimizer. None: `Adam(1e-5, epsilon=1e-5)`, TensorFlow's form of it
-                (detail N22).
-            jit_compile: compile sampling, scoring and updates with XLA.
-            run_eagerly: run Python line by line, to debug.
-        """
-        require_bool("jit_compile", jit_compile)
-        require_bool("run_eagerly", run_eagerly)
-        if optimizer is None:
-            optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
-        check_optimizer(optimizer, self.trainable_variables)
-        super().compile(
-            optimizer, jit_compile=jit_compile and not run_eagerly, run_eagerly=run_eagerly
-        )
+    def _check_networks(self) -> None:
+        """Raises a `ValueError` for networks of another strategy, or adapters without effect."""
         strategy = self.distribute_strategy
-        for network in (self.actor.causal_lm.backbone, self.actor.critic):
-            if network is not None:
-                lm_adapter.check_adapters(network)
+        for network in self._trained_networks():
+            lm_adapter.check_adapters(network)
         fitting.check_scope(strategy, "the reference", self.reference.causal_lm.variables)
-        for part in weighted.parts_of(self._parts.reward):
+        for part in weighted.parts_of(self.reward):
             if isinstance(part.reward, Scorer):
                 fitting.check_scope(strategy, f"the reward {part.name}", part.reward.variables)
-        checks.check_unscaled(self.actor, self.optimizer)
-        checks.check_steps(self.optimizer)
-        with strategy.scope():
-            self.optimizer.build(self.trainable_variables)
-        self._parts.compile(self, strategy)
-
-    def iterate(self, batch: dict) -> dict[str, float]:
-        """One iteration: sample, score, estimate, `update_epochs * num_minibatches` updates.
-
-        Args:
-            batch: dict of `token_ids` int32 `(batch, prompt)` and `padding_mask` bool, as
-                `data.prompts` gives it.
-
-        Returns:
-            The iteration's statistics by name, also kept in `statistics`; the rollout with its
-            texts is kept in `last`.
-        """
-        self._assert_compile_called("iterate")
-        batch = self._check_batch(batch)
-        iteration = int(self.iteration.numpy())
-        texts = self._parts.ptx_batches(
-            updates.texts_of(self, iteration),
-            self.micro_batches,
-            replica.replicas(self.distribute_strategy),
-        )
-        start = time.perf_counter()
-        moments = [RunningMoments(*self.score_moments.numpy())]
-
-        def including(raw):
-            """The running deviation of scores with those of this rollout; a rule asks for it."""
-            moments.append(moments[0].including(raw))
-            return moments[-1].deviation
-
-        collected = self._collect(batch, iteration, including)
-        heat = self._temperature(iteration)
-        statistics = rollout_statistics(collected)
-        soundness.check_rollout(statistics, iteration)
-        # Up to here nothing has changed, and a signal may end the iteration.
-        self.interruption.hold()
-        self.score_moments.assign(moments[-1])
-        statistics |= updates.learn_all(self, collected.rollout, iteration, texts, heat)
-        statistics |= updates.learn_texts(self, iteration, texts)
-        soundness.check_weights(self._parts.are_finite(), iteration)
-        episodes = len(collected.raw_scores)
-        self.kl.update(statistics["objective/kl"], episodes=episodes)
-        self.iteration.assign_add(1)
-        seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
-        statistics |= time_statistics(seconds, tokens=statistics["objective/length"] * episodes)
-        self._parts.statistics, self._parts.last = statistics, collected
-        return statistics
-
-    def _temperature(self, iteration):
-        if self.temperature_schedule is None:
-            return None
-        heat = require_number("temperature", float(self.temperature_schedule(iteration)), above=0.0)
-        return tf.constant(heat, tf.float32)
-
-    def train_step(
-        self, minibatch: Experience, text: tuple | None = None, temperature: Any = None
-    ) -> dict[str, Any]:
-        """One optimizer step on a minibatch of the whole batch's rows, over all replicas.
-
-        Args:
-            minibatch: rows of the iteration's experience.
-            text: a batch of `Parts.ptx_batches`, None without `ptx_coef`.
-            temperature: float32 scalar in place of the sampler's, or None.
-        """
-        return self._parts.update(minibatch, text, temperature)
-
-    def _check_batch(self, batch: Any) -> dict:
-        """The whole batch on the host, checked against sampler, minibatches and replicas."""
-        batch = checks.checked_batch(batch, self.distribute_strategy)
-        rows = int(batch["token_ids"].shape[0])
-        self.limits().check_batch(batch)
-        replica.check_division(
-            "prompts",
-            rows,
-            minibatches=self.num_minibatches,
-            micro_batches=self.micro_batches,
-            replicas=replica.replicas(self.distribute_strategy),
-        )
-        return batch
-
-    def limits(self) -> Limits:
-        return self.actor.limits(self.sampler)
-
-    def collect(self, batch: dict, index: int = 0) -> Collected:
-        """Samples and scores prompts without learning from them, or exploring by `epsilon`.
-
-        Args:
-            batch: as in `iterate`.
-            index: int. The same index draws with the same random numbers every time; training
-                uses none of these.
-
-        Returns:
-            `Collected`: the rollout, its texts, and the scores before the rules.
-        """
-        self._assert_compile_called("collect")
-        return self._collect(self._check_batch(batch), -1 - index)
-
-    def pass_over(self, iteration: int) -> None:
-        self._parts.skip_ptx_batches(updates.texts_of(self, iteration))
-
-    def _collect(self, batch, stream, including=None):
-        """Samples and scores with the random numbers of `stream`, an iteration or below 0."""
-        rows = int(batch["token_ids"].shape[0]) * self.group_size
-        iteration = int(self.iteration.numpy())
-        return self._parts.collect(
-            batch,
-            replica.uniforms(self.seed, stream, rows, self.sampler.length),
-            float(self.kl.coef.numpy()),
-            iteration,
-            self._temperature(iteration),
-            including or (lambda raw: RunningMoments(*self.score_moments.numpy()).deviation),
-            including is not None,
-        )

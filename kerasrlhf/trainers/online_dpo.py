@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from keras import ops
 
 from kerasrlhf.functional import masking
-from kerasrlhf.trainers import checks
-from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
-from kerasrlhf.types import Experience, Rollout, TokenStats
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
+from kerasrlhf.trainers.options import require_group
+from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, require_choice
 
 
 class OnlineDPO(OnPolicyTrainer):
@@ -25,16 +28,20 @@ class OnlineDPO(OnPolicyTrainer):
     equally good responses make no pair. The coefficient of `kl` is `beta`.
 
     Args:
-        actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
-            its own.
-        group_size: int, at least 2.
-        update_epochs: int.
-        labels: `"soft"` or `"hard"`.
-        **kwargs: those of `OnPolicyTrainer`, but `kl_in`, `kl_estimator`, `loss_reduction` and
-            `importance_cap`: the loss has the KL in it, counts pairs, and holds for any samples.
+        actor: `ActorCritic` without a critic of its own.
+        reward, reference, sampler: as in `OnPolicyTrainer`.
+        kl: `FixedKL` or `AdaptiveKL` with a coefficient above 0, and without place and estimator:
+            the loss has the KL in it.
+        group_size: int, at least 2. Responses to every prompt. Defaults to 2.
+        update_epochs: int, at least 1. Defaults to 1.
+        labels: `"soft"` or `"hard"`. Defaults to `"soft"`.
+        **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
+            `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
+            and `seed`, as `OnPolicyTrainer` describes them.
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -51,41 +58,36 @@ class OnlineDPO(OnPolicyTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        actor: ActorCritic,
+        reward: Scorer | Callable | list | dict,
+        reference: Any = None,
+        *,
+        sampler: Sampler,
+        kl: KLController,
         group_size: int = 2,
         update_epochs: int = 1,
         labels: str = "soft",
-        **kwargs: Any,
-    ):
-        unused = {"kl_in", "kl_estimator", "loss_reduction", "importance_cap"} & {*kwargs}
-        if unused:
-            raise ValueError(
-                "The loss of OnlineDPO has the KL in it, counts pairs of responses, and needs no "
-                f"importance weights. Leave out {sorted(unused)}."
-            )
-        if labels not in ("soft", "hard"):
-            raise ValueError(f'`labels` must be "soft" or "hard". Received: {labels!r}.')
-        checks.check_group(group_size)
-        if isinstance(kwargs.get("kl"), FixedKL) and float(kwargs["kl"].coef.numpy()) == 0:
-            raise ValueError(
-                "The coefficient of `kl` is the loss's beta, and with 0 nothing is learned. Use "
-                "one above 0, such as `FixedKL(0.1)`."
-            )
-        # A response counts once, however long it is: its loss stands on each of its tokens.
+        **options: Unpack[OnPolicyOptions],
+    ) -> None:
+        self.labels = require_choice("labels", labels, ("soft", "hard"))
+        if isinstance(kl, KLController):
+            _check_controller(kl)
+        # A response counts once, however long it is: its loss is on each of its tokens.
         super().__init__(
-            *args,
-            group_size=group_size,
+            actor,
+            reward,
+            reference,
+            sampler=sampler,
+            kl=kl,
+            group_size=require_group(group_size),
             update_epochs=update_epochs,
             loss_reduction="sequence",
-            **kwargs,
+            **options,
         )
-        self.labels = labels
 
     def estimate(self, rollout: Rollout) -> Experience:
         size = self.group_size
-        rows = rollout.response_mask.shape[0]
-        totals = ops.sum(ops.reshape(rollout.scores, (rows, -1)), axis=1)
-        scores = ops.reshape(totals, (-1, size))
+        scores = ops.reshape(rollout.total_scores, (-1, size))
         best, worst = ops.argmax(scores, axis=1), ops.argmin(scores, axis=1)
         difference = ops.max(scores, axis=1) - ops.min(scores, axis=1)
         if self.labels == "soft":
@@ -103,7 +105,7 @@ class OnlineDPO(OnPolicyTrainer):
             beta=ops.full(sides.shape, rollout.kl_coef),
         )
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
+    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         extras, mask = minibatch.extras, minibatch.response_mask
         ratios = masking.masked_sum(stats.logprobs - minibatch.ref_logprobs, mask, axis=-1)
         signed = ops.reshape(extras["side"] * ratios, (-1, self.group_size))
@@ -118,7 +120,7 @@ class OnlineDPO(OnPolicyTrainer):
         agrees = ops.broadcast_to(right[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
 
-    def _paired(self, minibatch):
+    def _paired(self, minibatch: Experience) -> Tensor:
         """1 for responses in a pair; one that `mask_overlong` leaves out takes both with it."""
         marked = minibatch.extras["side"] != 0
         missing = ops.logical_and(
@@ -127,3 +129,16 @@ class OnlineDPO(OnPolicyTrainer):
         broken = ops.any(ops.reshape(missing, (-1, self.group_size)), axis=1)
         whole = ops.logical_not(ops.repeat(broken, self.group_size))
         return ops.cast(ops.logical_and(marked, whole), "float32")
+
+
+def _check_controller(kl: KLController) -> None:
+    if kl.place is not None or kl.estimator is not None:
+        raise ValueError(
+            "The loss of OnlineDPO has the KL in it. Leave out `place` and `estimator`. Received: "
+            f"{kl!r}."
+        )
+    if float(kl.coef.numpy()) == 0:
+        raise ValueError(
+            "The coefficient of `kl` is the loss's beta, and with 0 nothing is learned. Use one "
+            "above 0, such as `FixedKL(0.1)`."
+        )

@@ -6,28 +6,29 @@ from typing import Any
 
 import keras
 
-from kerasrlhf.losses import ORPO as ORPOLoss
+from kerasrlhf.losses import ORPOLoss
 from kerasrlhf.trainers.direct import DirectTrainer
-from kerasrlhf.types import require_number
+from kerasrlhf.types import Tensor, require_number
 
 
 class ORPO(DirectTrainer):
-    """Odds ratio preference optimization: imitates chosen responses and disfavors rejected ones.
+    """Trains a policy to imitate chosen responses and to disfavor rejected ones.
 
-    The score of a response is the mean log-probability of its tokens, `m`. The loss is `-m[0]`,
-    as in supervised fine-tuning, and `coef` times `-log sigmoid` of the log odds ratio `log(p[0] /
-    (1 - p[0])) - log(p[1] / (1 - p[1]))` with `p = exp(m)`. There is no reference and no KL: start
-    from a pretrained model, not from a fine-tuned one.
+    This is odds ratio preference optimization. The score of a response is the mean log-probability
+    of its tokens, `m`. The loss is `-m[0]`, as in supervised fine-tuning, and `coef` times `-log
+    sigmoid` of the log odds ratio `log(p[0] / (1 - p[0])) - log(p[1] / (1 - p[1]))` with `p =
+    exp(m)`. There is no reference and no KL: start from a pretrained model, not from a fine-tuned
+    one.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family.
-        coef: weight of the odds ratio, at least 0; the paper's lambda.
-        **kwargs: `response_length` of `DirectTrainer`, and those of `keras.Model`.
+        coef: float, at least 0. Weight of the odds ratio, the paper's lambda. Defaults to 0.1.
+        **kwargs: `response_length` of `DirectTrainer`, and arguments of `keras.Model`.
 
     Call arguments, Returns: as in `DirectTrainer`; the scores are nats per token.
 
     Raises:
-        ValueError: a negative `coef`, or batches without `response_mask`.
+        ValueError: If `coef` is negative, or batches have no `response_mask`.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -44,12 +45,14 @@ class ORPO(DirectTrainer):
         2403.07691, eq. 6.
     """
 
-    def __init__(self, causal_lm: keras.Model, coef: float = 0.1, **kwargs: Any):
+    def __init__(self, causal_lm: keras.Model, coef: float = 0.1, **kwargs: Any) -> None:
         super().__init__(causal_lm, **kwargs)
         self.coef = require_number("coef", coef, minimum=0.0)
 
-    def scores(self, inputs):
+    def scores(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Computes the mean log-probability of each response."""
         return self.logprobs(inputs, average=True)
 
-    def default_loss(self):
+    def default_loss(self) -> keras.losses.Loss:
+        """Returns the loss of fine-tuning with the odds ratio."""
         return ORPOLoss(self.coef)

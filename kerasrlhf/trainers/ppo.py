@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from keras import ops
 
 from kerasrlhf.functional import masking, policy_losses, returns, value_losses
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.trainers import checks
-from kerasrlhf.trainers.kl_control import FixedKL
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
+from kerasrlhf.trainers.options import CriticWarmup
 from kerasrlhf.types import (
     Experience,
     Rollout,
     Sampler,
+    Tensor,
     TokenStats,
     require_bool,
-    require_int,
+    require_instance,
     require_number,
+    require_optional,
 )
 
 
@@ -26,34 +30,43 @@ class PPO(OnPolicyTrainer):
     """PPO-RLHF: clipped policy and value losses on rewards that carry a KL penalty.
 
     Every response is an episode and every token an action. The reward of a token is
-    `-kl_coef * (logprob - ref_logprob)`, and the score comes on top at the last token (N18).
+    `-kl_coef * (logprob - ref_logprob)`, plus the score at the last token (N18).
 
     Args:
-        actor: `ActorCritic`; its trunk, value head and separate critic are trained.
-        reward: `RewardModel`, or a function of prompts and responses.
-        reference: None (the actor as it is now, frozen), or a CausalLM of the same vocabulary.
-        sampler: `Sampler`; the temperature divides the logits everywhere (N10).
-        kl: `FixedKL` or `AdaptiveKL` (N21).
-        gamma: float in [0, 1]. Discount; 1 in the original (N16).
-        lam: float in [0, 1]. Decay of the advantage estimator (N16).
+        actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
+        reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
+            weights (`OnPolicyTrainer`).
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+            construction, frozen.
+        sampler: `Sampler`. Its temperature divides the logits everywhere (N10).
+        kl: `FixedKL` or `AdaptiveKL` (N21). By default in the reward, by k1.
+        gamma: float in [0, 1]. Discount; 1 in the original (N16). Defaults to 1.
+        lam: float in [0, 1]. Decay of the advantage estimator (N16). Defaults to 0.95.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange (N20).
-        cliprange_high: float, above 0. How far the ratio counts upward, when that differs from
-            `cliprange` (clip-higher).
+            Defaults to 0.2.
+        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs
+            from `cliprange` (clip-higher). Defaults to None.
         dual_clip: float, above 1, or None. Bounds the loss of tokens with negative advantages.
-        cliprange_value: float, above 0. Values count within this of the old ones (N20).
-        vf_coef: float. Weight of the value loss (N20).
-        whiten_rewards: bool. Rewards get variance 1, and keep their mean (N19, P24).
-        whiten_advantages: bool. Advantages get mean 0 and variance 1 (N19, P25).
-        critic_warmup: int. Iterations at the start that fit the critic and hold the policy: their
-            loss is `(R - V)^2 + critic_warmup_kl * D(policy, reference)`, and what `entropy_coef`,
-            `kl_in="loss"`, `ptx_coef` and `reverse_coef` add where they are set.
-        critic_warmup_kl: float. Squared score units per nat.
-        **kwargs: those of `OnPolicyTrainer`, such as `update_epochs=4`, `num_minibatches=1`,
-            `group_size=1`, `ptx_coef=0.0`, `entropy_coef=0.0`, `target_kl=None`, `seed=0`. None is
-            without effect (M13).
+            Defaults to None.
+        cliprange_value: float, above 0. Values count within this of the old ones (N20). Defaults
+            to 0.2.
+        vf_coef: float, at least 0. Weight of the value loss (N20). Defaults to 0.1.
+        whiten_rewards: bool. Whether rewards get variance 1 and keep their mean (N19, P24).
+            Defaults to False.
+        whiten_advantages: bool. Whether advantages get mean 0 and variance 1 (N19, P25). Defaults
+            to True.
+        warmup: `CriticWarmup`, iterations that only fit the critic. Defaults to None.
+        group_size: int, at least 1. Responses to every prompt. Defaults to 1.
+        update_epochs: int, at least 1. Passes over a rollout. Defaults to 4.
+        loss_reduction: `"token"`, `"sequence"` or `"fixed"`. Defaults to `"token"`.
+        importance_cap: float, above 0, or None. Truncated importance sampling. Defaults to None.
+        **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
+            `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
+            and `seed`, as `OnPolicyTrainer` describes them. None is without effect (M13).
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -76,37 +89,50 @@ class PPO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Any,
+        reward: Scorer | Callable | list | dict,
         reference: Any = None,
         *,
         sampler: Sampler,
-        kl: FixedKL,
+        kl: KLController,
         gamma: float = 1.0,
         lam: float = 0.95,
         cliprange: float = 0.2,
+        cliprange_high: float | None = None,
+        dual_clip: float | None = None,
         cliprange_value: float = 0.2,
         vf_coef: float = 0.1,
         whiten_rewards: bool = False,
         whiten_advantages: bool = True,
-        cliprange_high: float | None = None,
-        dual_clip: float | None = None,
-        critic_warmup: int = 0,
-        critic_warmup_kl: float = 1.0,
-        **kwargs: Any,
-    ):
+        warmup: CriticWarmup | None = None,
+        group_size: int = 1,
+        update_epochs: int = 4,
+        loss_reduction: str = "token",
+        importance_cap: float | None = None,
+        **options: Unpack[OnPolicyOptions],
+    ) -> None:
         # All checks come before the base class copies the reference.
-        self.gamma = checks.unit_interval("gamma", gamma)
-        self.lam = checks.unit_interval("lam", lam)
+        self.gamma = require_number("gamma", gamma, minimum=0.0, maximum=1.0)
+        self.lam = require_number("lam", lam, minimum=0.0, maximum=1.0)
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
+        self.cliprange_high = require_optional("cliprange_high", cliprange_high)
+        self.dual_clip = require_optional("dual_clip", dual_clip, above=1.0)
         self.cliprange_value = require_number("cliprange_value", cliprange_value, above=0.0)
         self.vf_coef = require_number("vf_coef", vf_coef, minimum=0.0)
         self.whiten_rewards = require_bool("whiten_rewards", whiten_rewards)
         self.whiten_advantages = require_bool("whiten_advantages", whiten_advantages)
-        self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
-        self.dual_clip = checks.optional("dual_clip", dual_clip, above=1.0)
-        self.critic_warmup = require_int("critic_warmup", critic_warmup, minimum=0)
-        self.critic_warmup_kl = require_number("critic_warmup_kl", critic_warmup_kl, minimum=0.0)
-        super().__init__(actor, reward, reference, sampler=sampler, kl=kl, **kwargs)
+        self.warmup = require_instance("warmup", warmup, CriticWarmup, optional=True)
+        super().__init__(
+            actor,
+            reward,
+            reference,
+            sampler=sampler,
+            kl=kl,
+            group_size=group_size,
+            update_epochs=update_epochs,
+            loss_reduction=loss_reduction,
+            importance_cap=importance_cap,
+            **options,
+        )
 
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask
@@ -118,12 +144,12 @@ class PPO(OnPolicyTrainer):
         )  # N16
         if self.whiten_advantages:
             advantages = masking.whiten(advantages, mask)  # N19, P25
-        if not self.critic_warmup:
+        if self.warmup is None:
             return self.experience(rollout, advantages, targets)
-        warm = ops.full((mask.shape[0],), rollout.iteration < self.critic_warmup)
+        warm = ops.full((mask.shape[0],), rollout.iteration < self.warmup.iterations)
         return self.experience(rollout, advantages, targets, is_warmup=warm)
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
+    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         policy_loss, policy_clipped = policy_losses.clipped_policy_loss(  # N20
             stats.logprobs,
             minibatch.logprobs,
@@ -136,13 +162,13 @@ class PPO(OnPolicyTrainer):
             stats.values, minibatch.values, minibatch.returns, self.cliprange_value
         )
         loss = policy_loss + self.vf_coef * value_loss
-        if self.critic_warmup:
+        if self.warmup is not None:
             warmup_loss = value_losses.critic_warmup_loss(
                 stats.values,
                 minibatch.returns,
                 stats.logprobs,
                 minibatch.ref_logprobs,
-                self.critic_warmup_kl,
+                self.warmup.kl_coef,
             )
             loss = ops.where(minibatch.extras["is_warmup"][:, None], warmup_loss, loss)
         return loss, {

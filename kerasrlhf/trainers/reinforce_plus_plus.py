@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from keras import ops
 
 from kerasrlhf.functional import baselines, masking, policy_losses, returns
-from kerasrlhf.trainers import checks
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
-from kerasrlhf.types import Experience, Rollout, TokenStats, require_bool, require_number
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
+from kerasrlhf.trainers.options import require_group
+from kerasrlhf.types import (
+    Experience,
+    Rollout,
+    Sampler,
+    Tensor,
+    TokenStats,
+    require_bool,
+    require_number,
+    require_optional,
+)
 
 
 class REINFORCEPlusPlus(OnPolicyTrainer):
@@ -20,19 +33,28 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
     compared with a critic or a group.
 
     Args:
-        actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
-            its own.
-        gamma: float in [0, 1]. Discount per token.
+        actor: `ActorCritic` without a critic of its own.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in the reward, by k1;
+            with `group_baseline` in the loss, by k2, as in the paper.
+        gamma: float in [0, 1]. Discount per token. Defaults to 1.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
-        cliprange_high: float, above 0. How far the ratio counts upward, when that differs.
-        group_baseline: bool. Scores are first reduced by the mean of their group, which takes a
-            `group_size` of at least 2 (the paper's form for several responses to a prompt).
-        kl_in: `"reward"` or `"loss"`. None: the paper's, `"loss"` (with k2) for `group_baseline`
-            and `"reward"` (with k1) otherwise.
-        **kwargs: those of `OnPolicyTrainer`.
+            Defaults to 0.2.
+        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs.
+            Defaults to None.
+        group_baseline: bool. Whether scores are first reduced by the mean of their group, which
+            takes a `group_size` of at least 2 (the paper's form for several responses to a
+            prompt). Defaults to False.
+        group_size: int, at least 1. Responses to every prompt. Defaults to 1.
+        update_epochs: int, at least 1. Defaults to 4.
+        loss_reduction: `"token"`, `"sequence"` or `"fixed"`. Defaults to `"token"`.
+        importance_cap: float, above 0, or None. Truncated importance sampling. Defaults to None.
+        **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
+            `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
+            and `seed`, as `OnPolicyTrainer` describes them.
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -50,33 +72,49 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        actor: ActorCritic,
+        reward: Scorer | Callable | list | dict,
+        reference: Any = None,
+        *,
+        sampler: Sampler,
+        kl: KLController,
         gamma: float = 1.0,
         cliprange: float = 0.2,
         cliprange_high: float | None = None,
         group_baseline: bool = False,
-        kl_in: str | None = None,
-        **kwargs: Any,
-    ):
-        self.gamma = checks.unit_interval("gamma", gamma)
+        group_size: int = 1,
+        update_epochs: int = 4,
+        loss_reduction: str = "token",
+        importance_cap: float | None = None,
+        **options: Unpack[OnPolicyOptions],
+    ) -> None:
+        self.gamma = require_number("gamma", gamma, minimum=0.0, maximum=1.0)
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
-        self.cliprange_high = checks.optional("cliprange_high", cliprange_high)
+        self.cliprange_high = require_optional("cliprange_high", cliprange_high)
         self.group_baseline = require_bool("group_baseline", group_baseline)
-        if group_baseline:
-            checks.check_group(kwargs.get("group_size", 1))
-        kl_in = kl_in or ("loss" if group_baseline else "reward")
-        super().__init__(*args, kl_in=kl_in, **kwargs)
+        super().__init__(
+            actor,
+            reward,
+            reference,
+            sampler=sampler,
+            kl=kl,
+            group_size=require_group(group_size) if group_baseline else group_size,
+            update_epochs=update_epochs,
+            loss_reduction=loss_reduction,
+            importance_cap=importance_cap,
+            kl_place="loss" if group_baseline else "reward",
+            **options,
+        )
 
     def estimate(self, rollout: Rollout) -> Experience:
         mask = rollout.response_mask
         if self.group_baseline:
-            rows = mask.shape[0]
-            totals = ops.sum(ops.reshape(rollout.scores, (rows, -1)), axis=1)
-            rollout = rollout._replace(scores=baselines.group_mean(totals, self.group_size))
+            scores = baselines.group_mean(rollout.total_scores, self.group_size)
+            rollout = rollout._replace(scores=scores)
         to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
         return self.experience(rollout, masking.whiten(to_come, mask))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
+    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

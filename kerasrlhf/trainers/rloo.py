@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from keras import ops
 
 from kerasrlhf.functional import baselines, policy_losses
-from kerasrlhf.trainers import checks
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
-from kerasrlhf.types import Experience, Rollout, TokenStats
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.trainers.kl_control import KLController
+from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
+from kerasrlhf.trainers.options import require_group
+from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, require_optional
 
 
 class RLOO(OnPolicyTrainer):
@@ -20,18 +24,24 @@ class RLOO(OnPolicyTrainer):
     no critic, and the gradient is unbiased.
 
     Args:
-        actor, reward, reference, sampler, kl: as in `OnPolicyTrainer`; the actor has no critic of
-            its own.
-        group_size: int, at least 2.
-        update_epochs: int. 1 stays on policy.
-        cliprange: float, above 0: the ratio is clipped as in PPO, for more than one update of a
-            rollout. None: the plain policy gradient.
-        loss_reduction: as in `OnPolicyTrainer`. `"fixed"` divides by a constant; `"token"` divides
-            by the number of sampled tokens, which depends on the samples and so is biased.
-        **kwargs: those of `OnPolicyTrainer`.
+        actor: `ActorCritic` without a critic of its own.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. The KL is in the reward by default, by
+            k1.
+        group_size: int, at least 2. Responses to every prompt. Defaults to 4.
+        update_epochs: int, at least 1. 1 stays on policy. Defaults to 1.
+        cliprange: float, above 0, or None. The ratio is clipped as in PPO, for more than one
+            update on a rollout. Defaults to None: the plain policy gradient.
+        loss_reduction: `"token"`, `"sequence"` or `"fixed"`. `"fixed"` divides by a constant;
+            `"token"` divides by the number of sampled tokens, which depends on the samples and so
+            is biased. Defaults to `"fixed"`.
+        importance_cap: float, above 0, or None. Truncated importance sampling. Defaults to None.
+        **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
+            `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
+            and `seed`, as `OnPolicyTrainer` describes them.
 
     Raises:
-        ValueError: an argument outside its range, or parts that do not fit together.
+        ValueError: If an argument is outside its range, or parts do not fit together.
+        TypeError: If an argument is unknown.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -48,28 +58,38 @@ class RLOO(OnPolicyTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        actor: ActorCritic,
+        reward: Scorer | Callable | list | dict,
+        reference: Any = None,
+        *,
+        sampler: Sampler,
+        kl: KLController,
         group_size: int = 4,
         update_epochs: int = 1,
         cliprange: float | None = None,
         loss_reduction: str = "fixed",
-        **kwargs: Any,
-    ):
-        checks.check_group(group_size)
-        self.cliprange = checks.optional("cliprange", cliprange)
+        importance_cap: float | None = None,
+        **options: Unpack[OnPolicyOptions],
+    ) -> None:
+        self.cliprange = require_optional("cliprange", cliprange)
         super().__init__(
-            *args,
-            group_size=group_size,
+            actor,
+            reward,
+            reference,
+            sampler=sampler,
+            kl=kl,
+            group_size=require_group(group_size),
             update_epochs=update_epochs,
             loss_reduction=loss_reduction,
-            **kwargs,
+            importance_cap=importance_cap,
+            **options,
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
         worth = ops.sum(self.rewards(rollout), axis=-1)
         return self.experience(rollout, baselines.leave_one_out(worth, self.group_size))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Any, dict[str, Any]]:
+    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         given = stats.logprobs, minibatch.logprobs, minibatch.advantages
         if self.cliprange is None:
             loss = policy_losses.policy_gradient_loss(*given)

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -18,56 +18,39 @@ from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts import weighted
 
 # Networks and data have fingerprints of their own; the others do not change what is computed.
-_LEFT_OUT = {"self", "actor", "reward", "reference", "ptx_data", "memory", "reward_timeout", "name"}
+_LEFT_OUT = {"actor", "reward", "reference", "memory", "reward_timeout"}
 _PLAIN = (type(None), bool, int, float, str)
 # Of a Keras config. Names hold counters of the process.
 _OF_KERAS = {"name", "trainable", "dtype", "module", "registered_name"}
 
 
-def settings_of(trainer: Any) -> dict[str, Any]:
-    """Returns everything that determines a run in addition to its data and what it has learned.
+def arguments_of(instance: Any) -> dict[str, Any]:
+    """Returns the arguments of an object's class, as far as it keeps them, as plain values.
 
-    These are the arguments of the trainer's class and of the classes that it is made from, as far
-    as it keeps them under their names, the optimizer's, and fingerprints of the reward and of the
-    reference.
-
-    Args:
-        trainer: compiled on-policy trainer.
-
-    Returns:
-        Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
-        numbers, strings, booleans, lists and None.
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> arguments_of(rlhf.RolloutMemory(4))
+        {'capacity': 4, 'directory': None, 'reuse': 1}
     """
-    parts = trainer._parts
-    names = dict.fromkeys(
-        parameter.name
-        for kind in type(trainer).__mro__
-        if issubclass(kind, keras.Model) and "__init__" in vars(kind)
-        for parameter in inspect.signature(kind.__init__).parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    )
-    found = {
-        name: describe(getattr(trainer, name))
+    names = [name for name in inspect.signature(type(instance)).parameters]
+    return {
+        name: describe(getattr(instance, name))
         for name in names
-        if name not in _LEFT_OUT and hasattr(trainer, name)
+        if name not in _LEFT_OUT and hasattr(instance, name)
     }
-    found["rules"] = describe(parts.rules)
-    found["optimizer"] = describe(trainer.optimizer)
+
+
+def describe_rewards(reward: Any) -> dict[str, Any]:
+    """Returns name, weight and fingerprint of each part of a trainer's `reward`."""
     # Names of models hold counters of the process, those of a dict are the user's.
-    is_named = isinstance(parts.reward, dict)
-    found["reward"] = {
+    is_named = isinstance(reward, dict)
+    return {
         part.name if is_named else str(index): {
             "is": _describe_reward(part.reward),
             "weight": part.weight,
         }
-        for index, part in enumerate(weighted.parts_of(parts.reward))
+        for index, part in enumerate(weighted.parts_of(reward))
     }
-    # With adapters the reference is made of weights that are saved and loaded with the actor's.
-    saved = {id(v) for v in trainer.variables}
-    frozen = [v for v in parts.reference.frozen_values() if id(v) not in saved]
-    found["reference"] = fingerprint(frozen)
-    # As they are read back from a file.
-    return json.loads(json.dumps(_flat(found)))
 
 
 def describe(value: Any) -> Any:
@@ -131,14 +114,22 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[An
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _flat(settings, prefix=""):
-    flat = {}
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested settings under dotted names, as they are read back from a JSON file.
+
+    Example:
+        >>> flat({"sampler": {"length": 4}, "seed": 0})
+        {'sampler.length': 4, 'seed': 0}
+    """
+    return json.loads(json.dumps(dict(_flat(settings, ""))))
+
+
+def _flat(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            yield prefix + name, value
 
 
 def _config(value):

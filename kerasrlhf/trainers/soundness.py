@@ -1,14 +1,17 @@
-"""Errors that end a run whose numbers are no longer finite."""
+"""Errors and warnings about a run whose numbers are wrong."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 _REMEDIES = (
     "Lower the learning rate or `update_epochs`, or set `global_clipnorm` of the optimizer. "
     "`callbacks.Resume` and checkpoints have the states before."
 )
+# Mean |ratio - 1| of a first update that is arithmetic and not a mistake.
+_RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class SkippedUpdates:
@@ -25,11 +28,11 @@ class SkippedUpdates:
         0
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int) -> None:
         self.limit, self.in_a_row = limit, 0
 
     def after(self, logs: dict[str, Any], iteration: int) -> None:
-        """Takes note of an update.
+        """Counts an update.
 
         Args:
             logs: dict of its statistics; `policy/skipped` is 1 where it was skipped.
@@ -81,4 +84,25 @@ def check_weights(are_finite: bool, iteration: int) -> None:
     if not are_finite:
         raise FloatingPointError(
             f"Weights of the actor are not finite after iteration {iteration}. {_REMEDIES}"
+        )
+
+
+def check_first_ratio(logs: dict[str, Any], dtype: str, iteration: int) -> None:
+    """Warns if the first update of a rollout does not see the policy that sampled (S5).
+
+    Args:
+        logs: dict of the statistics of that update; `policy/ratio_error` is its mean |ratio - 1|.
+        dtype: str, what the actor computes in.
+        iteration: int, for the message.
+    """
+    if logs["policy/skipped"]:
+        return
+    error = float(logs["policy/ratio_error"])
+    if not error <= _RATIO_TOLERANCE.get(dtype, 0.1):
+        warnings.warn(
+            "The first update of an iteration must see the policy that sampled: ratio 1. Its mean "
+            f"|ratio - 1| is {error:.3g} in iteration {iteration}. Sampling and training disagree "
+            "on log-probabilities; what is learned now is not the gradient of the objective.",
+            RuntimeWarning,
+            stacklevel=2,
         )

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking, policy_losses
+from kerasrlhf.functional import masking, policy_losses, value_losses
 from kerasrlhf.rollouts.collector import Collected
+from kerasrlhf.types import Experience
 
-SHOWN = ("loss", "score", "kl", "kl_coef", "clipfrac", "length")
+SHOWN = {
+    "score": "objective/score",
+    "kl": "objective/kl",
+    "kl_coef": "objective/kl_coef",
+    "length": "objective/length",
+    "clipfrac": "policy/clipfrac",
+    "loss": "loss/total",
+}
+"""Statistics of the progress bar and the history, in this order, as far as they are measured."""
 VALIDATED = ("score", "kl", "length")
 MODES = {"score": "max"}
-_PLACES = {"loss": "loss/total", "clipfrac": "policy/clipfrac"}
 
 
 def rollout_statistics(collected: Collected) -> dict[str, float]:
     """Returns statistics of the sampled responses, means over the whole batch of all replicas.
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
-    is the score after the rules, `objective/raw_score` before. Padding enters none (S4, M9). With
+    is the score after `RewardShaping`, `objective/raw_score` before. Padding counts in none (S4, M9). With
     `Sampler(epsilon=...)` all are means over samples from the mixture; KL and entropy are
     importance-weighted per token, so that they describe the policy after each sampled prefix
     (M7). With `importance_cap` they are weighted by the ratio of training to sampling
@@ -62,9 +69,9 @@ def reward_statistics(collected: Collected) -> dict[str, float]:
     """Returns the statistics of single rewards, and what reward functions logged, as means.
 
     `reward/<name>` is the mean score of a part of a list or dict of rewards, without its weight,
-    over the responses that it applies to; or the mean of what functions gave `log_metric`.
+    over the responses that it applies to; or the mean of what functions passed to `log_metric`.
     `objective/unscored` is the fraction of responses that no reward applies to, from the first
-    one on.
+    such response on.
     """
     means = dict(collected.metrics or {})
     for name, scores in (collected.part_scores or {}).items():
@@ -79,8 +86,39 @@ def reward_statistics(collected: Collected) -> dict[str, float]:
 
 def shown_statistics(statistics: dict[str, float]) -> dict[str, float]:
     """Returns the statistics of the progress bar and the history, under their short names."""
-    places = {name: _PLACES.get(name, f"objective/{name}") for name in SHOWN}
-    return {name: statistics.get(place, 0.0) for name, place in places.items()}
+    return {name: statistics[place] for name, place in SHOWN.items() if place in statistics}
+
+
+def update_statistics(updates: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns means over the updates on a rollout, and how many were made and skipped.
+
+    Args:
+        updates: list of what each update logged; `policy/skipped` is 1 where it was skipped.
+    """
+    logs = [{name: float(value) for name, value in log.items()} for log in updates]
+    done = [log for log in logs if not log["policy/skipped"]]
+    means = {name: float(np.mean([log[name] for log in done or logs])) for name in logs[0]}
+    # With the skipped ones, so that `TerminateOnNaN` and people see them.
+    means["loss/total"] = float(np.mean([log["loss/total"] for log in logs]))
+    # Of the first update only: afterward the policy has moved and the error means nothing.
+    means["policy/ratio_error"] = logs[0]["policy/ratio_error"]
+    del means["policy/skipped"]
+    counts = {"policy/updates": len(done), "policy/skipped_updates": len(logs) - len(done)}
+    return {**means, **{name: float(count) for name, count in counts.items()}}
+
+
+def added_counts(statistics: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Returns statistics whose counts include the updates on another rollout."""
+    counts = ("policy/updates", "policy/skipped_updates")
+    return {**statistics, **{name: statistics[name] + more[name] for name in counts}}
+
+
+def value_statistics(experience: Experience) -> dict[str, float]:
+    """Returns how much of the variance of returns the values before the updates explain."""
+    explained = value_losses.explained_variance(
+        experience.values, experience.returns, experience.response_mask
+    )
+    return {"value/explained_variance": float(explained)}
 
 
 def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float]:
@@ -98,8 +136,3 @@ def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float
     update = seconds["iteration"] - seconds["rollout"] - seconds["score"]
     times = {**seconds, "update": update, "tokens_per_second": tokens / seconds["rollout"]}
     return {f"time/{name}": value for name, value in times.items()}
-
-
-def trackers(names: Iterable[str]) -> dict[str, keras.metrics.Mean]:
-    """Returns a running mean for each name."""
-    return {name: keras.metrics.Mean(name=name) for name in names}

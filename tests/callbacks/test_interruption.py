@@ -97,7 +97,7 @@ def test_a_signal_saves_the_last_finished_iteration(run, expected, number, every
     assert_goes_on(run.again(), tmp_path, expected, every)
 
 
-@pytest.mark.parametrize("every, iteration", [(1, 2), (4, 3)])
+@pytest.mark.parametrize(("every", "iteration"), [(1, 2), (4, 3)])
 def test_updates_are_finished_where_something_would_be_lost(
     run, expected, every, iteration, tmp_path, monkeypatch
 ):

@@ -20,7 +20,7 @@ KILLS = int(os.environ.get("KERASRLHF_KILLS", "3"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, kills", [("graph", KILLS - KILLS // 3), ("xla", KILLS // 3)])
+@pytest.mark.parametrize(("kind", "kills"), [("graph", KILLS - KILLS // 3), ("xla", KILLS // 3)])
 def test_killed_is_uninterrupted_to_the_bit(kind, kills, tmp_path):
     seed = int(os.environ.get("KERASRLHF_KILLS_SEED", time.time()))
     done = subprocess.run(
@@ -43,7 +43,9 @@ def test_killed_is_uninterrupted_to_the_bit(kind, kills, tmp_path):
     states = [json.loads((run / "state/resume.json").read_text()) for run in (whole, other)]
     assert states[0] == states[1], where
     assert events(other) == events(whole), where
-    assert files(other) - {"samples-former-1.jsonl"} == files(whole), where
+    # A run that is killed before its first state starts again, and sets its samples aside.
+    former = {name for name in files(other) if name.startswith("samples-former-")}
+    assert files(other) - former == files(whole), where
 
 
 def events(run):

@@ -97,7 +97,7 @@ def test_raw_scores_are_shown_where_a_rule_changed_them():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("count", 0), ("every", 0), ("prompts", []), ("prompts", "one text")]
+    ("name", "value"), [("count", 0), ("every", 0), ("prompts", []), ("prompts", "one text")]
 )
 def test_arguments_are_checked(name, value):
     with pytest.raises(ValueError, match=name):

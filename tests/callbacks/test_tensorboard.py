@@ -130,7 +130,9 @@ def test_texts_cannot_break_the_table():
     assert "<script>" not in last and "*" not in last
 
 
-@pytest.mark.parametrize("name, value", [("samples", -1), ("text_freq", 0), ("scalar_freq", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", -1), ("text_freq", 0), ("scalar_freq", 0.5)]
+)
 def test_arguments_are_checked(tmp_path, name, value):
     with pytest.raises(ValueError, match=name):
         rlhf.callbacks.TensorBoard(tmp_path, **{name: value})

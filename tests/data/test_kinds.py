@@ -38,7 +38,7 @@ def test_steps_have_labels_that_are_no_tokens():
 
 
 def test_another_kind_is_named_on_both_sides(datasets):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="`x` has other batches") as caught:
         kinds.check_kind("x", datasets["preferences"], "prompts")
     message = str(caught.value)
     assert message.startswith("`x` has other batches. Expected batches as from `rlhf.data.prompts`")

@@ -45,7 +45,7 @@ def test_columns_go_with_their_rows(gpt2):
         GOOD | {"margin": 3},
         GOOD | {"chosen": "c" * 20, "margin": 4},
     ]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="cannot be used") as caught:
         found = data.preferences(rows, gpt2, 2, shuffle=False, on_error="skip", drop_longer_than=9)
     assert next(found.as_numpy_iterator())[1].tolist() == [1, 3]
     assert (found.report.skipped, found.report.dropped) == ((1,), 1)
@@ -96,7 +96,7 @@ def test_all_rows_of_one_fault_are_named_at_once():
 
 
 @pytest.mark.parametrize(
-    "yes, no", [("1", "0"), ("true", "false"), ("True", "False"), (1.0, np.False_)]
+    ("yes", "no"), [("1", "0"), ("true", "false"), ("True", "False"), (1.0, np.False_)]
 )
 def test_truth_values_of_a_table(gpt2, yes, no):
     rows = [GOOD | {"label": yes}, GOOD | {"label": no}]

@@ -281,7 +281,7 @@ def tfds_dir(tmp_path_factory):
     ],
 )
 def test_tfds(tfds_dir, gpt2, name, split, labels):
-    dataset = data.prompts(name, gpt2, 1, split=split, data_dir=tfds_dir)
+    dataset = data.prompts(data.read(name, split=split, data_dir=tfds_dir), gpt2, 1)
     batches = list(dataset.as_numpy_iterator())
     records = [json.loads(batch["record"][0]) for batch in batches]
     assert sorted(record["label"] for record in records) == labels

@@ -119,7 +119,7 @@ def test_what_is_found_hangs_little_on_the_groups_that_were_drawn(monkeypatch):
     given, _ = table(0.6, 0.3)
     found = []
     for draws in (1024, 4096):
-        monkeypatch.setattr(grpo_optimum, "_DRAWS", draws)
+        monkeypatch.setattr(grpo_optimum, "_GROUPS", draws)
         found.append(grpo_optimum.resting_logprobs([given], SCORES, RESPONSES, COEF, 8)[0])
     assert 0.0 <= np.sum(np.exp(found[0]) * (found[0] - found[1])) < 1e-5
 
@@ -146,11 +146,11 @@ def test_bad_input_is_refused():
         grpo_optimum.resting_logprobs([given], SCORES, RESPONSES, COEF, 1)
     with pytest.raises(ValueError, match="kl_coef"):
         grpo_optimum.resting_logprobs([given], SCORES, RESPONSES, 0.0, 2)
+    fewer = optimum.enumerate_responses(2, 1)
     with pytest.raises(ValueError, match=r"2 responses.*3"):
-        fewer = optimum.enumerate_responses(2, 1)
         grpo_optimum.resting_logprobs([given], SCORES, fewer, COEF, 2)
+    never = [np.log([1.0, 1e-300]) - [0.0, np.inf]]
     with pytest.raises(ValueError, match="must be finite"):
-        never = [np.log([1.0, 1e-300]) - [0.0, np.inf]]
         grpo_optimum.resting_logprobs(never, SCORES[:2], fewer, COEF, 2)
     with pytest.raises(ValueError, match="one shape"):
         grpo_optimum.relative_divergence([given], [given[:2]], [given])

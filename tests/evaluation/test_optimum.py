@@ -39,7 +39,7 @@ def test_a_stop_token_ends_a_response():
     assert len(set(many.tuples())) == len(many.token_ids)
 
 
-@pytest.mark.parametrize("coef, normalizer", [(1.0, 2.0), (0.5, 5.5)])
+@pytest.mark.parametrize(("coef", "normalizer"), [(1.0, 2.0), (0.5, 5.5)])
 def test_the_best_value_is_coef_times_log_of_the_normalizer(coef, normalizer):
     best = optimum.best_value(REFERENCE, SCORES, coef)
     np.testing.assert_allclose(best, [coef * math.log(normalizer)], rtol=1e-12)

@@ -8,7 +8,7 @@ import pytest
 
 import kerasrlhf as rlhf
 from kerasrlhf.models import lm_adapter, lora
-from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.actor_critic import ActorCritic, require_actor
 from kerasrlhf.types import Sampler
 
 BATCH = helpers.prompts([6, 3, 1])
@@ -294,6 +294,12 @@ def test_batch_sizes_that_answer_nothing_are_refused(writer):
     for batch_size in (0, False):
         with pytest.raises(ValueError, match="`batch_size` must be"):
             writer[0].generate(["a"], Sampler(length=2), batch_size=batch_size)
+
+
+def test_only_an_actor_is_an_actor(writer):
+    assert require_actor(writer[0]) is writer[0]
+    with pytest.raises(ValueError, match=r"must be an ActorCritic, .* of type GPT2CausalLM"):
+        require_actor(writer[0].causal_lm)
 
 
 def test_texts_without_a_tokenizer_are_refused():

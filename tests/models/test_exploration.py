@@ -30,7 +30,7 @@ def test_frequencies_are_those_of_the_mixture(vocab, epsilon):
     expected = (1 - epsilon) * softmax(logits / 0.7) + epsilon / vocab
     uniforms = replica.uniforms(3, 0, count, 1)[:, 0]
     sampler = Sampler(length=1, temperature=0.7, epsilon=epsilon)
-    tokens, logprobs = draw(tf.tile(logits[None], (count, 1)), uniforms, sampler)
+    tokens, logprobs = draw(tf.tile(logits[None], (count, 1)), uniforms, sampler, 0.7)
     found = np.bincount(tokens, minlength=vocab) / count
     error = np.sqrt(expected * (1 - expected) / count)
     assert np.all(np.abs(found - expected) < 5 * error)

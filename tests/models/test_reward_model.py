@@ -10,7 +10,7 @@ import kerasrlhf as rlhf
 from kerasrlhf import replica
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import lm_adapter
+from kerasrlhf.models import generation, lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.types import Sampler
@@ -265,20 +265,25 @@ def test_normalizing_on_responses_of_the_model_it_came_from(fitted):
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_normalizing_on_a_given_policy():
+def test_normalizing_on_a_given_policy(monkeypatch):
+    """An actor, or its language model."""
     model = reward_model(texts=True)
     asked = []
 
     ended = np.arange(len(RESPONSES)) % 2 == 0
 
-    def generate(prompts, sampler, seed, return_ended, template, parse_special):
-        asked.append((prompts, sampler, seed))
+    def generate(causal_lm, prompts, sampler, seed, return_ended, template, parse_special):
+        asked.append((causal_lm, prompts, sampler, seed))
         return RESPONSES, ended
 
+    monkeypatch.setattr(generation, "generate", generate)
     policy = helpers.actor(texts=True)
-    policy.generate = generate
-    model.normalize(PROMPTS, policy=policy, seed=3)
-    assert asked == [(PROMPTS, Sampler(length=32), replica.stream(3, "normalize"))]
+    seed = replica.stream(3, "normalize")
+    for given in (policy, policy.causal_lm):
+        model.normalize(PROMPTS, policy=given, seed=3)
+        assert asked.pop() == (policy.causal_lm, PROMPTS, Sampler(length=32), seed)
+    with pytest.raises(ValueError, match=r"`keras_hub\.models\.CausalLM`"):
+        model.normalize(PROMPTS, policy=model)
     assert model.score(PROMPTS, RESPONSES, ended=ended).mean() == pytest.approx(0.0, abs=1e-4)
     with pytest.raises(ValueError, match="needs responses of the initial policy"):
         model.normalize(PROMPTS)
@@ -303,6 +308,23 @@ def test_a_preset_gives_back_the_same_scores(family, texts, tmp_path):
     assert (again.preprocessor is not None) == texts
     if texts:
         np.testing.assert_array_equal(again.score(["ab"], ["cd"]), model.score(["ab"], ["cd"]))
+
+
+def test_weights_hold_gain_and_bias_but_no_initial_policy(tmp_path):
+    causal_lm = helpers.lm(texts=True, num_layers=1)
+    model = RewardModel.from_causal_lm(causal_lm)
+    assert model.initial_policy is causal_lm
+    assert not {id(v) for v in model.variables} & {id(v) for v in causal_lm.variables}
+    model.gain.assign(1.0 / 3.0)
+    model.bias.assign(-0.7)
+    batch = helpers.prompts([6, 3, 1])
+    expected = np.array(model(batch))
+    model.save_weights(tmp_path / "reward.weights.h5")
+    again = RewardModel(helpers.backbone(num_layers=1, seed=5))
+    assert again.initial_policy is None
+    again.load_weights(tmp_path / "reward.weights.h5")
+    np.testing.assert_array_equal(again(batch), expected)
+    assert (float(again.gain), float(again.bias)) == (float(model.gain), float(model.bias))
 
 
 def test_a_reward_model_from_a_language_model_s_preset(tmp_path):

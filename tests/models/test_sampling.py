@@ -212,7 +212,9 @@ def test_greedy_sampling_takes_the_likeliest_next_token():
 def frequencies(logits, sampler, count=6000, seed=0):
     """How often each entry is drawn, and the log-probabilities that came with the draws."""
     rows = np.repeat(np.asarray(logits, "float32")[None], count, axis=0)
-    tokens, logprobs = draw(rows, replica.uniforms(seed, 0, count, 1)[:, 0], sampler)
+    tokens, logprobs = draw(
+        rows, replica.uniforms(seed, 0, count, 1)[:, 0], sampler, sampler.temperature
+    )
     tokens = np.array(tokens)
     assert tokens.dtype == "int32" and tokens.min() >= 0 and tokens.max() < len(logits)
     return np.bincount(tokens, minlength=len(logits)), tokens, np.array(logprobs)
@@ -272,14 +274,16 @@ def test_filters_leave_the_likeliest_in_their_proportions(options):
 def test_filters_that_let_everything_through():
     logits = np.random.default_rng(3).normal(size=(50, 9)).astype("float32")
     uniforms = replica.uniforms(0, 0, 50, 1)[:, 0]
-    plain, _ = draw(logits, uniforms, Sampler(length=1))
+    plain, _ = draw(logits, uniforms, Sampler(length=1), 1.0)
     for options in ({"top_k": 9}, {"top_k": 100}, {"top_p": 1.0}):
         np.testing.assert_array_equal(
-            draw(logits, uniforms, Sampler(length=1, **options))[0], plain
+            draw(logits, uniforms, Sampler(length=1, **options), 1.0)[0], plain
         )
-    one, _ = draw(logits, uniforms, Sampler(length=1, top_k=1))
-    least, _ = draw(logits, uniforms, Sampler(length=1, top_p=1e-6))
-    greedy, _ = draw(logits, uniforms, Sampler(length=1, temperature=0))
+    one, _ = draw(logits, uniforms, Sampler(length=1, top_k=1), 1.0)
+    least, _ = draw(logits, uniforms, Sampler(length=1, top_p=1e-6), 1.0)
+    greedy, logprobs = draw(logits, uniforms, Sampler(length=1, temperature=0), 0.5)
+    likeliest = np.max(logits, axis=-1) - np.log(np.exp(logits).sum(axis=-1))
+    np.testing.assert_allclose(logprobs, likeliest, atol=1e-5)  # at temperature 1
     for tokens in (one, least, greedy):
         np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
 
@@ -292,7 +296,7 @@ def test_impossible_entries_are_never_drawn(nothing, uniform):
     for row, entries in zip(logits, possible, strict=True):
         row[entries] = np.linspace(-5, 5, len(entries))
     uniforms = np.full((4, 2), uniform, "float32")
-    tokens, logprobs = draw(logits, uniforms, Sampler(length=1))
+    tokens, logprobs = draw(logits, uniforms, Sampler(length=1), 1.0)
     assert all(t in entries for t, entries in zip(np.array(tokens), possible, strict=True))
     assert np.isfinite(logprobs).all()
 
@@ -300,7 +304,7 @@ def test_impossible_entries_are_never_drawn(nothing, uniform):
 def test_ends_of_the_unit_interval_are_the_ends_of_the_vocabulary():
     logits = np.zeros((1, 700), "float32")
     for uniform, expected in ((0.0, 0), (1 - 2**-24, 699)):
-        token, _ = draw(logits, np.full((1, 2), uniform, "float32"), Sampler(length=1))
+        token, _ = draw(logits, np.full((1, 2), uniform, "float32"), Sampler(length=1), 1.0)
         assert int(token[0]) == expected
 
 

@@ -69,6 +69,34 @@ def test_padding_stays_within_the_model_s_positions():
         actor.generate(["b" * 17], SAMPLER, jit_compile=False)
 
 
+def test_a_length_is_a_sampler(actor):
+    assert actor.generate("b", 3, jit_compile=False) == actor.generate(
+        "b", Sampler(length=3), jit_compile=False
+    )
+    with pytest.raises(ValueError, match="`sampler` must be"):
+        actor.generate("b", True)
+
+
+def test_a_schedule_is_no_temperature_to_generate_with(actor):
+    sampler = Sampler(length=3, temperature=lambda iteration: 1.0)
+    with pytest.raises(ValueError, match=r"schedule.*pass a number"):
+        actor.generate("b", sampler)
+
+
+def test_batches_have_one_size_and_their_rows_come_back_in_order():
+    sizes = []
+
+    def double(x, words):
+        sizes.append((len(x), len(words)))
+        return 2 * x, [word + word for word in words]
+
+    rows = np.arange(5), list("abcde")
+    numbers, words = replica.in_batches(double, rows, 2)
+    assert numbers.tolist() == [0, 2, 4, 6, 8] and words == ["aa", "bb", "cc", "dd", "ee"]
+    replica.in_batches(double, (np.arange(1), ["a"]), 4)
+    assert sizes == [(2, 2)] * 3 + [(4, 4)]
+
+
 CHAT = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "bc"}]]
 
 

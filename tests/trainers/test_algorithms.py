@@ -113,7 +113,7 @@ def test_advantages_of_groups_against_loops(make, case):
 PLUS_PLUS = [(1.0, False, None), (0.8, False, None), (1.0, True, None), (1.0, True, "reward")]
 
 
-@pytest.mark.parametrize("gamma, group_baseline, kl_in", PLUS_PLUS)
+@pytest.mark.parametrize(("gamma", "group_baseline", "kl_in"), PLUS_PLUS)
 def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, kl_in):
     """Hu et al. 2025: rewards to come, whitened over all tokens of the batch.
 

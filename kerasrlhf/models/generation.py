@@ -1,0 +1,209 @@
+"""Responses of a language model to prompts: batching, padding and what ended."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasrlhf import replica, tokens
+from kerasrlhf.data import inputs
+from kerasrlhf.data.limits import Limits
+from kerasrlhf.models import sampling
+from kerasrlhf.types import (
+    Responses,
+    Sampler,
+    Tensor,
+    require_int,
+    require_sampler,
+    require_seed,
+)
+
+
+def generate(
+    causal_lm: keras.Model,
+    prompts: Any,
+    sampler: Sampler | int,
+    seed: int = 0,
+    *,
+    batch_size: int = 256,
+    return_ended: bool = False,
+    jit_compile: bool = True,
+    template: str | Callable = "plain",
+    parse_special: bool = False,
+    limits: Limits | None = None,
+    sample: Callable[..., Responses] | None = None,
+    functions: dict | None = None,
+) -> str | list[str] | tuple | Responses:
+    """Samples responses to prompts with the compiled loop that training uses.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        prompts: a string or a list of messages, or a list of these; or a dict of `token_ids`
+            and `padding_mask` `(batch, prompt)`, right-padded.
+        sampler: `Sampler`, or an int for `Sampler(length)`. Filters and temperature 0 are allowed.
+        seed: int, at least 0. Equal seeds and prompts have equal responses. Defaults to 0.
+        batch_size: int, at least 1. Texts per batch; a dict is one batch. Defaults to 256.
+        return_ended: bool. Whether to also return which texts ended with an end token of the
+            tokenizer; the token itself is not part of the text. Defaults to False.
+        jit_compile: bool. Whether to compile with XLA, once per shape and sampler. Prompts are
+            padded to one of a few lengths, which keeps the number of shapes low. Defaults to True.
+        template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults to
+            `"plain"`.
+        parse_special: bool. Whether a special token that is written in a prompt, such as
+            `<|im_end|>`, becomes that token. Defaults to False.
+        limits: `Limits` of all networks that process the responses. Defaults to the model's own.
+        sample: callable `(token_ids, padding_mask, uniforms, sampler, temperature)` that returns
+            `Responses`. Defaults to sampling from `causal_lm` without values.
+        functions: dict, filled with compiled functions that later calls with the same model and
+            the same `sample` use again. Defaults to a new one.
+
+    Returns:
+        For texts and messages, the texts of the responses (one string for a single prompt),
+        without prompt and special tokens; with `return_ended` a tuple of these and a bool array
+        `(prompts,)`. For a dict, `Responses`.
+
+    Raises:
+        ValueError: If there are no prompts, a prompt is neither a string nor messages or is too
+            long, `sampler` is not a `Sampler` with a constant temperature, or an argument is
+            outside its range.
+    """
+    sampler = _checked(sampler)
+    require_int("batch_size", batch_size, minimum=1)
+    require_seed(seed)
+    limits = Limits.of([causal_lm.backbone], causal_lm.preprocessor) if limits is None else limits
+    limits = limits._replace(sampled=sampler.length)
+    if sample is None:
+        sample = functools.partial(_sample, causal_lm, limits)
+    compiled = _compiled(sample, sampler, jit_compile, {} if functions is None else functions)
+    stream = replica.stream(seed, "generate")
+
+    def respond(token_ids: np.ndarray, padding_mask: np.ndarray, batch: int) -> Responses:
+        limits.check_batch({"token_ids": token_ids, "padding_mask": padding_mask})
+        uniforms = replica.uniforms(stream, batch, len(token_ids), sampler.length)
+        return compiled(
+            ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
+        )
+
+    if isinstance(prompts, dict):
+        return respond(*_checked_batch(prompts), batch=0)
+    preprocessor = causal_lm.preprocessor
+    is_single = isinstance(prompts, str) or inputs.is_conversation(prompts)
+    _, rows = inputs.encode_prompts(
+        [prompts] if is_single else prompts, preprocessor, template, parse_special
+    )
+    batches = itertools.count()
+
+    def respond_to_texts(rows: list[list[int]]) -> list[list[int]]:
+        responses = respond(*padded_prompts(rows, limits), next(batches))
+        return tokens.masked_rows(responses.token_ids, responses.response_mask)
+
+    responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
+    texts = tokens.detokenize(responses, preprocessor, after=rows)
+    texts = texts[0] if is_single else texts
+    return (texts, ended(causal_lm, responses)) if return_ended else texts
+
+
+def stop_token_ids(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> tuple[int, ...]:
+    """Returns the ids that end a response under `sampler`.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        sampler: `Sampler`.
+        limits: `Limits` that the sampler's own stop tokens have to be within.
+    """
+    if sampler.stop_token_ids == "auto":
+        return tokens.stop_ids(causal_lm.preprocessor)
+    ids = sampler.stop_token_ids or ()
+    limits.check_ids(ids, name="`stop_token_ids`")
+    return ids
+
+
+def ended(causal_lm: keras.Model, responses: list[list[int]]) -> np.ndarray:
+    """Returns which responses end with a token that ends a turn or a text, bool `(rows,)`.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        responses: list of lists of token ids.
+    """
+    ends = tokens.stop_ids(causal_lm.preprocessor)
+    return np.array([bool(row) and row[-1] in ends for row in responses])
+
+
+def padded_prompts(rows: list[list[int]], limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+    """Pads rows of token ids to one of a few lengths.
+
+    Args:
+        rows: list of lists of token ids.
+        limits: `Limits` with `sampled`, the tokens to sample after a row.
+
+    Returns:
+        Token ids int32 `(rows, length)` and their mask, bool.
+
+    Raises:
+        ValueError: If a prompt and its response do not fit the positions.
+    """
+    longest = max(map(len, rows))
+    limits.check_length(longest)
+    room = None if limits.positions is None else limits.positions - limits.sampled
+    return tokens.padded(rows, tokens.padded_length(longest, room))
+
+
+def _checked(sampler: Any) -> Sampler:
+    if isinstance(sampler, numbers.Integral) and not isinstance(sampler, bool):
+        sampler = Sampler(int(sampler))
+    require_sampler(sampler)
+    if callable(sampler.temperature):
+        raise ValueError(
+            "The temperature of this sampler is a schedule over the iterations of a trainer. To "
+            "generate, pass a number, for example `Sampler(length, temperature=1.0)`. Received: "
+            f"temperature={sampler.temperature!r}."
+        )
+    return sampler
+
+
+def _checked_batch(prompts: dict) -> tuple[np.ndarray, np.ndarray]:
+    if not {"token_ids", "padding_mask"} <= {*prompts}:
+        raise ValueError(
+            "A dict of prompts must have `token_ids` and `padding_mask`, as batches of "
+            f"`rlhf.data.prompts`. Received: {sorted(prompts)}. Texts are passed as a "
+            "string or a list of strings."
+        )
+    token_ids = np.asarray(prompts["token_ids"], "int32")
+    padding_mask = np.asarray(prompts["padding_mask"], bool)
+    tokens.check_right_padded(token_ids, padding_mask)
+    return token_ids, padding_mask
+
+
+def _sample(
+    causal_lm: keras.Model,
+    limits: Limits,
+    token_ids: Tensor,
+    padding_mask: Tensor,
+    uniforms: Tensor,
+    sampler: Sampler,
+    temperature: float,
+) -> Responses:
+    stops = stop_token_ids(causal_lm, sampler, limits)
+    return sampling.sample(
+        causal_lm, token_ids, padding_mask, uniforms, sampler, temperature, stops
+    )
+
+
+def _compiled(sample: Callable, sampler: Sampler, jit_compile: bool, functions: dict) -> Callable:
+    key = sampler, jit_compile
+    if key not in functions:
+        # A greedy sampler has the log-probabilities of temperature 1.
+        functions[key] = replica.compiled(
+            lambda ids, mask, uniforms: sample(
+                ids, mask, uniforms, sampler, sampler.temperature or 1.0
+            ),
+            jit_compile,
+        )
+    return functions[key]

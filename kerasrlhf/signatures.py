@@ -1,0 +1,74 @@
+"""Signatures that name every argument, and errors that name the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Iterable
+
+
+def expanded(kind: type, base: type) -> inspect.Signature:
+    """Returns the signature of a class, with the arguments behind its `**kwargs` by name.
+
+    Args:
+        kind: class whose `__init__` may end in `**kwargs` that go to `base`, annotated as
+            `Unpack[...]` of a `TypedDict` or not at all.
+        base: class with a signature.
+
+    Example:
+        >>> class Base:
+        ...     def __init__(self, size, *, seed=0): ...
+        >>> class Final(Base):
+        ...     def __init__(self, *args, rate=0.1, **kwargs): ...
+        >>> str(expanded(Final, Base))
+        '(size, *, rate=0.1, seed=0)'
+    """
+    own = _parameters(kind)
+    known = getattr(base, "__signature__", None)
+    inherited = {p.name: p for p in (known.parameters.values() if known else _parameters(base))}
+    parameters: list[inspect.Parameter] = []
+    for parameter in own:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            parameters += [p for p in inherited.values() if p.kind in positional]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            taken = {p.name for p in [*own, *parameters]}
+            for name in _names(kind, parameter.name, inherited):
+                if name not in taken and inherited[name].kind is not parameter.VAR_KEYWORD:
+                    parameters.append(inherited[name].replace(kind=parameter.KEYWORD_ONLY))
+        else:
+            parameters.append(parameter)
+    return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    return [*inspect.signature(kind.__init__).parameters.values()][1:]
+
+
+def _names(kind: type, name: str, inherited: Iterable[str]) -> Iterable[str]:
+    """Names that `**kwargs` stand for: those of its `TypedDict`, or all that are inherited."""
+    hint = typing.get_type_hints(kind.__init__).get(name)
+    options = next(iter(typing.get_args(hint)), None)
+    return typing.get_type_hints(options) if typing.is_typeddict(options) else inherited
+
+
+def check_names(kind: type, names: Iterable[str]) -> None:
+    """Raises a `TypeError` for arguments that a class does not have, with the nearest name.
+
+    Example:
+        >>> class Trainer:
+        ...     def __init__(self, cliprange=0.2): ...
+        >>> check_names(Trainer, ["clip_range"])
+        Traceback (most recent call last):
+            ...
+        TypeError: `Trainer` has no argument `clip_range`. Did you mean `cliprange`?
+    """
+    known = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Its arguments are {[*known]}."
+            raise TypeError(f"`{kind.__name__}` has no argument `{name}`.{hint}")

@@ -1,0 +1,152 @@
+"""Language modeling during reinforcement learning: PPO-ptx, and steps between iterations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from kerasrlhf import replica
+from kerasrlhf.data.limits import Guard, Limits
+from kerasrlhf.types import Tensor, require_int, require_number
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModeling:
+    """Language modeling during reinforcement learning, so that the policy keeps its language.
+
+    Args:
+        data: dataset as `data.demonstrations` returns it: inputs, targets, weights. Each step
+            takes one batch of it, from the start again after the last one; micro-batches and
+            replicas divide its rows too.
+        coef: float, at least 0. Weight of the language-modeling loss that each update adds
+            (PPO-ptx). Defaults to 0.
+        every: int, at least 1, or None. After every `every` iterations come `steps` optimizer
+            steps of language modeling alone. Defaults to None: never.
+        steps: int, at least 1. Defaults to 1.
+
+    Raises:
+        ValueError: If a value is outside its range, `data` is no such dataset, or an option has no
+            effect.
+
+    Example:
+        >>> import kerasrlhf as rlhf
+        >>> actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
+        >>> stories = rlhf.data.demonstrations(["Tom had a ball."], actor.causal_lm.preprocessor, 1)
+        >>> rlhf.LanguageModeling(stories, every=4).steps
+        1
+
+    Reference:
+        Ouyang et al. 2022, "Training Language Models to Follow Instructions with Human Feedback"
+        (arXiv 2203.02155), eq. 2.
+    """
+
+    data: Any
+    coef: float = 0.0
+    every: int | None = None
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not _is_of_demonstrations(self.data):
+            raise ValueError(
+                "`data` of `LanguageModeling` must be a dataset as `rlhf.data.demonstrations` "
+                "returns it: inputs with `token_ids` and `padding_mask`, targets, weights. "
+                f"Received: {self.data!r} of type {type(self.data).__name__}."
+            )
+        require_number("coef", self.coef, minimum=0.0)
+        if self.every is not None:
+            require_int("every", self.every, minimum=1)
+        require_int("steps", self.steps, minimum=1)
+        if self.coef == 0 and self.every is None:
+            raise ValueError(
+                "`LanguageModeling` has no effect with `coef=0` and `every=None`. Set `coef` above "
+                "0, or `every`."
+            )
+        if self.steps != 1 and self.every is None:
+            raise ValueError(
+                f"`steps` has no effect without `every`. Received: steps={self.steps}. Set `every` "
+                "too, or leave out `steps`."
+            )
+
+    def steps_after(self, iteration: int) -> int:
+        """Returns the number of optimizer steps on text alone after an iteration, from 0."""
+        due = self.every is not None and (iteration + 1) % self.every == 0
+        return self.steps if due else 0
+
+
+class TextBatch(NamedTuple):
+    """A batch of text, and what its loss is divided by.
+
+    inputs, targets, weights: as `data.demonstrations` returns them.
+    weight_sum: float32 scalar, the sum of all weights, at least 1.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    weights: Tensor
+    weight_sum: Tensor
+
+
+class TextBatches:
+    """The batches of text of a run, one after the other, from the start again after the last.
+
+    Args:
+        texts: `LanguageModeling` or None: then every batch is None.
+        limits: `Limits` of the actor; texts that it cannot take are refused.
+    """
+
+    def __init__(self, texts: LanguageModeling | None, limits: Limits) -> None:
+        self._batches = None
+        if texts is not None:
+            self._batches = Guard(limits).batches(texts.data.repeat())
+
+    def next(self, count: int, micro_batches: int, replicas: int) -> list[TextBatch | None]:
+        """Returns the next `count` batches, or `count` times None without texts.
+
+        Args:
+            count: int.
+            micro_batches, replicas: int, what the rows of every batch are divided between.
+
+        Raises:
+            ValueError: If there are no texts, or rows cannot be divided into parts of equal size.
+        """
+        if self._batches is None:
+            return [None] * count
+        batches = [self._next() for _ in range(count)]
+        for _, _, weights in batches:
+            replica.check_division(
+                "texts of `LanguageModeling`",
+                int(weights.shape[0]),
+                micro_batches=micro_batches,
+                replicas=replicas,
+            )
+        return [
+            TextBatch(*batch, weight_sum=tf.maximum(tf.reduce_sum(batch[-1]), 1.0))
+            for batch in batches
+        ]
+
+    def skip(self, count: int) -> None:
+        """Passes over the batches of updates that were done before a resume."""
+        for _ in range(count if self._batches is not None else 0):
+            self._next()
+
+    def _next(self) -> tuple[Any, Tensor, Tensor]:
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError(
+                "`data` of `LanguageModeling` has no batches. A batch size above the number of "
+                "texts leaves none with `drop_remainder=True`."
+            )
+        return batch
+
+
+def _is_of_demonstrations(dataset: Any) -> bool:
+    spec = getattr(dataset, "element_spec", None)
+    return (
+        isinstance(dataset, tf.data.Dataset)
+        and isinstance(spec, tuple)
+        and len(spec) == 3
+        and isinstance(spec[0], dict)
+        and {"token_ids", "padding_mask"} <= set(spec[0])
+    )

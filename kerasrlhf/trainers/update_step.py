@@ -1,0 +1,261 @@
+"""One update: which rows it takes, the loss of a minibatch, and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from kerasrlhf import replica
+from kerasrlhf.functional import kl as kl_estimators
+from kerasrlhf.functional import masking
+from kerasrlhf.models import reverse
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.trainers.language_modeling import TextBatch
+from kerasrlhf.types import Experience, Tensor, TokenStats
+
+
+class Counts(NamedTuple):
+    """What sums over rows are divided by: taken over the whole minibatch of all replicas.
+
+    weights: float32 `(batch, length)`, of the tokens in the loss.
+    tokens: float32 scalar, response tokens.
+    prompt_tokens: float32 scalar, tokens of the prompts of responses that count.
+    """
+
+    weights: Tensor
+    tokens: Tensor
+    prompt_tokens: Tensor
+
+
+class UpdateBatch(NamedTuple):
+    """What one update is computed from.
+
+    minibatch: `Experience` of its rows.
+    counts: `Counts` of the whole minibatch.
+    text: `TextBatch` of language modeling, or None.
+    temperature: float32 scalar, the sampler's in this iteration.
+    """
+
+    minibatch: Experience
+    counts: Counts
+    text: TextBatch | None
+    temperature: Tensor
+
+
+class UpdateStep:
+    """The loss of a minibatch and its gradient: an algorithm's objective and what is added to it.
+
+    The loss is the sum over tokens of `weight * (objective + KL term - entropy bonus)`, plus
+    `text_coef` times the cross-entropy of a batch of text, plus `prompt_coef` times that of the
+    prompts given their responses. Everything is divided by counts over the whole minibatch, so
+    that micro-batches, replicas and padding leave the gradient as it is (M3).
+
+    Args:
+        actor: `ActorCritic`.
+        objective: an algorithm's loss per token and logged tensors, from `TokenStats` and
+            `Experience`.
+        variables: list of Keras variables that are trained.
+        length: int. Maximum number of tokens of a response.
+        micro_batches: int. Parts that a minibatch is computed in, one after the other.
+        loss_reduction: str, as `functional.masking.loss_weights` takes it.
+        kl_estimator: str, of the KL term of the loss.
+        entropy_coef: float.
+        text_coef: float.
+        prompt_coef: float.
+    """
+
+    def __init__(
+        self,
+        actor: ActorCritic,
+        objective: Callable[[TokenStats, Experience], tuple[Tensor, dict[str, Tensor]]],
+        variables: list[keras.Variable],
+        *,
+        length: int,
+        micro_batches: int,
+        loss_reduction: str,
+        kl_estimator: str,
+        entropy_coef: float,
+        text_coef: float,
+        prompt_coef: float,
+    ) -> None:
+        self.actor, self.objective, self.variables = actor, objective, variables
+        self.length, self.micro_batches = length, micro_batches
+        self.loss_reduction, self.kl_estimator = loss_reduction, kl_estimator
+        self.entropy_coef, self.text_coef, self.prompt_coef = entropy_coef, text_coef, prompt_coef
+
+    def batch(
+        self, experience: Experience, rows: Tensor, text: TextBatch | None, temperature: Tensor
+    ) -> UpdateBatch:
+        """Returns the given rows of an experience as an `UpdateBatch`."""
+        minibatch = take(experience, rows)
+        mask = minibatch.response_mask
+        counted = ops.where(ops.any(mask, axis=-1), minibatch.prompt_lengths, 0)
+        counts = Counts(
+            weights=masking.loss_weights(mask, self.loss_reduction, self.length),
+            tokens=ops.maximum(ops.sum(ops.cast(mask, "float32")), 1.0),
+            prompt_tokens=ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0),
+        )
+        return UpdateBatch(minibatch, counts, text, temperature)
+
+    def gradients(
+        self, batch: UpdateBatch, index: Tensor | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns gradients and logged sums of a batch, or of one of its micro-batches.
+
+        Args:
+            batch: `UpdateBatch`, or a replica's share of its rows.
+            index: int32 scalar, which micro-batch. Defaults to None: all, one after the other.
+        """
+        if index is None and self.micro_batches > 1:
+            return replica.accumulated(lambda i: self.gradients(batch, i), self.micro_batches)
+        part = batch if index is None else _part(batch, index, self.micro_batches)
+        values = [v.value for v in self.variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            loss, sums = self.loss(part)
+        gradients = replica.dense_gradients(tape, loss, values)
+        if part.text is None:
+            return gradients, sums
+        # With a tape of its own, so that the activations of both are never in memory together.
+        more, text_sums = self.text_gradients(part.text, is_part=True)
+        total = sums["loss/total"] + self.text_coef * text_sums["loss/ptx"]
+        gradients = [a + self.text_coef * b for a, b in zip(gradients, more, strict=True)]
+        return gradients, {**sums, **text_sums, "loss/total": total}
+
+    def loss(self, batch: UpdateBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of a (micro-)batch but for its text, and the logged sums."""
+        minibatch, counts = batch.minibatch, batch.counts
+        mask = minibatch.response_mask
+        stats = self.actor.token_stats(
+            minibatch.token_ids,
+            minibatch.padding_mask,
+            minibatch.prompt_lengths,
+            self.length,
+            batch.temperature,
+            entropy_gradient=self.entropy_coef > 0,
+        )
+        loss, logs = self.objective(stats, minibatch)
+        if minibatch.kl_weights is not None:
+            logs = {**logs, "loss/kl": self._kl(stats, minibatch)}
+            loss = loss + logs["loss/kl"]
+        if self.entropy_coef > 0:
+            loss = loss - self.entropy_coef * stats.entropy
+        logs = {**policy_logs(stats, minibatch), **logs}
+        sums = {name: masking.masked_sum(x, mask) / counts.tokens for name, x in logs.items()}
+        total = ops.sum(masking.zero_outside(loss, mask) * counts.weights)
+        if self.prompt_coef > 0:
+            sums["loss/reverse"] = self._prompt_loss(minibatch, counts)
+            total = total + self.prompt_coef * sums["loss/reverse"]
+        return total, {"loss/total": total, **sums}
+
+    def text_gradients(
+        self, text: TextBatch, index: Tensor | None = None, is_part: bool = False
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns the gradients of the cross-entropy of a text, and its value.
+
+        Args:
+            text: `TextBatch`, or a replica's share of its rows. The loss is in nats per counted
+                token of the whole batch.
+            index: int32 scalar, which micro-batch. Defaults to None: all, one after the other.
+            is_part: bool. Whether `text` is a micro-batch already. Defaults to False.
+        """
+        if index is None and self.micro_batches > 1 and not is_part:
+            return replica.accumulated(lambda i: self.text_gradients(text, i), self.micro_batches)
+        part = text if index is None else _part(text, index, self.micro_batches)
+        values = [v.value for v in self.variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            logits = self.actor(part.inputs)["logits"]
+            losses = ops.sparse_categorical_crossentropy(part.targets, logits, from_logits=True)
+            loss = ops.sum(losses * ops.cast(part.weights, "float32")) / part.weight_sum
+        return replica.dense_gradients(tape, loss, values), {"loss/ptx": loss}
+
+    def _kl(self, stats: TokenStats, minibatch: Experience) -> Tensor:
+        """The KL term of the loss, float32 `(batch, length)`."""
+        counts_here = ops.logical_and(minibatch.response_mask, minibatch.kl_weights != 0)
+        # Elsewhere k3 could overflow, and nothing times infinity is no number.
+        pair = (stats.logprobs, minibatch.ref_logprobs)
+        estimate = kl_estimators.ESTIMATORS[self.kl_estimator]
+        return minibatch.kl_weights * estimate(*(masking.zero_outside(x, counts_here) for x in pair))
+
+    def _prompt_loss(self, minibatch: Experience, counts: Counts) -> Tensor:
+        """Cross-entropy of the prompts given their responses, in nats per prompt token."""
+        logprobs, _ = reverse.prompt_logprobs(
+            self.actor.causal_lm,
+            minibatch.token_ids,
+            minibatch.padding_mask,
+            minibatch.prompt_lengths,
+            minibatch.token_ids.shape[1] - self.length,
+        )
+        counted = ops.any(minibatch.response_mask, axis=-1, keepdims=True)
+        return -ops.sum(ops.where(counted, logprobs, 0.0)) / counts.prompt_tokens
+
+
+def policy_logs(stats: TokenStats, minibatch: Experience) -> dict[str, Tensor]:
+    """Returns how far the policy has moved since it sampled, float32 `(batch, length)` (S1)."""
+    ratio = ops.exp(stats.logprobs - minibatch.logprobs)
+    return {
+        "policy/entropy": stats.entropy,
+        "policy/approxkl": kl_estimators.k2(stats.logprobs, minibatch.logprobs),
+        "policy/ratio": ratio,
+        "policy/ratio_error": ops.abs(ratio - 1.0),
+    }
+
+
+def permutations(
+    seed: int,
+    iteration: int,
+    rows: int,
+    update_epochs: int,
+    num_minibatches: int,
+    group_size: int = 1,
+    reuse: int = 0,
+) -> np.ndarray:
+    """Returns the rows of every update of a rollout: a fresh permutation each epoch (detail N17).
+
+    The rows of a group stay together, in their order.
+
+    Args:
+        seed: int, of the run.
+        iteration: int.
+        rows: int, divisible by `num_minibatches * group_size`.
+        update_epochs: int. Passes over the rows.
+        num_minibatches: int. Updates per pass.
+        group_size: int. Consecutive rows that belong together. Defaults to 1.
+        reuse: int. Which of the iteration's rollouts; 0 is its own. Defaults to 0.
+
+    Returns:
+        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, a function of the
+        arguments alone.
+
+    Example:
+        >>> order = permutations(0, 1, rows=6, update_epochs=2, num_minibatches=3)
+        >>> order.shape, sorted(order[:3].ravel().tolist())
+        ((6, 2), [0, 1, 2, 3, 4, 5])
+    """
+    generator = np.random.default_rng((seed, iteration, reuse) if reuse else (seed, iteration))
+    groups = [generator.permutation(rows // group_size) for _ in range(update_epochs)]
+    epochs = [order[:, None] * group_size + np.arange(group_size) for order in groups]
+    return np.stack(epochs).reshape(update_epochs * num_minibatches, -1).astype("int32")
+
+
+def take(experience: Experience, rows: Tensor) -> Experience:
+    """Returns the given rows of every tensor of an experience."""
+    return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), experience)
+
+
+def _part(batch: Any, index: Tensor, parts: int) -> Any:
+    """The `index`-th of `parts` equal shares of all rows, in the same structure."""
+
+    def share(x: Tensor) -> Tensor:
+        if x is None or len(x.shape) == 0:
+            return x
+        size = x.shape[0] // parts
+        return ops.slice(x, (index * size, *[0] * (len(x.shape) - 1)), (size, *x.shape[1:]))
+
+    return tf.nest.map_structure(share, batch)
