@@ -174,7 +174,7 @@ def random_tasks(count, seed, kinds=KINDS, coefs=COEFS):
 
 
 class TableReward:
-    """A reward function that looks responses up; the table is filled anew for another task."""
+    """A reward function that looks responses up; the table is filled again for another task."""
 
     def __init__(self):
         self._table = {}

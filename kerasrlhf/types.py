@@ -98,6 +98,9 @@ class Sampler:
                 "not sample. Set `epsilon=0` or a temperature above 0."
             )
 
+    def __repr__(self) -> str:
+        return changed_fields(self)
+
     @property
     def matches_policy(self) -> bool:
         """Whether samples follow the distribution that log-probabilities describe."""
@@ -227,6 +230,21 @@ class TokenStats(NamedTuple):
 
 
 T = TypeVar("T")
+
+
+def changed_fields(instance: Any) -> str:
+    """Returns a dataclass with the fields that differ from their defaults, for `repr`.
+
+    Example:
+        >>> changed_fields(Sampler(length=4, top_k=5))
+        'Sampler(length=4, top_k=5)'
+    """
+    shown = [
+        f"{field.name}={getattr(instance, field.name)!r}"
+        for field in dataclasses.fields(instance)
+        if getattr(instance, field.name) != field.default
+    ]
+    return f"{type(instance).__name__}({', '.join(shown)})"
 
 
 def require_instance(

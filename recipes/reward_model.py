@@ -3,7 +3,7 @@
     python recipes/reward_model.py --model runs/sft/model --data pairs.jsonl --output runs/reward
 
 The data has records with `prompt`, `chosen` and `rejected`, or `prompt` and `responses`, best
-first; a column `margin` is how far the chosen score shall lead; a column `source`, where there is
+first; a column `margin` is how far the chosen score should lead; a column `source`, where there is
 one, splits the accuracy into groups. In `output` stand the reward model (`model`, which
 `recipes/ppo.py` takes as `--reward`), `report.json`, and curves for TensorBoard (`logs`). A trial
 that takes seconds: `python recipes/reward_model.py --preset smoke`.
@@ -43,7 +43,7 @@ class Config:
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Share of the pairs that is kept back to measure accuracy.
         bins: Rows of the table that compares accuracy with the size of the score difference.
-        normalize: Prompts whose sampled responses shall score mean 0 and deviation 1, before and
+        normalize: Prompts whose sampled responses should have scores of mean 0 and standard deviation 1, before and
             after training; 0 to leave the scores as they are.
         response_length: Tokens of those responses at most.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.

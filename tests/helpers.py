@@ -28,7 +28,7 @@ def preprocessor(vocab=VOCAB):
 
 
 def filled(model, seed=0, stddev=0.4):
-    """`model` with every weight drawn anew, far from its near-uniform start."""
+    """`model` with every weight sampled again, far from its near-uniform start."""
     generator = np.random.default_rng(seed)
     for variable in model.weights:
         center = 1.0 if variable.name in ("gamma", "scale") else 0.0

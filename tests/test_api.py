@@ -90,7 +90,7 @@ def test_public_names_exist_once_and_are_documented(module):
 
 @pytest.mark.parametrize("module", FOLDERS, ids=short)
 def test_the_list_is_complete(module):
-    """Every imported public class and function is in `__all__`, and so are submodules meant for it."""
+    """Every public class and function that a folder imports is in its `__all__`."""
     shown = {
         name
         for name, value in vars(module).items()
@@ -110,7 +110,7 @@ def test_functions_are_the_same_in_their_module_and_in_functional():
 
 
 def test_no_public_name_means_two_things():
-    """A trainer, its loss and a callback have different names; modules may share one with a loss."""
+    """A trainer, its loss and a callback have different names."""
     owners = {}
     for module in NAMES:
         for name in public(module):

@@ -26,7 +26,7 @@ class Samples(iterations.IterationCallback):
         count: int. Responses to show.
         every: int. Iterations between two showings.
         prompts: None: the first responses of the iteration's own batch. Otherwise strings or
-            records that are answered anew at each showing, always with the same random numbers,
+            records that are answered again each time, always with the same random numbers,
             so that what differs is the policy; a batch of another shape is compiled once.
         path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
             `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed takes out

@@ -27,7 +27,7 @@ class TensorBoard(iterations.IterationCallback):
 
     A run that goes on in the same folder (`Resume`) adds what is not there yet, so that every
     step stands there once, also where an interrupted run had come further than its last state. A
-    run that begins anew takes the place of an older one in TensorBoard's view; the older event
+    run that starts over replaces an older one in TensorBoard's view; the older event
     files stay.
 
     Args:

@@ -101,29 +101,29 @@ class ActorCritic(adapters.AdaptedModel):
             self.critic.trainable = True
         self.value_head = ScalarHead(name="value_head")
         if self.critic is not None:
-            self._check_critic()
+            self._check_critic(self.critic)
         self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
         if reward is not None:
             self.value_head.kernel.assign(reward.gain * reward.score_head.kernel)
             self.value_head.bias.assign(reward.gain * reward.score_head.bias + reward.bias)
-        self._generate_functions = {}
+        self._generate_functions: dict = {}
         self.built = True
 
-    def _check_critic(self) -> None:
-        lm_adapter.check_backbone(self.critic)
-        if self.critic is self.causal_lm.backbone:
+    def _check_critic(self, critic: keras.Model) -> None:
+        lm_adapter.check_backbone(critic)
+        if critic is self.causal_lm.backbone:
             raise ValueError(
                 "`critic` is the actor's own network. Pass `critic=None` to share it, or another "
                 "model, for example one loaded from the same preset."
             )
         ours = lm_adapter.vocabulary_size(self.causal_lm)
-        theirs = self.critic.vocabulary_size
+        theirs = critic.vocabulary_size
         if theirs < ours:
             raise ValueError(
                 "Actor and critic share token ids. Received an actor with a vocabulary of "
                 f"{ours} and a critic with {theirs}. Use a critic of the same tokenizer."
             )
-        lm_adapter.freeze_unread(self.critic)
+        lm_adapter.freeze_unread(critic)
 
     @classmethod
     def from_causal_lm(
@@ -207,8 +207,8 @@ class ActorCritic(adapters.AdaptedModel):
             padding_mask: bool, `(batch, length)`.
             prompt_lengths: int32, `(batch,)`, at least 1. First token of each row's window.
                 Defaults to 1 in every row.
-            width: int, at least 1. Tokens of a window. Defaults to all from token 1 on; only where
-                `prompt_lengths` is None.
+            width: int, at least 1. Tokens of a window. Required with `prompt_lengths`; without
+                it, all tokens from token 1 on.
             temperature: float or float32 scalar, above 0. Logits are divided by it (detail N10).
                 Defaults to 1.
             entropy_gradient: bool. Whether the entropy has a gradient, which costs memory.
@@ -218,9 +218,11 @@ class ActorCritic(adapters.AdaptedModel):
             `TokenStats`, zero outside the windows. What belongs to token `t` comes from the state
             before it.
         """
+        length = token_ids.shape[1]
         if prompt_lengths is None:
-            prompt_lengths = ops.ones((token_ids.shape[0],), "int32")
-            width = token_ids.shape[1] - 1
+            prompt_lengths, width = ops.ones((token_ids.shape[0],), "int32"), length - 1
+        if width is None:
+            raise ValueError("With `prompt_lengths`, `token_stats` also needs the windows' `width`.")
         logits, states, chosen = windows.window_logits(
             self.causal_lm, token_ids, padding_mask, prompt_lengths, width
         )
@@ -231,7 +233,6 @@ class ActorCritic(adapters.AdaptedModel):
             ),
             self._window_values(states, token_ids, padding_mask, prompt_lengths, width),
         )
-        length = token_ids.shape[1]
         return TokenStats(*(windows.lay_back(x, prompt_lengths, length) for x in per_window))
 
     def _window_values(
@@ -358,7 +359,7 @@ class ActorCritic(adapters.AdaptedModel):
         jit_compile: bool = True,
         template: str | Callable = "plain",
         parse_special: bool = False,
-    ) -> str | list[str] | tuple | Responses:
+    ) -> Any:
         """Samples responses to prompts with the compiled loop that training uses.
 
         Args:

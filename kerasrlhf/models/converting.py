@@ -44,7 +44,7 @@ _YARN = {
     "truncate": False,
 }
 # The values that keras-hub computes with, whatever `config.json` says.
-_FIXED = {
+_FIXED: dict[str, dict[str, Any]] = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "mistral": {"hidden_act": "silu", "tie_word_embeddings": False},
     "mixtral": {"hidden_act": "silu", "tie_word_embeddings": False},
@@ -187,7 +187,7 @@ def _needed(config: dict) -> dict:
     """The values that keras-hub's model has, for those keys that it cannot take from a config."""
     kind = config["model_type"]
     needed = dict(_FIXED.get(kind, {}))
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    heads, width = config.get("num_attention_heads", 1), config.get("hidden_size", 0)
     if kind in ("llama", "mixtral", "qwen2", "qwen2_moe", "smollm3"):
         needed["head_dim"] = width // heads
     if kind in ("qwen2", "qwen3") and len({*_sliding_layers(config)}) > 1:

@@ -40,7 +40,7 @@ def generate(
     limits: Limits | None = None,
     sample: Callable[..., Responses] | None = None,
     functions: dict | None = None,
-) -> str | list[str] | tuple | Responses:
+) -> Any:
     """Samples responses to prompts with the compiled loop that training uses.
 
     Args:
@@ -106,8 +106,8 @@ def generate(
 
     responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
     texts = tokens.detokenize(responses, preprocessor, after=rows)
-    texts = texts[0] if is_single else texts
-    return (texts, ended(causal_lm, responses)) if return_ended else texts
+    answer = texts[0] if is_single else texts
+    return (answer, ended(causal_lm, responses)) if return_ended else answer
 
 
 def stop_token_ids(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ def padded_prompts(rows: list[list[int]], limits: Limits) -> tuple[np.ndarray, n
 
 
 def _checked(sampler: Any) -> Sampler:
-    if isinstance(sampler, numbers.Integral) and not isinstance(sampler, bool):
+    if not isinstance(sampler, bool) and isinstance(sampler, numbers.Integral):
         sampler = Sampler(int(sampler))
     require_sampler(sampler)
     if callable(sampler.temperature):
@@ -198,12 +198,11 @@ def _sample(
 
 def _compiled(sample: Callable, sampler: Sampler, jit_compile: bool, functions: dict) -> Callable:
     key = sampler, jit_compile
+    temperature = sampler.temperature or 1.0  # a greedy sampler has log-probabilities of 1
+
+    def run(token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
+        return sample(token_ids, padding_mask, uniforms, sampler, temperature)
+
     if key not in functions:
-        # A greedy sampler has the log-probabilities of temperature 1.
-        functions[key] = replica.compiled(
-            lambda ids, mask, uniforms: sample(
-                ids, mask, uniforms, sampler, sampler.temperature or 1.0
-            ),
-            jit_compile,
-        )
+        functions[key] = replica.compiled(run, jit_compile)
     return functions[key]

@@ -29,7 +29,7 @@ from kerasrlhf.data import limits
 from kerasrlhf.models import mending
 from kerasrlhf.types import Tensor
 
-_layouts = weakref.WeakKeyDictionary()
+_layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def check(causal_lm: Any) -> None:
@@ -502,7 +502,7 @@ def preset_config(preset: str) -> dict:
     return preset_utils.get_preset_loader(preset).config
 
 
-def task_class(preset: str) -> type:
+def task_class(preset: str) -> Any:
     """Returns the class that loads a preset's language model.
 
     `CausalLM` finds it by the backbone. Gemma 4 has two classes, and `CausalLM` takes either, by
@@ -516,7 +516,7 @@ def task_class(preset: str) -> type:
     return models.Gemma4CausalLM if backbone is models.Gemma4Backbone else models.CausalLM
 
 
-def preset_loader(preset: str) -> tuple[Any, type]:
+def preset_loader(preset: str) -> tuple[Any, Any]:
     """Returns keras-hub's loader of a preset, and the class of the language model in it.
 
     Args:

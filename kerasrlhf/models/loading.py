@@ -11,7 +11,14 @@ import keras_hub
 
 from kerasrlhf.models import converting, lm_adapter, lora, mending
 
-_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError)
+_FAILURES: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+)
 with contextlib.suppress(ImportError):  # which only Hugging Face folders need
     from safetensors import SafetensorError
 

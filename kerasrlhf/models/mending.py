@@ -100,7 +100,7 @@ def mend_preprocessor(preprocessor: Any) -> None:
 def _forgotten(backbone: keras.Model, config: dict) -> dict:
     """Constructor arguments that a config leaves out and the backbone or its layers keep."""
     names = inspect.signature(type(backbone).__init__).parameters
-    found = {}
+    found: dict[str, Any] = {}
     for holder in (*getattr(backbone, "transformer_layers", [])[:1], backbone):
         found |= {n: getattr(holder, n) for n in names if n not in config and hasattr(holder, n)}
     return {name: value for name, value in found.items() if isinstance(value, _PLAIN)}

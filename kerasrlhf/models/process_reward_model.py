@@ -57,7 +57,7 @@ class ProcessRewardModel(Scorer):
     """
 
     is_per_token = True
-    trains_on = ("stepwise",)
+    trains_on: tuple[str, ...] = ("stepwise",)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasrlhf import adapters as adapters_lib
 from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.reverse import prompt_logprobs
 from kerasrlhf.models.windows import window_logprobs
@@ -67,7 +68,7 @@ class Reference:
                     f"actor with {ours} entries and a reference with {theirs}."
                 )
             return cls(other)
-        if not lora.adapted_layers(causal_lm.backbone):
+        if not adapters_lib.adapted_layers(causal_lm.backbone):
             return cls(lm_adapter.copy(causal_lm))
         if lora.is_untrained(causal_lm.backbone):
             return cls(causal_lm, adapters=False)

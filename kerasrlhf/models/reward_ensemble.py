@@ -86,6 +86,7 @@ class RewardEnsemble(Scorer):
         self.members = members
         self.aggregate, self.penalty = aggregate, _checked_penalty(penalty, aggregate)
         self.is_per_token = members[0].is_per_token
+        self.trains_on = members[0].trains_on
         self.score_scale = ScoreScale(name="score_scale")
         self.built = True
 
@@ -138,11 +139,6 @@ class RewardEnsemble(Scorer):
     def backbones(self) -> list[keras.Model]:
         """Returns the backbones of all members."""
         return [backbone for member in self.members for backbone in member.backbones()]
-
-    @property
-    def trains_on(self) -> tuple[str, ...]:
-        """The functions of `kerasrlhf.data` whose batches the members train on."""
-        return self.members[0].trains_on
 
     def fit_defaults(self) -> dict[str, Any]:
         """Returns loss and metrics of the members."""
@@ -226,7 +222,7 @@ def _check_members(members: list[Any]) -> None:
             f"one vocabulary. Received vocabularies of {sorted(sizes)} entries. Train all members "
             "from models of one family."
         )
-    separators = {getattr(member, "separator", None) for member in members}
+    separators = {getattr(member, "separator", "") for member in members}
     if len(separators) > 1:
         raise ValueError(
             "The members of an ensemble of process reward models must end steps at the same "

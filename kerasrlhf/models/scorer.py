@@ -56,8 +56,8 @@ class Scorer(fitting.FittedModel):
     is_per_token = False
     """Whether `read` returns scores `(batch, length)`."""
 
-    trains_on = ("preferences",)
-    score_scale: ScoreScale | None = None
+    trains_on: tuple[str, ...] = ("preferences",)
+    score_scale: ScoreScale
     members: Sequence[Scorer] = ()
 
     def __init__(
@@ -71,7 +71,7 @@ class Scorer(fitting.FittedModel):
         # In a function, Keras does not track the policy as a part of this model.
         is_model = isinstance(initial_policy, keras.Model)
         self._load_policy = (lambda: initial_policy) if is_model else initial_policy
-        self._read_function = None
+        self._read_function: Callable | None = None
 
     @property
     def initial_policy(self) -> keras.Model | None:
@@ -238,7 +238,7 @@ class Scorer(fitting.FittedModel):
             policy = getattr(policy, "causal_lm", policy)
             lm_adapter.check(policy)
         prompts = tokens.text_list(prompts, "prompts")
-        options = {"template": template, "parse_special": parse_special}
+        options: dict[str, Any] = {"template": template, "parse_special": parse_special}
         if responses is None:
             policy = self.initial_policy if policy is None else policy
             if policy is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasrlhf.types import (
     Tensor,
+    changed_fields,
     require_bool,
     require_finite_scores,
     require_int,
@@ -87,6 +88,9 @@ class RewardShaping:
             )
         self._check_effect("overlong_penalty", "overlong_buffer", self.overlong_buffer is not None)
         self._check_effect("repetition_ngram", "repetition_penalty", self.repetition_penalty > 0)
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
 
     def _check_effect(self, name: str, other: str, has_effect: bool) -> None:
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
@@ -167,9 +171,7 @@ class RewardShaping:
         require_finite_scores(scores, "The reward, after weights and `RewardShaping`,")
         return scores
 
-    def _penalties(
-        self, responses: list[list[int]], ended: np.ndarray, length: int
-    ) -> np.ndarray:
+    def _penalties(self, responses: list[list[int]], ended: np.ndarray, length: int) -> np.ndarray:
         """Returns what is subtracted from each response's score, float `(batch,)`."""
         penalties = np.zeros(len(ended))
         if self.repetition_penalty:

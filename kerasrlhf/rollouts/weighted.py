@@ -220,9 +220,7 @@ class TokenReader:
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def read(
-        self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor
-    ) -> list[Scored]:
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
         """Returns the scores of each model; pure, compiled.
 
         Args:

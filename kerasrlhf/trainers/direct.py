@@ -40,7 +40,8 @@ class DirectTrainer(fitting.FittedModel):
         **kwargs: of `keras.Model`.
 
     Attributes:
-        reference: `Reference`, the frozen model that the policy is compared with, or None.
+        reference: `Reference`, the frozen model that the policy is compared with, if the method
+            has one.
 
     Call arguments:
         inputs: dict as in batches of `rlhf.data.preferences`: `token_ids` int32, `padding_mask` and
@@ -54,8 +55,8 @@ class DirectTrainer(fitting.FittedModel):
         ValueError: If the model is not a text CausalLM, or a batch has another form.
     """
 
-    reference: Reference | None = None
-    trains_on = ("preferences",)
+    reference: Reference
+    trains_on: tuple[str, ...] = ("preferences",)
 
     def __init__(
         self, causal_lm: keras.Model, response_length: int | None = None, **kwargs: Any

@@ -119,7 +119,9 @@ class GRPO(OnPolicyTrainer):
         relative = baselines.group_normalized if self.variant == "grpo" else baselines.group_mean
         return self.experience(rollout, relative(worth, self.group_size))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasrlhf import adapters, replica
 from kerasrlhf.data.limits import Limits
@@ -66,6 +68,7 @@ class IterativeModel(adapters.AdaptedModel):
         self._check_scope()
         given = fitting.last_callbacks_last(super().fit, args, kwargs)
         fitting.set_modes(given.arguments.get("callbacks"), statistics.MODES)
+        _show_score_first(given)
         if isinstance(given.arguments.get("x"), TokenizedDataset):
             # The order of a pass belongs to the iterations before it: a dataset that was read
             # before begins where this run does.
@@ -80,7 +83,9 @@ class IterativeModel(adapters.AdaptedModel):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
-        return super().evaluate(*args, **kwargs)
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs)
+        _show_score_first(given)
+        return super().evaluate(*given.args, **given.kwargs)
 
     def call(self, inputs: Any) -> None:
         name = type(self).__name__
@@ -145,6 +150,38 @@ class IterativeModel(adapters.AdaptedModel):
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Builds nothing; Keras would average a batch of strings over replicas here."""
+
+
+class _ScoreFirst(keras.callbacks.ProgbarLogger):
+    """The progress bar of Keras with the statistics in their own order, not in the alphabet's."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_batch_end(batch, _ordered(logs))
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_batch_end(batch, _ordered(logs))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_end(epoch, _ordered(logs))
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_end(_ordered(logs))
+
+
+def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:
+    names = [*statistics.SHOWN, *(f"val_{name}" for name in statistics.SHOWN)]
+    logs = logs or {}
+    return {name: logs[name] for name in dict.fromkeys([*names, *logs]) if name in logs}
+
+
+def _show_score_first(given: inspect.BoundArguments) -> None:
+    """Adds our progress bar to the arguments of `fit` or `evaluate` that would get that of Keras."""
+    callbacks = given.arguments.get("callbacks")
+    if isinstance(callbacks, keras.callbacks.CallbackList) or not given.arguments.get("verbose", 1):
+        return
+    callbacks = tf.nest.flatten(callbacks or [])
+    if not any(isinstance(x, keras.callbacks.ProgbarLogger) for x in callbacks):
+        given.arguments["callbacks"] = [*callbacks, _ScoreFirst()]
 
 
 class _Means:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasrlhf.functional.kl import ESTIMATORS
 from kerasrlhf.types import require_number
@@ -91,7 +92,9 @@ class KLController(keras.layers.Layer):
         return place, estimator
 
     def get_config(self) -> dict[str, Any]:
-        config = {"coef": float(self.coef.numpy()), "place": self.place}
+        # As it was written: the variable holds the nearest float32.
+        coef = float(np.format_float_positional(self.coef.numpy(), unique=True))
+        config = {"coef": coef, "place": self.place}
         return {**super().get_config(), **config, "estimator": self.estimator}
 
     @classmethod

@@ -59,7 +59,7 @@ class KTO(DirectTrainer):
         2402.01306, eq. 8.
     """
 
-    trains_on = ("preferences", "unpaired_preferences")
+    trains_on: tuple[str, ...] = ("preferences", "unpaired_preferences")
 
     def __init__(
         self,

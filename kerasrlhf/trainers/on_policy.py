@@ -342,20 +342,30 @@ class OnPolicyTrainer(IterativeModel):
 
     def _build(self, execution: replica.Execution) -> None:
         """Builds what an iteration calls."""
-        prediction = self.prompt_prediction or types.SimpleNamespace(coef=0.0, reward=0.0)
+        prediction = self.prompt_prediction
         self.collector = Collector(
             self.actor,
             self.reference,
-            weighted.WeightedReward(
-                self.reward, self.actor, self.group_size, self.reward_timeout
-            ),
+            weighted.WeightedReward(self.reward, self.actor, self.group_size, self.reward_timeout),
             self.sampler,
             execution,
             parts=self.num_minibatches,
             recompute=self.importance_cap is not None,
-            prompt_reward=prediction.reward,
+            prompt_reward=0.0 if prediction is None else prediction.reward,
         )
-        step = UpdateStep(
+        step = self.update_step()
+        trained = self.optimizer, self.trainable_variables, execution
+        eager = execution.run_eagerly
+        self._estimate = replica.compiled(self.estimate, execution.jit_compile, eager)
+        self._take = replica.compiled(step.batch, jit_compile=False, run_eagerly=eager)
+        self._update = replica.update(step.gradients, *trained)
+        self._update_on_text = replica.update(step.text_gradients, *trained)
+        self._are_finite = replica.all_finite(self.trainable_variables, execution)
+        self._skipped = soundness.SkippedUpdates(self.max_skipped_updates)
+
+    def update_step(self) -> UpdateStep:
+        """Returns the loss of a minibatch and its gradient, with the options of this trainer."""
+        return UpdateStep(
             self.actor,
             self.objective,
             self.trainable_variables,
@@ -365,16 +375,8 @@ class OnPolicyTrainer(IterativeModel):
             kl_estimator=self.kl_estimator,
             entropy_coef=self.entropy_coef,
             text_coef=0.0 if self.texts is None else self.texts.coef,
-            prompt_coef=prediction.coef,
+            prompt_coef=0.0 if self.prompt_prediction is None else self.prompt_prediction.coef,
         )
-        trained = self.optimizer, self.trainable_variables, execution
-        eager = execution.run_eagerly
-        self._estimate = replica.compiled(self.estimate, execution.jit_compile, eager)
-        self._take = replica.compiled(step.batch, jit_compile=False, run_eagerly=eager)
-        self._update = replica.update(step.gradients, *trained)
-        self._update_on_text = replica.update(step.text_gradients, *trained)
-        self._are_finite = replica.all_finite(self.trainable_variables, execution)
-        self._skipped = soundness.SkippedUpdates(self.max_skipped_updates)
 
     def iterate(self, batch: dict[str, Any]) -> dict[str, float]:
         """Runs one iteration: sample, score, estimate, update.
@@ -574,9 +576,7 @@ class OnPolicyTrainer(IterativeModel):
 
     # Texts, and how many updates an iteration makes.
 
-    def _next_texts(
-        self, iteration: int
-    ) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
+    def _next_texts(self, iteration: int) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
         """The texts of an iteration: one for each update or Nones, and those of steps alone."""
         with_updates, alone = self._texts_of(iteration)
         batches = self._untracked.text_batches.next(
@@ -613,7 +613,9 @@ class OnPolicyTrainer(IterativeModel):
 
         `target_kl` may end some of them early (N5).
         """
-        alone = (self.texts.steps_after(i) if self.texts is not None else 0 for i in range(iterations))
+        alone = (
+            self.texts.steps_after(i) if self.texts is not None else 0 for i in range(iterations)
+        )
         return sum(self._updates_of(i) for i in range(iterations)) + sum(alone)
 
     # What the trainer holds, and what others see of it.
@@ -694,7 +696,12 @@ class OnPolicyTrainer(IterativeModel):
         return found
 
     def __repr__(self) -> str:
-        return summaries.described(self, {"reward": settings.describe_rewards(self.reward)})
+        parts = weighted.parts_of(self.reward)
+        names = [part.name if part.weight == 1 else (part.name, part.weight) for part in parts]
+        reward = names if isinstance(self.reward, (list, dict)) else names[0]
+        shaping = None if self.shaping == RewardShaping() else self.shaping
+        values = {"reward": reward, "reference": None, "shaping": shaping}
+        return summaries.described(self, values)
 
     def get_weights(self) -> list[np.ndarray]:
         """Returns the values of all weights but the iteration counter.

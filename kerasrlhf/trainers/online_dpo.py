@@ -105,7 +105,9 @@ class OnlineDPO(OnPolicyTrainer):
             beta=ops.full(sides.shape, rollout.kl_coef),
         )
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         extras, mask = minibatch.extras, minibatch.response_mask
         ratios = masking.masked_sum(stats.logprobs - minibatch.ref_logprobs, mask, axis=-1)
         signed = ops.reshape(extras["side"] * ratios, (-1, self.group_size))

@@ -149,7 +149,9 @@ class PPO(OnPolicyTrainer):
         warm = ops.full((mask.shape[0],), rollout.iteration < self.warmup.iterations)
         return self.experience(rollout, advantages, targets, is_warmup=warm)
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         policy_loss, policy_clipped = policy_losses.clipped_policy_loss(  # N20
             stats.logprobs,
             minibatch.logprobs,

@@ -114,7 +114,9 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
         return self.experience(rollout, masking.whiten(to_come, mask))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

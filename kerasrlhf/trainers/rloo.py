@@ -89,7 +89,9 @@ class RLOO(OnPolicyTrainer):
         worth = ops.sum(self.rewards(rollout), axis=-1)
         return self.experience(rollout, baselines.leave_one_out(worth, self.group_size))
 
-    def objective(self, stats: TokenStats, minibatch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(
+        self, stats: TokenStats, minibatch: Experience
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         given = stats.logprobs, minibatch.logprobs, minibatch.advantages
         if self.cliprange is None:
             loss = policy_losses.policy_gradient_loss(*given)

@@ -93,14 +93,17 @@ class UpdateStep:
     ) -> UpdateBatch:
         """Returns the given rows of an experience as an `UpdateBatch`."""
         minibatch = take(experience, rows)
+        return UpdateBatch(minibatch, self.counts(minibatch), text, temperature)
+
+    def counts(self, minibatch: Experience) -> Counts:
+        """Returns the counts of a whole minibatch."""
         mask = minibatch.response_mask
         counted = ops.where(ops.any(mask, axis=-1), minibatch.prompt_lengths, 0)
-        counts = Counts(
+        return Counts(
             weights=masking.loss_weights(mask, self.loss_reduction, self.length),
             tokens=ops.maximum(ops.sum(ops.cast(mask, "float32")), 1.0),
             prompt_tokens=ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0),
         )
-        return UpdateBatch(minibatch, counts, text, temperature)
 
     def gradients(
         self, batch: UpdateBatch, index: Tensor | None = None
@@ -181,7 +184,9 @@ class UpdateStep:
         # Elsewhere k3 could overflow, and nothing times infinity is no number.
         pair = (stats.logprobs, minibatch.ref_logprobs)
         estimate = kl_estimators.ESTIMATORS[self.kl_estimator]
-        return minibatch.kl_weights * estimate(*(masking.zero_outside(x, counts_here) for x in pair))
+        return minibatch.kl_weights * estimate(
+            *(masking.zero_outside(x, counts_here) for x in pair)
+        )
 
     def _prompt_loss(self, minibatch: Experience, counts: Counts) -> Tensor:
         """Cross-entropy of the prompts given their responses, in nats per prompt token."""

@@ -29,10 +29,10 @@ def after(dataset, batches):
 
 
 def test_a_pass_depends_on_the_batches_before_it_only(gpt2):
-    dataset, anew = prompts(gpt2), prompts(gpt2)
+    dataset, again = prompts(gpt2), prompts(gpt2)
     first, second = read(dataset), read(dataset)
     assert first != second
-    assert read(after(anew, 4)) == second and read(after(anew, 0)) == first
+    assert read(after(again, 4)) == second and read(after(again, 0)) == first
     # Asking again gives the same, whatever was read in between.
     followed = after(dataset, 4)
     assert read(followed) == read(followed) == second

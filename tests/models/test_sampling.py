@@ -141,7 +141,7 @@ for lengths in ([2, 3], [1, 6], [5, 4]):
 
 
 def test_other_prompt_lengths_need_no_other_program(tmp_path):
-    """XLA compiles anew for every value of what it takes for a constant, and says nothing."""
+    """XLA compiles again for every value that it takes for a constant, and says nothing."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_dump_to={tmp_path}",
         "PYTHONPATH": os.pathsep.join([str(pathlib.Path(helpers.__file__).parent), *sys.path]),
