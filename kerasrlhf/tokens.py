@@ -78,7 +78,7 @@ def tokenize(
         ValueError: If the tokenizer pads, adds tokens of its own, or returns strings.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
         >>> rlhf.data.tokenize(["ab", "ba", ""], tokenizer)
@@ -236,7 +236,7 @@ def detokenize(
         ValueError: If the tokenizer pads or adds tokens of its own.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
         >>> rlhf.data.detokenize([[0, 3, 2, 0], [0]], tokenizer)

@@ -1,4 +1,4 @@
-"""Best of n: sample several responses, keep the best, and teach the policy to give it at once.
+"""Best of n: sample several responses, keep the best, and train the policy to give it at once.
 
     python recipes/best_of_n.py --n 8
     python recipes/best_of_n.py --model runs/sft/model --reward runs/reward/model \\
@@ -7,9 +7,9 @@
 Choosing needs no training and moves the policy by at most `log n - (n - 1) / n` nats: the baseline
 that reinforcement learning has to beat. Fine-tuning on the winners (rejection sampling, distilled)
 pays for the n samples once. The report has the scores of one sample and of the best of n on
-held-out prompts, before and after, and how far the distilled policy has gone. In `output` stand
-the winners (`winners.jsonl`, demonstrations for `recipes/sft.py`), the policy (`policy`, a
-keras-hub preset), `report.json` and curves for TensorBoard (`logs`). A trial that takes seconds:
+held-out prompts, before and after, and how far the distilled policy has gone. `output` receives the
+winners (`winners.jsonl`, demonstrations for `recipes/sft.py`), the policy (`policy`, a keras-hub
+preset), `report.json` and curves for TensorBoard (`logs`). A trial of seconds:
 `python recipes/best_of_n.py --preset smoke`.
 """
 
@@ -84,7 +84,7 @@ def main(config):
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     template = rlhf.data.dialogue.load_template(config.template)
     records = rlhf.data.records.load(source, text_column="prompt")
-    rlhf.data.records.prompt_texts(records, template)  # refuses what is no prompt
+    rlhf.data.records.prompt_texts(records, template)  # raises for what is not a prompt
     texts = [record["prompt"] for record in records]
     np.random.default_rng(config.seed).shuffle(texts)
     held_out, train = texts[: config.held_out], texts[config.held_out :][: config.max_prompts]

@@ -3,15 +3,14 @@
     python recipes/dpo.py --model runs/sft/model --data pairs.jsonl --output runs/dpo
     python recipes/dpo.py --method orpo --model gpt2_base_en --data pairs.jsonl
 
-The data has records with `prompt`, `chosen` and `rejected`; a column `source`, where there is one,
+The data has records with `prompt`, `chosen` and `rejected`; a column `source`, if there is one,
 splits the accuracy into groups. DPO, IPO and KTO start from a fine-tuned model and stay near it;
-ORPO fine-tunes on the way. In `output` stand the policy (`policy`, a keras-hub preset),
-`report.json`, and curves for TensorBoard (`logs`). A trial that takes seconds:
+ORPO fine-tunes on the way. `output` receives the policy (`policy`, a keras-hub preset),
+`report.json`, and curves for TensorBoard (`logs`). A trial of seconds:
 `python recipes/dpo.py --preset smoke`.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import ClassVar, Literal
 
@@ -28,12 +27,12 @@ class Config:
     Args:
         data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
         method: The loss.
-        model: The policy's start and, but for orpo, its reference: a keras-hub preset, a folder
+        model: The initial policy and, except for orpo, its reference: a keras-hub preset, a folder
             of one, or a Hugging Face folder.
         output: A folder for the results.
         beta: Of dpo, ipo and kto: the smaller, the further from the reference.
-        label_smoothing: Of dpo: how probable it is that a label is the wrong way round.
-        coef: Of orpo: the weight of the odds ratio beside the likelihood.
+        label_smoothing: Of dpo: the probability that a label is wrong.
+        coef: Of orpo: the weight of the odds ratio in addition to the likelihood.
         batch_size: Pairs of an update.
         epochs: Passes over the pairs.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
@@ -42,13 +41,13 @@ class Config:
             package.module:function or path/to/file.py:function.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
-        held_out: Share of the pairs that is kept back to measure accuracy.
+        held_out: Fraction of the pairs that is kept back to measure accuracy.
         samples: Held-out prompts that are answered before and after.
         response_length: Tokens of those responses at most.
         lora_rank: Rank of LoRA adapters, merged when the policy is saved; 0 to train all weights.
             With adapters the reference costs no second model.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
-        resume: Keep a backup of every epoch, and go on from it when there is one.
+        resume: Keep a backup of every epoch, and continue from it if there is one.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -104,8 +103,6 @@ class Config:
             raise ValueError(
                 f"`--label-smoothing` is an option of --method dpo. Received: {self.method!r}."
             )
-        if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 def main(config):
@@ -116,11 +113,47 @@ def main(config):
     held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
-    preprocessor = actor.causal_lm.preprocessor
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
-
     template = rlhf.data.dialogue.load_template(config.template)
+    pairs, unseen = read_pairs(config, actor.causal_lm.preprocessor, train, held_out, template)
+    skipped = {*unseen.report.skipped}
+    held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+    longest = max(data.report.longest_response for data in (pairs, unseen))
+    trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
+
+    prompts = read_prompts(config, held_out, template)
+    before, responses_before = measure(config, trainer, actor, unseen, prompts, template)
+    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
+    if config.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+    trainer.fit(
+        pairs,
+        validation_data=unseen,
+        epochs=config.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=callbacks,
+        verbose=2,
+    )
+    after, responses_after = measure(config, trainer, actor, unseen, prompts, template)
+    samples = zip(prompts, responses_before, responses_after, strict=True)
+    report = {
+        "config": dataclasses.asdict(config),
+        "before": before,
+        "after": after,
+        **accuracies(trainer.predict(unseen, verbose=0), held_out),
+        "samples": [dict(zip(("prompt", "before", "after"), x, strict=True)) for x in samples],
+    }
+    show(report)
+    with rlhf.files.replacing_preset(config.output / "policy") as folder:
+        actor.causal_lm.save_to_preset(str(folder))
+    rlhf.files.write_json(config.output / "report.json", report)
+    print(f"\npolicy, report.json and logs are in {config.output}")
+    return report
+
+
+def read_pairs(config, preprocessor, train, held_out, template):
+    """Returns the pairs to learn from, and those that are kept back."""
     common = {
         "max_length": config.max_length,
         "template": template,
@@ -135,64 +168,49 @@ def main(config):
         held_out, preprocessor, config.batch_size, shuffle=False, **common
     )
     print(f"{len(train)} pairs, {len(held_out)} held out; {pairs.report}")
-    longest = max(data.report.longest_response for data in (pairs, unseen))
-    trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
+    return pairs, unseen
 
-    def respond():
-        texts = rlhf.data.records.select(
-            held_out,
-            lambda rows: rlhf.data.records.preference_texts(rows, template),
-            config.on_error,
-        ).values
-        prompts = texts[0][: config.samples]
-        sampler = rlhf.Sampler(config.response_length)
-        options = {"seed": config.seed, "jit_compile": config.jit_compile}
-        options["parse_special"] = template != "plain"
-        return prompts, actor.generate(prompts, sampler, **options) if prompts else []
 
-    prompts, responses_before = respond()
-    before = trainer.evaluate(unseen, verbose=0, return_dict=True)
-    callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
-    if config.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
-    trainer.fit(
-        pairs,
-        validation_data=unseen,
-        epochs=config.epochs,
-        shuffle=False,  # the dataset shuffles itself
-        callbacks=callbacks,
-        verbose=2,
+def read_prompts(config, records, template):
+    """Returns the prompts that are answered before and after."""
+
+    def read(rows):
+        return rlhf.data.records.preference_texts(rows, template)
+
+    return rlhf.data.records.select(records, read, config.on_error).values[0][: config.samples]
+
+
+def measure(config, trainer, actor, unseen, prompts, template):
+    """Returns the metrics on held-out pairs, and responses to the prompts."""
+    found = trainer.evaluate(unseen, verbose=0, return_dict=True)
+    if not prompts:
+        return found, []
+    return found, actor.generate(
+        prompts,
+        rlhf.Sampler(config.response_length),
+        seed=config.seed,
+        jit_compile=config.jit_compile,
+        parse_special=template != "plain",
     )
-    after = trainer.evaluate(unseen, verbose=0, return_dict=True)
-    scores = np.asarray(trainer.predict(unseen, verbose=0), "float64")
+
+
+def accuracies(scores, records):
+    """Returns how often the chosen response has the higher score, by source too."""
+    scores = np.asarray(scores, "float64")
     chosen, rejected = scores[:, 0], scores[:, 1:].max(axis=1)
-    sourced = [i for i, record in enumerate(held_out) if "source" in record]
-    names = [str(held_out[i]["source"]) for i in sourced]
-    by_source = (
-        rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
-        if sourced
-        else {}
-    )
-    samples = zip(prompts, responses_before, respond()[1], strict=True)
-    report = {
-        "config": dataclasses.asdict(config),
-        "before": before,
-        "after": after,
+    sourced = [i for i, record in enumerate(records) if "source" in record]
+    by_source = {}
+    if sourced:
+        names = [str(records[i]["source"]) for i in sourced]
+        by_source = rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
+    return {
         "accuracy": rlhf.evaluation.preference_accuracy(chosen, rejected)._asdict(),
         "by_source": {source: accuracy._asdict() for source, accuracy in by_source.items()},
-        "samples": [dict(zip(("prompt", "before", "after"), x, strict=True)) for x in samples],
     }
-    show(report)
-    with rlhf.files.replacing_preset(config.output / "policy") as folder:
-        actor.causal_lm.save_to_preset(str(folder))
-    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
-    (config.output / "report.json").write_text(text, encoding="utf-8")
-    print(f"\nthe policy is in {config.output / 'policy'}, the numbers in report.json beside it")
-    return report
 
 
 def build(config, causal_lm, response_length, updates):
-    """The compiled trainer."""
+    """Returns the compiled trainer."""
     loss = None
     if config.method == "orpo":
         trainer = rlhf.ORPO(causal_lm, coef=config.coef, response_length=response_length)

@@ -3,16 +3,15 @@
     python recipes/ppo.py --model runs/sft/model --reward runs/reward/model --prompts prompts.jsonl
     python recipes/ppo.py --model gpt2_base_en --reward my_reward.py:score --prompts prompts.jsonl
 
-The prompts are records with `prompt`; their other columns reach a reward function by name. In
-`output` stand the policy with its critic (`policy`, a keras-hub preset), `report.json`, samples
+The prompts are records with `prompt`; their other columns reach a reward function by name. `output`
+receives the policy with its critic (`policy`, a keras-hub preset), `report.json`, samples
 (`samples.jsonl`), curves for TensorBoard (`logs`), and the state of the run (`state`): started
-again with `--resume`, an interrupted run goes on as if nothing had happened. A trial that takes
-seconds: `python recipes/ppo.py --preset smoke`.
+again with `--resume`, an interrupted run continues as if nothing had happened. A trial of seconds:
+`python recipes/ppo.py --preset smoke`.
 """
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import ClassVar, Literal
 
@@ -30,7 +29,7 @@ class Config:
         prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
-        model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
+        model: The initial policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         iterations: Batches of prompts to sample, score and learn from.
         batch_size: Prompts of an iteration.
@@ -46,7 +45,7 @@ class Config:
         temperature: Of sampling.
         learning_rate: Of Adam at the start.
         decay: Whether the learning rate falls linearly to 0.
-        kl_coef: Score units per nat of KL from the start.
+        kl_coef: Score units per nat of KL from the initial policy.
         kl_target: Nats a response that the coefficient is steered to; none keeps it fixed.
         kl_horizon: Episodes; a smaller one steers faster.
         update_epochs: Passes over the responses of an iteration.
@@ -57,8 +56,8 @@ class Config:
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         samples: Responses shown at every validation.
         distribute: One replica a GPU.
-        resume: Go on from the state in output.
-        on_change: What to do where settings are not those of the run that goes on, such as more
+        resume: Continue from the state in output.
+        on_change: What to do if settings are not those of the run that is resumed, such as more
             iterations, over which the learning rate falls to 0.
         jit_compile: Compile with XLA.
         seed: Of everything random.
@@ -100,37 +99,20 @@ class Config:
     presets: ClassVar[dict] = {
         "smoke": {
             "prompts": str(pathlib.Path(__file__).with_name("smoke.jsonl")),
-            "reward": f"{__file__}:brevity",
-            "output": pathlib.Path("runs/smoke/ppo"),
-            "iterations": 2,
-            "batch_size": 8,
-            "held_out": 8,
-            "validate_every": 1,
-            "save_every": 1,
-            "response_length": 8,
-            "update_epochs": 1,
-            "num_minibatches": 2,
-            "samples": 2,
+            "reward": f"{__file__}:brevity", "output": pathlib.Path("runs/smoke/ppo"),
+            "iterations": 2, "batch_size": 8, "held_out": 8, "validate_every": 1, "save_every": 1,
+            "response_length": 8, "update_epochs": 1, "num_minibatches": 2, "samples": 2,
             "jit_compile": False,
         },
         # Huang et al. 2024, arXiv 2403.17031 (detail P20): a million episodes. The rest of its
         # numbers, from gamma to the value coefficient, are the defaults of PPO.
         "tldr": {
-            "iterations": 1_000_000 // 512,
-            "batch_size": 512,
-            "held_out": 512,
-            "validate_every": 63,
-            "response_length": 53,
-            "temperature": 0.7,
-            "learning_rate": 3e-6,
-            "decay": True,
-            "kl_coef": 0.05,
-            "kl_target": None,
-            "update_epochs": 4,
-            "num_minibatches": 1,
-            "missing_end_score": -1.0,
+            "iterations": 1_000_000 // 512, "batch_size": 512, "held_out": 512,
+            "validate_every": 63, "response_length": 53, "temperature": 0.7, "learning_rate": 3e-6,
+            "decay": True, "kl_coef": 0.05, "kl_target": None, "update_epochs": 4,
+            "num_minibatches": 1, "missing_end_score": -1.0,
         },
-    }
+    }  # fmt: skip
 
     def __post_init__(self):
         rlhf.cli.check_ranges(
@@ -153,76 +135,54 @@ def main(config):
     )
     if resume.has_state and not config.resume:
         raise ValueError(
-            f"{config.output} holds the state of a run. Go on with --resume, or name another "
-            "--output."
+            f"{config.output} holds a run: continue it with --resume, or change --output."
         )
-    records = rlhf.data.records.load(config.prompts, text_column="prompt")
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    held_out, train = np.split(order, [config.held_out])
-    scope = rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext()
-    with scope:
+    samples = rlhf.callbacks.Samples(
+        config.samples, every=config.validate_every, path=config.output / "samples.jsonl"
+    )
+    curves = rlhf.callbacks.TensorBoard(config.output / "logs", samples=config.samples)
+    with rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext():
         ppo = build(config)
-        prompts, unseen = (
-            rlhf.data.prompts(
-                [records[i] for i in part],
-                ppo.actor.causal_lm.preprocessor,
-                config.batch_size,
-                max_length=config.prompt_length,
-                template=rlhf.data.dialogue.load_template(config.template),
-                on_error=config.on_error,
-                drop_longer_than=config.drop_longer_than,
-                shuffle=shuffle,
-                seed=config.seed,
-            )
-            for part, shuffle in ((train, True), (held_out, False))
-        )
-        print(f"{len(train)} prompts, {len(held_out)} held out; {prompts.report}")
-        before = ppo.evaluate(unseen, verbose=0, return_dict=True)
-        shown_before = ppo.collect(next(iter(unseen)))
+        prompts, unseen = read_prompts(config, ppo.actor.causal_lm.preprocessor)
+        before, shown_before = measure(ppo, unseen)
         ppo.fit(
             prompts.repeat(),
             steps_per_epoch=config.validate_every,
             epochs=config.iterations // config.validate_every,
             validation_data=unseen,
             shuffle=False,  # the dataset shuffles itself
-            callbacks=[
-                resume,
-                rlhf.callbacks.TensorBoard(config.output / "logs", samples=config.samples),
-                rlhf.callbacks.Samples(
-                    count=config.samples,
-                    every=config.validate_every,
-                    path=config.output / "samples.jsonl",
-                ),
-            ],
+            callbacks=[resume, curves, samples],
             verbose=2,
         )
-        after = ppo.evaluate(unseen, verbose=0, return_dict=True)
-        shown_after = ppo.collect(next(iter(unseen)))
+        after, shown_after = measure(ppo, unseen)
     ppo.actor.save_to_preset(config.output / "policy")
-    return write_report(config, before, after, pairs(shown_before, shown_after, config.samples))
+    report = {"config": dataclasses.asdict(config), "before": before, "after": after}
+    report["samples"] = pairs(shown_before, shown_after, config.samples)
+    show(report)
+    rlhf.files.write_json(config.output / "report.json", report)
+    print(f"\npolicy, report.json and logs are in {config.output}")
+    return report
 
 
 def build(config):
-    """The compiled trainer."""
-    options = {"dtype": config.dtype} if config.dtype else {}
-    reward = rlhf.load_reward(config.reward)
-    actor = rlhf.ActorCritic.from_preset(config.model, **options)
+    """Returns the compiled trainer."""
+    actor = rlhf.ActorCritic.from_preset(
+        config.model, **({"dtype": config.dtype} if config.dtype else {})
+    )
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
-    kl = (
-        rlhf.FixedKL(config.kl_coef)
-        if config.kl_target is None
-        else rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-    )
+    kl = rlhf.FixedKL(config.kl_coef)
+    if config.kl_target is not None:
+        kl = rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
     ppo = rlhf.PPO(
         actor,
-        reward,
+        rlhf.load_reward(config.reward),
         sampler=rlhf.Sampler(config.response_length, temperature=config.temperature),
         kl=kl,
         update_epochs=config.update_epochs,
         num_minibatches=config.num_minibatches,
         micro_batches=config.micro_batches,
-        missing_end_score=config.missing_end_score,
+        shaping=rlhf.RewardShaping(missing_end_score=config.missing_end_score),
         seed=config.seed,
     )
     rate = config.learning_rate
@@ -233,41 +193,56 @@ def build(config):
     return ppo
 
 
-def brevity(responses):
-    """The reward of the smoke preset: short words."""
-    return [-sum(map(len, r.split())) / max(len(r.split()), 1) for r in responses]
+def read_prompts(config, preprocessor):
+    """Returns shuffled prompts to train on, and those that are kept back."""
+    records = rlhf.data.records.load(config.prompts, text_column="prompt")
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    held_out, train = np.split(order, [config.held_out])
+    prompts, unseen = (
+        rlhf.data.prompts(
+            [records[i] for i in part],
+            preprocessor,
+            config.batch_size,
+            max_length=config.prompt_length,
+            template=rlhf.data.dialogue.load_template(config.template),
+            on_error=config.on_error,
+            drop_longer_than=config.drop_longer_than,
+            shuffle=shuffle,
+            seed=config.seed,
+        )
+        for part, shuffle in ((train, True), (held_out, False))
+    )
+    print(f"{len(train)} prompts, {len(held_out)} held out; {prompts.report}")
+    return prompts, unseen
+
+
+def measure(ppo, unseen):
+    """Returns score, KL and length on held-out prompts, and the responses to the first of them."""
+    return ppo.evaluate(unseen, verbose=0, return_dict=True), ppo.collect(next(iter(unseen)))
 
 
 def pairs(before, after, count):
-    """Prompts with the responses and scores of two moments."""
-    rows = zip(
-        before.episodes.prompts,
-        *(x for c in (before, after) for x in (c.episodes.responses, c.raw_scores.tolist())),
-        strict=True,
-    )
+    """Returns prompts with the responses and scores of two moments."""
+    moments = ((shown.episodes.responses, shown.raw_scores.tolist()) for shown in (before, after))
     names = ("prompt", "before", "score_before", "after", "score_after")
+    rows = zip(before.episodes.prompts, *(x for pair in moments for x in pair), strict=True)
     return [dict(zip(names, row, strict=True)) for row in rows][:count]
 
 
-def write_report(config, before, after, samples):
-    """Prints and saves what came out."""
+def show(report):
+    """Prints what came out."""
     print(f"\n{'held-out prompts':<18}{'before':>10}{'after':>10}")
-    for name in before:
-        print(f"{name:<18}{before[name]:>10.3f}{after[name]:>10.3f}")
-    for sample in samples:
+    for name, value in report["before"].items():
+        print(f"{name:<18}{value:>10.3f}{report['after'][name]:>10.3f}")
+    for sample in report["samples"]:
         print(f"\n  prompt: {sample['prompt']!r}")
         for moment in ("before", "after"):
             print(f"{moment:>8}: {sample['score_' + moment]:8.3f}  {sample[moment]!r}")
-    report = {
-        "config": dataclasses.asdict(config),
-        "before": before,
-        "after": after,
-        "samples": samples,
-    }
-    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
-    (config.output / "report.json").write_text(text, encoding="utf-8")
-    print(f"\nthe policy is in {config.output / 'policy'}, the numbers in report.json beside it")
-    return report
+
+
+def brevity(responses):
+    """The reward of the smoke preset: short words."""
+    return [-sum(map(len, r.split())) / max(len(r.split()), 1) for r in responses]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@
 
 `ptx_coef` adds the loss of a batch of texts to every update (PPO-ptx, Ouyang et al. 2022).
 `lm_every` puts steps of language modeling between the iterations. `reverse_coef` adds the loss of
-predicting the prompt from the response, and `reverse_reward` pays for responses that tell of their
-prompt. The report compares score, KL and the perplexity of held-out texts before and after. In
-`output` stand the policy (`policy`, a keras-hub preset), `report.json` and curves for TensorBoard
-(`logs`). A trial that takes seconds: `python recipes/ppo_ptx.py --preset smoke`.
+predicting the prompt from the response, and `reverse_reward` rewards responses that their prompt
+can be recognized from. The report compares score, KL and the perplexity of held-out texts before
+and after. `output` receives the policy (`policy`, a keras-hub preset), `report.json` and curves for
+TensorBoard (`logs`). A trial of seconds: `python recipes/ppo_ptx.py --preset smoke`.
 """
 
 import dataclasses
@@ -35,13 +35,14 @@ class Config:
             stories that the model writes before it is trained.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
-        model: The policy's start: a keras-hub preset, a folder of one, or a Hugging Face folder.
+        model: The initial policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         ptx_coef: Weight of the texts' loss in every update; 0 for none.
         lm_every: Iterations between steps of language modeling alone; none for no such steps.
         lm_steps: Such steps in a row.
         reverse_coef: Weight of the loss of the prompt given the response; 0 for none.
-        reverse_reward: Score units per nat a prompt token that a response tells; 0 for none.
+        reverse_reward: Weight in the score of the prompt's mean log-probability given the
+            response; 0 for none.
         iterations: Batches of prompts to sample, score and learn from.
         batch_size: Prompts of an iteration.
         text_batch_size: Texts of an update.
@@ -52,7 +53,7 @@ class Config:
         response_length: Tokens of a response at most.
         temperature: Of sampling.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
-        kl_coef: Score units per nat of distance from the start.
+        kl_coef: Score units per nat of KL from the initial policy.
         update_epochs: Passes over the responses of an iteration.
         jit_compile: Compile with XLA.
         seed: Of everything random.
@@ -98,54 +99,19 @@ class Config:
             at_least={"text_length": 9},
             multiples={"held_out": "batch_size"},
         )
+        if self.lm_steps != 1 and self.lm_every is None:
+            raise ValueError(
+                f"`--lm-steps` has no effect without `--lm-every`. Received: {self.lm_steps}."
+            )
 
 
 def main(config):
     keras.utils.set_random_seed(config.seed)
     actor = rlhf.ActorCritic.from_preset(config.model)
-    preprocessor = actor.causal_lm.preprocessor
-
-    source = config.prompts or sentiment.unhappy_openings()
-    held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
-    template = rlhf.data.dialogue.load_template(config.template)
-    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
-    prompts = rlhf.data.prompts(train, preprocessor, seed=config.seed, **batches)
-    unseen = rlhf.data.prompts(held_out, preprocessor, shuffle=False, **batches)
+    prompts, unseen = read_prompts(config, actor.causal_lm.preprocessor)
     unseen_texts, texts = read_texts(config, actor)
-    print(f"{len(train)} prompts, {len(held_out)} held out; {len(texts)} texts, for example")
-    print(f"  {texts[0]!r}")
-
-    common = {
-        "actor": actor,
-        "reward": rlhf.load_reward(config.reward),
-        "sampler": rlhf.Sampler(config.response_length, temperature=config.temperature),
-        "kl": rlhf.FixedKL(config.kl_coef),
-        "seed": config.seed,
-    }
-    modeled = rlhf.data.demonstrations(
-        [{"text": text} for text in texts],
-        preprocessor,
-        config.text_batch_size,
-        max_length=config.text_length,
-        end_token_id=None,  # the texts may go on
-        seed=config.seed,
-        drop_remainder=True,
-    )
-    ppo = rlhf.PPO(
-        **common,
-        update_epochs=config.update_epochs,
-        ptx_coef=config.ptx_coef,
-        ptx_data=modeled if config.ptx_coef or config.lm_every else None,
-        lm_every=config.lm_every,
-        lm_steps=config.lm_steps,
-        reverse_coef=config.reverse_coef,
-        reverse_reward=config.reverse_reward,
-    )
-    steps = ppo.updates_in(config.iterations)
-    rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
-    ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
-    judge = rlhf.PPO(**common)  # its score is the reward alone, without `reverse_reward`
-    judge.compile(jit_compile=config.jit_compile)
+    print(f"{len(texts)} texts, for example\n  {texts[0]!r}")
+    ppo, judge = build(config, actor, texts)
 
     def measure():
         found = judge.evaluate(unseen, verbose=0, return_dict=True)
@@ -165,7 +131,63 @@ def main(config):
         print(f"held-out {name:<11}{before[name]:>10.3f}{after[name]:>10.3f}")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}
     rlhf.files.write_json(config.output / "report.json", report)
+    print(f"policy, report.json and logs are in {config.output}")
     return report
+
+
+def build(config, actor, texts):
+    """Returns the compiled trainer, and another whose score is the reward alone."""
+    common = {
+        "actor": actor,
+        "reward": rlhf.load_reward(config.reward),
+        "sampler": rlhf.Sampler(config.response_length, temperature=config.temperature),
+        "kl": rlhf.FixedKL(config.kl_coef),
+        "seed": config.seed,
+    }
+    options = {"update_epochs": config.update_epochs}
+    if config.ptx_coef or config.lm_every:
+        options["texts"] = rlhf.LanguageModeling(
+            demonstrations(config, actor.causal_lm.preprocessor, texts),
+            coef=config.ptx_coef,
+            every=config.lm_every,
+            steps=config.lm_steps,
+        )
+    if config.reverse_coef or config.reverse_reward:
+        options["prompt_prediction"] = rlhf.PromptPrediction(
+            coef=config.reverse_coef, reward=config.reverse_reward
+        )
+    ppo, judge = rlhf.PPO(**common, **options), rlhf.PPO(**common)
+    steps = ppo.updates_in(config.iterations)
+    rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
+    ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
+    judge.compile(jit_compile=config.jit_compile)
+    return ppo, judge
+
+
+def read_prompts(config, preprocessor):
+    """Returns shuffled prompts to train on, and those that are kept back."""
+    source = config.prompts or sentiment.unhappy_openings()
+    held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
+    template = rlhf.data.dialogue.load_template(config.template)
+    batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
+    print(f"{len(train)} prompts, {len(held_out)} held out")
+    return (
+        rlhf.data.prompts(train, preprocessor, seed=config.seed, **batches),
+        rlhf.data.prompts(held_out, preprocessor, shuffle=False, **batches),
+    )
+
+
+def demonstrations(config, preprocessor, texts):
+    """Returns batches of texts to model."""
+    return rlhf.data.demonstrations(
+        [{"text": text} for text in texts],
+        preprocessor,
+        config.text_batch_size,
+        max_length=config.text_length,
+        end_token_id=None,  # the texts may go on
+        seed=config.seed,
+        drop_remainder=True,
+    )
 
 
 def split(records, config):
@@ -175,7 +197,7 @@ def split(records, config):
 
 
 def read_texts(config, actor):
-    """Texts to measure perplexity on, and texts to learn from."""
+    """Returns texts to measure perplexity on, and texts to learn from."""
     if config.texts:
         records = rlhf.data.records.load(config.texts)
         template = rlhf.data.dialogue.load_template(config.template)

@@ -40,7 +40,7 @@ class Config:
         update_epochs: Passes over the episodes of an iteration.
         num_minibatches: Optimizer steps a pass.
         learning_rate: Of PPO; falls linearly to 0.
-        kl_coef: Where the KL coefficient starts.
+        kl_coef: The KL coefficient at the start.
         kl_target: Nats a continuation that the KL coefficient steers to.
         kl_horizon: Episodes; smaller steers faster.
         held_out: Openings that nothing is trained on, for the report.
@@ -107,19 +107,7 @@ def main(config: Config) -> dict:
     reward.normalize(held_out, responses=before[0], ended=before[1])
 
     heading("3. PPO", start)
-    steps = config.iterations * config.update_epochs * config.num_minibatches
-    schedule = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
-    ppo = rlhf.PPO(
-        actor,
-        reward,
-        sampler=sampler,
-        kl=rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon),
-        update_epochs=config.update_epochs,
-        num_minibatches=config.num_minibatches,
-        seed=config.seed,
-    )
-    ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
-    curves = Curves()
+    ppo, curves = build(config, actor, reward, sampler), Curves()
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
     prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
     ppo.fit(
@@ -150,6 +138,23 @@ def main(config: Config) -> dict:
     curves.plot(output / "curves.png", config.kl_target)
     heading(f"Done. Report, curves.png, tensorboard/ and policy/ are in {output}", start)
     return report
+
+
+def build(config, actor, reward, sampler):
+    """Returns the compiled trainer; its learning rate falls to 0."""
+    ppo = rlhf.PPO(
+        actor,
+        reward,
+        sampler=sampler,
+        kl=rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon),
+        update_epochs=config.update_epochs,
+        num_minibatches=config.num_minibatches,
+        seed=config.seed,
+    )
+    steps = ppo.updates_in(config.iterations)
+    schedule = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
+    ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
+    return ppo
 
 
 def compare_pairs(config, actor, sampler, openings):

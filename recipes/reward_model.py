@@ -3,14 +3,13 @@
     python recipes/reward_model.py --model runs/sft/model --data pairs.jsonl --output runs/reward
 
 The data has records with `prompt`, `chosen` and `rejected`, or `prompt` and `responses`, best
-first; a column `margin` is how far the chosen score should lead; a column `source`, where there is
-one, splits the accuracy into groups. In `output` stand the reward model (`model`, which
+first; a column `margin` is how far the chosen score should lead; a column `source`, if there is
+one, splits the accuracy into groups. `output` receives the reward model (`model`, which
 `recipes/ppo.py` takes as `--reward`), `report.json`, and curves for TensorBoard (`logs`). A trial
-that takes seconds: `python recipes/reward_model.py --preset smoke`.
+of seconds: `python recipes/reward_model.py --preset smoke`.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import ClassVar, Literal
 
@@ -41,14 +40,14 @@ class Config:
             package.module:function or path/to/file.py:function.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
-        held_out: Share of the pairs that is kept back to measure accuracy.
+        held_out: Fraction of the pairs that is kept back to measure accuracy.
         bins: Rows of the table that compares accuracy with the size of the score difference.
-        normalize: Prompts whose sampled responses should have scores of mean 0 and standard deviation 1, before and
-            after training; 0 to leave the scores as they are.
+        normalize: Prompts whose sampled responses should have scores of mean 0 and standard
+            deviation 1, before and after training; 0 to leave the scores as they are.
         response_length: Tokens of those responses at most.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
-        resume: Keep a backup of every epoch, and go on from it when there is one.
+        resume: Keep a backup of every epoch, and continue from it if there is one.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -95,8 +94,6 @@ class Config:
         rlhf.cli.check_ranges(
             self, zero=["center", "lora_rank", "normalize", "seed"], fractions=["held_out"]
         )
-        if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 LOSSES = {
@@ -114,78 +111,93 @@ def main(config):
     held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
     options = {"dtype": config.dtype} if config.dtype else {}
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
-    preprocessor = policy.causal_lm.preprocessor
+    pairs = Pairs(config, policy, train, held_out)
 
-    template = rlhf.data.dialogue.load_template(config.template)
-    common = {
-        "max_length": config.max_length,
-        "template": template,
-        "on_error": config.on_error,
-        "drop_longer_than": config.drop_longer_than,
-    }
-
-    def batches(records, **options):
-        options = {**common, **options}
-        return rlhf.data.preferences(records, preprocessor, config.batch_size, **options)
-
-    unseen = batches(held_out, shuffle=False)
-    skipped = {*unseen.report.skipped}
-    held_out = [record for number, record in enumerate(held_out) if number not in skipped]
-    print(f"{len(train)} pairs, {len(held_out)} held out; {unseen.report}")
-
-    def normalize(reward):
-        rows = train[: config.normalize]
-        texts = rlhf.data.records.select(
-            rows, lambda rows: rlhf.data.records.preference_texts(rows, template), config.on_error
-        ).values
-        return reward.normalize(
-            [prompt[-400:] for prompt in texts[0]],
-            policy=policy,
-            sampler=rlhf.Sampler(config.response_length),
-            parse_special=template != "plain",
-        )
-
-    def member(index):
-        seed = config.seed + index
-        keras.utils.set_random_seed(seed)
-        reward = rlhf.RewardModel.from_causal_lm(policy.causal_lm)
-        if config.lora_rank:
-            reward.backbone.enable_lora(config.lora_rank)
-        if config.normalize:
-            normalize(reward)
-        folder = config.output if config.ensemble == 1 else config.output / f"member_{index}"
-        fit(config, reward, batches(train, seed=seed, drop_remainder=True), unseen, folder)
-        return reward
-
-    members = [member(index) for index in range(config.ensemble)]
+    members = [member(config, pairs, index) for index in range(config.ensemble)]
     reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
     # On the scale that the loss was minimized at, where differences are log odds.
-    scores = np.asarray(reward.predict(unseen, verbose=0), "float64")
-    gain, bias = normalize(reward) if config.normalize else (1.0, 0.0)
-    first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking
-    chosen, rejected = scores[:, first].ravel(), scores[:, second].ravel()
-    rows = np.repeat(np.arange(len(held_out)), len(first))
-    sourced = [i for i, row in enumerate(rows) if "source" in held_out[row]]
-    by_source = {}
-    if sourced:
-        names = [str(held_out[rows[i]]["source"]) for i in sourced]
-        by_source = rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
-    report = {
-        "config": dataclasses.asdict(config),
-        "accuracy": rlhf.evaluation.preference_accuracy(chosen, rejected)._asdict(),
-        "by_source": {source: accuracy._asdict() for source, accuracy in by_source.items()},
-        "calibration": [
-            row._asdict() for row in rlhf.evaluation.calibration(chosen, rejected, config.bins)
-        ],
-        "gain": gain,
-        "bias": bias,
-    }
+    scores = np.asarray(reward.predict(pairs.unseen, verbose=0), "float64")
+    gain, bias = pairs.normalize(reward) if config.normalize else (1.0, 0.0)
+    report = {"config": dataclasses.asdict(config), **figures(scores, pairs.held_out, config.bins)}
+    report |= {"gain": gain, "bias": bias}
     show(report)
     reward.save_to_preset(config.output / "model")
-    text = json.dumps(report, indent=2, default=str)
-    (config.output / "report.json").write_text(text, encoding="utf-8")
-    print(f"the reward model is in {config.output / 'model'}, the numbers in report.json beside it")
+    rlhf.files.write_json(config.output / "report.json", report)
+    print(f"model, report.json and logs are in {config.output}")
     return report
+
+
+class Pairs:
+    """The pairs to learn from and those that are kept back, as the policy reads them."""
+
+    def __init__(self, config, policy, train, held_out):
+        self.config, self.policy, self.train = config, policy, train
+        self.template = rlhf.data.dialogue.load_template(config.template)
+        self.unseen = self.batches(held_out, shuffle=False)
+        skipped = {*self.unseen.report.skipped}
+        self.held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+        print(f"{len(train)} pairs, {len(held_out)} held out; {self.unseen.report}")
+
+    def batches(self, records, **options):
+        """Returns a dataset of records."""
+        return rlhf.data.preferences(
+            records,
+            self.policy.causal_lm.preprocessor,
+            self.config.batch_size,
+            max_length=self.config.max_length,
+            template=self.template,
+            on_error=self.config.on_error,
+            drop_longer_than=self.config.drop_longer_than,
+            **options,
+        )
+
+    def normalize(self, reward):
+        """Rescales a reward model by what the policy answers; returns gain and bias."""
+
+        def read(rows):
+            return rlhf.data.records.preference_texts(rows, self.template)
+
+        rows = self.train[: self.config.normalize]
+        prompts = rlhf.data.records.select(rows, read, self.config.on_error).values[0]
+        return reward.normalize(
+            [prompt[-400:] for prompt in prompts],
+            policy=self.policy,
+            sampler=rlhf.Sampler(self.config.response_length),
+            parse_special=self.template != "plain",
+        )
+
+
+def member(config, pairs, index):
+    """Returns a trained reward model with a seed of its own."""
+    seed = config.seed + index
+    keras.utils.set_random_seed(seed)
+    reward = rlhf.RewardModel.from_causal_lm(pairs.policy.causal_lm)
+    if config.lora_rank:
+        reward.backbone.enable_lora(config.lora_rank)
+    if config.normalize:
+        pairs.normalize(reward)
+    folder = config.output if config.ensemble == 1 else config.output / f"member_{index}"
+    train = pairs.batches(pairs.train, seed=seed, drop_remainder=True)
+    fit(config, reward, train, pairs.unseen, folder)
+    return reward
+
+
+def figures(scores, records, bins):
+    """Returns accuracy, by source too, and calibration of scores `(records, candidates)`."""
+    first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking
+    chosen, rejected = scores[:, first].ravel(), scores[:, second].ravel()
+    rows = np.repeat(np.arange(len(records)), len(first))
+    sourced = [i for i, row in enumerate(rows) if "source" in records[row]]
+    by_source = {}
+    if sourced:
+        names = [str(records[rows[i]]["source"]) for i in sourced]
+        by_source = rlhf.evaluation.accuracy_by_group(chosen[sourced], rejected[sourced], names)
+    calibration = rlhf.evaluation.calibration(chosen, rejected, bins)
+    return {
+        "accuracy": rlhf.evaluation.preference_accuracy(chosen, rejected)._asdict(),
+        "by_source": {source: accuracy._asdict() for source, accuracy in by_source.items()},
+        "calibration": [row._asdict() for row in calibration],
+    }
 
 
 def fit(config, reward, pairs, unseen, folder):

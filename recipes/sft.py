@@ -3,13 +3,12 @@
     python recipes/sft.py --model gpt2_base_en --data demos.jsonl --output runs/sft
 
 The data has records with `prompt` and `response` (or `completion`), or with `text` or `messages`.
-Only response tokens are learned. In `output` stand the model (`model`, a keras-hub preset, which
+Only response tokens are learned. `output` receives the model (`model`, a keras-hub preset, which
 `recipes/reward_model.py` and `recipes/ppo.py` take as `--model`), `report.json`, and curves for
-TensorBoard (`logs`). A trial that takes seconds: `python recipes/sft.py --preset smoke`.
+TensorBoard (`logs`). A trial of seconds: `python recipes/sft.py --preset smoke`.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import ClassVar, Literal
@@ -38,13 +37,13 @@ class Config:
             package.module:function or path/to/file.py:function.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
-        held_out: Share of the records that is kept back to measure perplexity.
+        held_out: Fraction of the records that is kept back to measure perplexity.
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         samples: Responses shown before and after.
         sample_length: Their tokens at most.
         temperature: Theirs.
-        resume: Keep a backup of every epoch, and go on from it when there is one.
+        resume: Keep a backup of every epoch, and continue from it if there is one.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -89,8 +88,6 @@ class Config:
         rlhf.cli.check_ranges(
             self, zero=["lora_rank", "samples", "seed", "temperature"], fractions=["held_out"]
         )
-        if self.resume and self.lora_rank:
-            raise ValueError("Keras' backups merge LoRA adapters: use --resume with --lora-rank 0.")
 
 
 def main(config):
@@ -104,38 +101,9 @@ def main(config):
     lm = actor.causal_lm
     if config.lora_rank:
         lm.backbone.enable_lora(config.lora_rank)
-
     template = rlhf.data.dialogue.load_template(config.template)
-    common = {
-        "max_length": config.max_length,
-        "all_turns": config.all_turns,
-        "template": template,
-        "on_error": config.on_error,
-        "drop_longer_than": config.drop_longer_than,
-        "seed": config.seed,
-    }
-    demos = rlhf.data.demonstrations(
-        train, lm.preprocessor, config.batch_size, drop_remainder=True, **common
-    )
-    unseen = rlhf.data.demonstrations(
-        held_out, lm.preprocessor, config.batch_size, shuffle=False, **common
-    )
-    print(f"{demos.report.rows} demonstrations, {unseen.report.rows} held out; {demos.report}")
-    lm.compile(
-        optimizer=keras.optimizers.Adam(
-            keras.optimizers.schedules.PolynomialDecay(
-                config.learning_rate, config.epochs * len(demos), end_learning_rate=0.0
-            )
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, reduction="mean_with_sample_weight"
-        ),
-        # The loss is a mean of batches; this metric is the mean over all response tokens.
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalCrossentropy(name="nats", from_logits=True)
-        ],
-        jit_compile=config.jit_compile,
-    )
+    demos, unseen = read_demonstrations(config, lm.preprocessor, train, held_out, template)
+    compile_lm(config, lm, updates=config.epochs * len(demos))
 
     prompts, references = opening(held_out, config.samples, template, config.on_error)
     sampler = rlhf.Sampler(config.sample_length, temperature=config.temperature)
@@ -143,8 +111,9 @@ def main(config):
     def measure():
         nats = float(lm.evaluate(unseen, verbose=0, return_dict=True)["nats"])
         options = {"jit_compile": config.jit_compile, "parse_special": template != "plain"}
-        responses = actor.generate(prompts, sampler, config.seed, **options)
-        return nats, responses
+        if not prompts:
+            return nats, []
+        return nats, actor.generate(prompts, sampler, config.seed, **options)
 
     nats_before, before = measure()
     callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
@@ -159,12 +128,6 @@ def main(config):
         verbose=2,
     )
     nats, after = measure()
-
-    for row in zip(prompts, references, before, after, strict=True):
-        for name, text in zip(("prompt", "demonstration", "before", "after"), row, strict=True):
-            print(f"{name:>14}: {text!r}")
-        print()
-    print(f"perplexity on held-out responses: {math.exp(nats_before):.2f} -> {math.exp(nats):.2f}")
     lm.save_to_preset(config.output / "model")
     report = {
         "config": dataclasses.asdict(config),
@@ -175,21 +138,59 @@ def main(config):
             for p, b, a in zip(prompts, before, after, strict=True)
         ],
     }
-    text = json.dumps(report, indent=2, default=str, ensure_ascii=False)
-    (config.output / "report.json").write_text(text, encoding="utf-8")
-    print(f"the model is in {config.output / 'model'}, the numbers in report.json beside it")
+    show(report, references)
+    rlhf.files.write_json(config.output / "report.json", report)
+    print(f"model, report.json and logs are in {config.output}")
     return report
 
 
-def split(records, share, seed):
-    """Shuffles records and keeps a share of them back."""
+def read_demonstrations(config, preprocessor, train, held_out, template):
+    """Returns the demonstrations to learn from, and those that are kept back."""
+    common = {
+        "max_length": config.max_length,
+        "all_turns": config.all_turns,
+        "template": template,
+        "on_error": config.on_error,
+        "drop_longer_than": config.drop_longer_than,
+        "seed": config.seed,
+    }
+    demos = rlhf.data.demonstrations(
+        train, preprocessor, config.batch_size, drop_remainder=True, **common
+    )
+    unseen = rlhf.data.demonstrations(
+        held_out, preprocessor, config.batch_size, shuffle=False, **common
+    )
+    print(f"{demos.report.rows} demonstrations, {unseen.report.rows} held out; {demos.report}")
+    return demos, unseen
+
+
+def compile_lm(config, lm, updates):
+    """Compiles the language model with a loss in nats per response token."""
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, updates, end_learning_rate=0.0
+    )
+    lm.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        ),
+        # The loss is a mean of batches; this metric is the mean over all response tokens.
+        weighted_metrics=[
+            keras.metrics.SparseCategoricalCrossentropy(name="nats", from_logits=True)
+        ],
+        jit_compile=config.jit_compile,
+    )
+
+
+def split(records, fraction, seed):
+    """Shuffles records and keeps a fraction of them back."""
     order = np.random.default_rng(seed).permutation(len(records))
-    count = max(1, round(share * len(records)))
+    count = max(1, round(fraction * len(records)))
     return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
 
 
 def imitating(records, column):
-    """Records whose response is in another column."""
+    """Returns records whose response is in another column."""
     if not all(column in row for row in records):
         raise ValueError(f"--response-column: not every record has a column {column!r}.")
     names = ("prompt", "ended")
@@ -198,7 +199,7 @@ def imitating(records, column):
 
 
 def opening(records, count, template, on_error):
-    """Prompts to show, the first words where there is only a text, and what answers them."""
+    """Returns prompts to show (the first words if there is only a text) and their responses."""
 
     def read(rows):
         return rlhf.data.records.demonstration_texts(rows, template)
@@ -209,9 +210,20 @@ def opening(records, count, template, on_error):
 
 
 def split_words(text, words=5):
-    """The first words, and the rest as it stands."""
+    """Returns the first words, and the rest unchanged."""
     prompt = " ".join(text.split(" ")[:words])
     return prompt, text[len(prompt) :]
+
+
+def show(report, references):
+    """Prints samples and perplexities."""
+    for sample, reference in zip(report["samples"], references, strict=True):
+        shown = {"prompt": sample["prompt"], "demonstration": reference, **sample}
+        for name, text in shown.items():
+            print(f"{name:>14}: {text!r}")
+        print()
+    before, after = report["perplexity"].values()
+    print(f"perplexity on held-out responses: {before:.2f} -> {after:.2f}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 
+import h5py
 import keras_hub
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import kerasrlhf as rlhf
 
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 NAMES = ("sft", "reward_model", "ppo", "dpo")
-OTHERS = ("rloo", "grpo", "ppo_ptx", "best_of_n")
+OTHERS = ("group", "ppo_ptx", "best_of_n")
 
 
 def load(name):
@@ -126,9 +127,18 @@ def differs_from_the_start(output):
     return any(np.abs(a - b).max() > 1e-5 for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo", "ppo_ptx"])
-def test_on_policy_recipes_report_and_save_the_policy(name, tmp_path):
-    report = smoke(load(name), tmp_path)
+ON_POLICY = {
+    "grpo": ("group", []),
+    "dr_grpo": ("group", ["--algorithm", "dr_grpo", "--cliprange-high", "0.28"]),
+    "rloo": ("group", ["--algorithm", "rloo"]),
+    "ppo_ptx": ("ppo_ptx", []),
+}
+
+
+@pytest.mark.parametrize("case", ON_POLICY)
+def test_on_policy_recipes_report_and_save_the_policy(case, tmp_path):
+    name, options = ON_POLICY[case]
+    report = smoke(load(name), tmp_path, *options)
     assert report["before"]["kl"] == pytest.approx(0, abs=1e-4)
     assert abs(report["after"]["kl"]) > 1e-4
     # Only the reward: what `reverse_reward` adds in the smoke of ppo_ptx is about -0.6.
@@ -144,11 +154,86 @@ def test_on_policy_recipes_report_and_save_the_policy(name, tmp_path):
         assert 1 < report["before"]["perplexity"] != report["after"]["perplexity"]
     else:
         with pytest.raises(ValueError, match="--resume"):
-            smoke(load(name), tmp_path)
+            smoke(load(name), tmp_path, *options)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "trainer", "place", "reduction", "cliprange"),
+    [
+        ("grpo", rlhf.GRPO, "loss", "sequence", 0.2),
+        ("dr_grpo", rlhf.GRPO, "reward", "fixed", 0.2),
+        ("rloo", rlhf.RLOO, "reward", "fixed", None),
+    ],
+)
+def test_group_builds_the_published_form_of_an_algorithm(
+    algorithm, trainer, place, reduction, cliprange
+):
+    recipe = load("group")
+    options = ["--preset", "smoke", "--algorithm", algorithm, "--missing-end-score", "-1"]
+    made = recipe.build(rlhf.cli.parse(recipe.Config, options))
+    assert type(made) is trainer
+    assert (made.kl_place, made.loss_reduction, made.cliprange) == (place, reduction, cliprange)
+    assert made.shaping == rlhf.RewardShaping(missing_end_score=-1.0)
+    other = recipe.build(rlhf.cli.parse(recipe.Config, [*options, "--cliprange", "0.1"]))
+    assert other.cliprange == 0.1
 
 
 class Built(Exception):
     pass
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting(rlhf.callbacks.TensorBoard):
+    """Ends `fit` after its first epoch, as a lost machine would."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise Interrupted
+        super().on_epoch_begin(epoch, logs)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "options"),
+    [
+        ("sft", "model", ["--samples", "0"]),
+        ("reward_model", "model", ["--normalize", "0"]),
+        ("dpo", "policy", ["--samples", "0"]),
+    ],
+)
+def test_a_resumed_run_with_adapters_ends_like_an_uninterrupted_one(
+    name, saved, options, tmp_path, monkeypatch
+):
+    recipe, (whole, parts) = load(name), (tmp_path / "whole", tmp_path / "parts")
+    options = ["--lora-rank", "2", "--epochs", "2", *options]
+    expected = smoke(recipe, whole, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(rlhf.callbacks, "TensorBoard", Interrupting)
+        with pytest.raises(Interrupted):
+            smoke(recipe, parts, "--resume", *options)
+    assert (parts / "backup").is_dir() and not (parts / saved).exists()
+    resumed = smoke(recipe, parts, "--resume", *options)
+    del expected["config"], resumed["config"]
+    assert resumed == expected
+    files = [sorted((output / saved).rglob("*.weights.h5")) for output in (whole, parts)]
+    assert files[0] and len(files[0]) == len(files[1])
+    for ours, theirs in zip(*files, strict=True):
+        assert weights_of(ours) == weights_of(theirs)
+
+
+def weights_of(path):
+    """The arrays of a file of weights, as bytes by their place."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda place, x: (
+                found.update({place: x[()].tobytes()}) if isinstance(x, h5py.Dataset) else None
+            )
+        )
+    assert found
+    return found
 
 
 @pytest.mark.parametrize(("lm_every", "reads"), [(None, False), (2, True)])
@@ -157,8 +242,8 @@ def test_ppo_ptx_reads_texts_where_something_learns_from_them(
 ):
     """With `reverse_coef` alone nothing does, and PPO would refuse them."""
 
-    def ppo(*args, ptx_data, **kwargs):
-        raise Built(ptx_data)
+    def ppo(*args, texts=None, **kwargs):
+        raise Built(texts)
 
     recipe, texts = load("ppo_ptx"), tmp_path / "texts.jsonl"
     texts.write_text('{"text": "Tom ran to the park and played."}\n' * 12)
@@ -186,7 +271,7 @@ def test_best_of_n_keeps_the_winners_and_distils_them(tmp_path):
 
 
 def test_ppo_reports_and_saves_the_policy(folder, ppo):
-    assert set(ppo["before"]) == {"score", "kl", "length"} == set(ppo["after"])
+    assert list(ppo["before"]) == ["score", "kl", "length"] == list(ppo["after"])
     assert ppo["before"]["kl"] == pytest.approx(0.0, abs=1e-4)
     assert [set(x) for x in ppo["samples"]] == [
         {"prompt", "before", "score_before", "after", "score_after"}
@@ -279,8 +364,7 @@ ERRORS = {
     "no data": ("sft", ["--data", "no/such.jsonl"], "There is no file 'no/such.jsonl'"),
     "column": ("sft", ["--data", "{wrong}"], "Expected a column 'response'"),
     "model": ("sft", ["--model", "no/such/model"], "No language model could be loaded"),
-    "share": ("sft", ["--held-out", "1.5"], "`--held-out` must be above 0 and below 1"),
-    "lora": ("reward_model", ["--resume", "--lora-rank", "2"], "--resume with --lora-rank 0"),
+    "fraction": ("sft", ["--held-out", "1.5"], "`--held-out` must be above 0 and below 1"),
     "pairs": ("reward_model", ["--data", "{wrong}"], "Expected a column 'chosen'"),
     "method": ("dpo", ["--method", "ppo"], "expected {dpo,ipo,kto,orpo}"),
     "smoothing": ("dpo", ["--method", "ipo", "--label-smoothing", "0.1"], "of --method dpo"),
@@ -288,8 +372,14 @@ ERRORS = {
     "reward": ("ppo", ["--reward", "no/such/reward"], "There is no reward model"),
     "function": ("ppo", ["--reward", "ppo:no_such"], "Cannot import the module"),
     "held out": ("ppo", ["--held-out", "4"], "multiple of `--batch-size`"),
-    "groups": ("rloo", ["--held-out", "6"], "must be a multiple of `--batch-size`"),
-    "variant": ("grpo", ["--variant", "gpro"], "expected {grpo,dr_grpo}"),
+    "groups": ("group", ["--held-out", "6"], "must be a multiple of `--batch-size`"),
+    "algorithm": ("group", ["--algorithm", "gpro"], "expected {grpo,dr_grpo,rloo}"),
+    "clip higher": (
+        "group",
+        ["--algorithm", "rloo", "--cliprange-high", "0.3"],
+        "an option of --algorithm grpo",
+    ),
+    "steps": ("ppo_ptx", ["--lm-every", "none", "--lm-steps", "2"], "without `--lm-every`"),
     "texts": ("ppo_ptx", ["--text-length", "8"], "`--text-length` must be at least 9"),
     "n": ("best_of_n", ["--n", "1"], "`--n` must be at least 2"),
     "iterations": ("ppo", ["--validate-every", "3"], "must be a multiple of `--validate-every`"),

@@ -30,7 +30,7 @@ loss = rlhf.losses.IPOLoss(beta=0.1)
 # Each line is wrong in one way, and the checker's message about it holds the words.
 WRONG = {
     'rlhf.Sampler(length="16")': 'Argument "length" to "Sampler"',
-    "rlhf.Sampler(16, temprature=0.7)": 'Unexpected keyword argument "temprature" for "Sampler"',
+    "rlhf.Sampler(16, temp=0.7)": 'Unexpected keyword argument "temp" for "Sampler"',
     "rlhf.PPO(actor, reward, sampler=sampler, kl=kl, clip_range=0.2)": (
         'Unexpected keyword argument "clip_range" for "PPO"'
     ),

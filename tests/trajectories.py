@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.trainers.kl_control import AdaptiveKL
+from kerasrlhf.trainers.language_modeling import LanguageModeling
 from kerasrlhf.types import Rollout, Sampler
 
 ROWS = 8
@@ -141,7 +142,6 @@ def everything():
     return {
         "acting": adapted_actor_with_critic,
         "reward_model": reward_model,
-        "ptx_coef": 0.5,
-        "ptx_data": texts(),
+        "texts": LanguageModeling(texts(), coef=0.5),
         "optimizer": lambda: adam(global_clipnorm=0.1),
     }

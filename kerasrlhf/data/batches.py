@@ -94,7 +94,7 @@ def demonstrations(
         ValueError: If the source, its columns, a text, or an argument cannot be used.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
         >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
@@ -187,7 +187,7 @@ def preferences(
         ValueError: If the source, its columns, a text, or an argument cannot be used.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
         >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
@@ -273,7 +273,7 @@ def prompts(
             record.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
         >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)

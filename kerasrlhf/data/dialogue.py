@@ -42,7 +42,6 @@ def render(
         ValueError: If the template or a role is unknown, or a message has no role or no content.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> messages = [{"role": "user", "content": "Hello"}]
         >>> rlhf.data.dialogue.render(messages, add_generation_prompt=True)
         'Human: Hello\n\nAssistant:'
@@ -76,7 +75,6 @@ def reply(
             render a dialogue as a continuation of its prompt; and as in `render`.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> prompt = [{"role": "user", "content": "Hello"}]
         >>> rlhf.data.dialogue.reply(prompt, [{"role": "assistant", "content": "Hi."}])
         ' Hi.'
@@ -112,7 +110,6 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
         ValueError: If the last message is not the assistant's; and as in `reply`.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> messages = [
         ...     {"role": "user", "content": "1?"}, {"role": "assistant", "content": "One."},
         ...     {"role": "user", "content": "2?"}, {"role": "assistant", "content": "Two."}]
@@ -158,7 +155,6 @@ def load_template(name: str) -> Template:
         ValueError: If there is no template and no function of that name.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.dialogue.load_template("chatml")
         'chatml'
     """
@@ -178,7 +174,6 @@ def is_dialogue(value: str | Sequence[Message]) -> bool:
         bool.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.dialogue.is_dialogue([{"role": "assistant", "content": "Hi."}])
         False
     """
@@ -191,7 +186,6 @@ def ignored_keys(messages: Sequence[Message]) -> set[str]:
     """Returns the keys of messages that the built-in templates ignore, as a set of str.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.dialogue.ignored_keys(
         ...     [{"role": "user", "content": "Hi", "name": "Ann", "tool_calls": None}])
         {'name'}
@@ -222,7 +216,6 @@ def check_template(template: Template) -> Callable[..., str]:
         ValueError: If the template is unknown.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.dialogue.check_template("plain")([{"role": "user", "content": "Hello"}])
         'Human: Hello'
     """
@@ -240,7 +233,6 @@ def turn_end(template: Template) -> str | None:
     """Returns the special token that a template ends a turn with, or None.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.dialogue.turn_end("chatml")
         '<|im_end|>'
     """

@@ -74,7 +74,6 @@ def load(source: Source, *, text_column: str = "text") -> Records:
             nor a string.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.load(["Once upon a time"], text_column="prompt")
         [{'prompt': 'Once upon a time'}]
     """
@@ -101,7 +100,6 @@ def prompt_texts(records: Records, template: Template = "plain") -> list[str]:
         ValueError: If the column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.prompt_texts([{"prompt": [{"role": "user", "content": "Hello"}]}])
         ['Human: Hello\n\nAssistant:']
     """
@@ -128,7 +126,6 @@ def demonstration_texts(
         ValueError: If a column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.demonstration_texts([{"prompt": "1 + 1 =", "completion": " 2"}])
         (['1 + 1 ='], [' 2'])
         >>> rlhf.data.records.demonstration_texts([{"text": "Once upon a time."}])
@@ -164,7 +161,6 @@ def turn_texts(records: Records, template: Template = "plain") -> list[list[tupl
         ValueError: If a column is missing, or a text is empty or neither a string nor messages.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.turn_texts([{"prompt": "1 + 1 =", "response": " 2"}])
         [[('1 + 1 =', ' 2')]]
     """
@@ -210,7 +206,6 @@ def preference_texts(records: Records, template: Template = "plain") -> tuple[li
             them than the first.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.preference_texts(
         ...     [{"chosen": "Human: Hi\n\nAssistant: Hello!",
         ...       "rejected": "Human: Hi\n\nAssistant: Go."}])
@@ -337,7 +332,6 @@ def prompt_text(value: Text, template: Template = "plain") -> str:
         str.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.prompt_text([{"role": "user", "content": "Hi"}])
         'Human: Hi\n\nAssistant:'
     """
@@ -361,7 +355,6 @@ def response_text(prompt: Text, value: Text, template: Template = "plain") -> st
         str.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.response_text([{"role": "user", "content": "Hi"}], "Hello.")
         ' Hello.'
         >>> rlhf.data.records.response_text("Hi", "Ho")
@@ -475,9 +468,8 @@ def select(records: Records, read: Callable[[Records], Any], on_error: str = "ra
         ValueError: If `on_error` is something else, a row cannot be read, or none can.
 
     Example:
-        >>> from kerasrlhf.data import records
         >>> rows = [{"prompt": "a"}, {"prompt": ""}]
-        >>> found = records.select(rows, records.prompt_texts, on_error="skip")
+        >>> found = rlhf.data.records.select(rows, rlhf.data.records.prompt_texts, "skip")
         >>> found.values, found.skipped
         (['a'], {1: "have an empty 'prompt'"})
     """
@@ -512,8 +504,7 @@ def guarded(records: Records, tokenizer: Tokenizer) -> Records:
         >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "aa": 2}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
-        >>> from kerasrlhf.data import records
-        >>> records.guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
+        >>> rlhf.data.records.guarded([{"prompt": "<|endoftext|>", "id": 3}], tokenizer)
         [{'prompt': '<\ufdd0|endoftext|>', 'id': 3}]
     """
 
@@ -566,7 +557,6 @@ def to_json(records: Records) -> list[str]:
         ValueError: If JSON cannot express a value; the row is named.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> rlhf.data.records.to_json([{"prompt": "é", "label": 1}])
         ['{"prompt": "é", "label": 1}']
     """

@@ -48,7 +48,7 @@ def read(
             ten million rows, or `source` is none of the above.
 
     Example:
-        >>> import kerasrlhf as rlhf, tensorflow as tf
+        >>> import tensorflow as tf
         >>> rlhf.data.read(({"prompt": text} for text in ["a", "b"]))
         [{'prompt': 'a'}, {'prompt': 'b'}]
         >>> rlhf.data.read(tf.data.Dataset.from_tensor_slices({"prompt": ["a"], "label": [1]}))

@@ -72,7 +72,7 @@ def stepwise(
         ValueError: If the source, its columns, a text, or an argument cannot be used.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "Ċ": 3, "ab": 4}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
         >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)

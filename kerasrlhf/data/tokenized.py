@@ -56,7 +56,7 @@ class TokenizedDataset(tf.data.Dataset):
         tokenizer: The argument.
 
     Example:
-        >>> import kerasrlhf as rlhf, tensorflow as tf
+        >>> import tensorflow as tf
         >>> dataset = rlhf.data.TokenizedDataset(tf.data.Dataset.range(4), report=None)
         >>> type(dataset.take(2)).__name__, len(dataset.take(2))
         ('TokenizedDataset', 2)

@@ -61,7 +61,7 @@ def unpaired_preferences(
             no label.
 
     Example:
-        >>> import keras_hub, kerasrlhf as rlhf
+        >>> import keras_hub
         >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
         >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a b"])
         >>> preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)

@@ -125,6 +125,25 @@ class ActorCritic(adapters.AdaptedModel):
             )
         lm_adapter.freeze_unread(critic)
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration of both networks, without LoRA adapters."""
+        parts = {"causal_lm": self.causal_lm, "critic": self.critic}
+        parts = {name: keras.saving.serialize_keras_object(x) for name, x in parts.items()}
+        for part in filter(None, parts.values()):
+            part.pop("compile_config", None)  # keras-hub compiles every language model it makes
+        return {**super().get_config(), **parts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ActorCritic:
+        """Returns an actor-critic with the networks of `get_config`, and fresh weights.
+
+        Args:
+            config: dict, as from `get_config`.
+        """
+        names = ("causal_lm", "critic")
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        return cls(**{**config, **parts})
+
     @classmethod
     def from_causal_lm(
         cls, causal_lm: keras.Model, critic: keras.Model | None = None
@@ -222,7 +241,7 @@ class ActorCritic(adapters.AdaptedModel):
         if prompt_lengths is None:
             prompt_lengths, width = ops.ones((token_ids.shape[0],), "int32"), length - 1
         if width is None:
-            raise ValueError("With `prompt_lengths`, `token_stats` also needs the windows' `width`.")
+            raise ValueError("With `prompt_lengths`, `token_stats` needs the windows' `width`.")
         logits, states, chosen = windows.window_logits(
             self.causal_lm, token_ids, padding_mask, prompt_lengths, width
         )

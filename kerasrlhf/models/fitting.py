@@ -65,9 +65,9 @@ class FittedModel(adapters.AdaptedModel):
         check_scope(strategy, type(self).__name__, self.variables)
         precision.check_optimizer(optimizer, self.trainable_variables)
         if replica.is_distributed(strategy):
-            precision.check_replicated(self.backbones())
             # Keras would compile around the replicas, which XLA cannot.
             kwargs.setdefault("jit_compile", False)
+            precision.check_replicated(self.backbones(), kwargs["jit_compile"])
         given = {"loss": loss, "metrics": metrics, **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         super().compile(optimizer, **{**self.fit_defaults(), **given})

@@ -49,17 +49,22 @@ def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
             )
 
 
-def check_replicated(networks: list[keras.Model]) -> None:
-    """Raises a `ValueError` for networks that cannot be trained on several replicas.
+def check_replicated(networks: list[keras.Model], jit_compile: Any) -> None:
+    """Raises a `ValueError` for networks that Keras cannot train on several replicas.
 
     Args:
-        networks: list of keras-hub backbones that a distribution strategy trains.
+        networks: list of keras-hub backbones that `fit` trains under a distribution strategy.
+        jit_compile: bool or `"auto"`, as `compile` takes it.
     """
-    dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
-    if "float16" in dtypes:
+    policies = [keras.dtype_policies.get(x.dtype_policy) for x in networks]
+    if any(
+        x.variable_dtype == "float16" or (jit_compile and x.compute_dtype == "float16")
+        for x in policies
+    ):
         raise ValueError(
-            "float16 does not work under a distribution strategy with XLA. Load the model with "
-            '`dtype="mixed_bfloat16"`.'
+            "float16 does not work under a distribution strategy with XLA, and float16 weights do "
+            'not without it. Load the model with `dtype="mixed_bfloat16"`, or with '
+            '`dtype="mixed_float16"` and `compile(jit_compile=False)`.'
         )
 
 

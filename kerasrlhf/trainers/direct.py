@@ -40,8 +40,7 @@ class DirectTrainer(fitting.FittedModel):
         **kwargs: of `keras.Model`.
 
     Attributes:
-        reference: `Reference`, the frozen model that the policy is compared with, if the method
-            has one.
+        reference: `Reference`, the frozen model that the policy is compared with, or None.
 
     Call arguments:
         inputs: dict as in batches of `rlhf.data.preferences`: `token_ids` int32, `padding_mask` and
@@ -55,7 +54,7 @@ class DirectTrainer(fitting.FittedModel):
         ValueError: If the model is not a text CausalLM, or a batch has another form.
     """
 
-    reference: Reference
+    reference: Reference | None = None
     trains_on: tuple[str, ...] = ("preferences",)
 
     def __init__(
@@ -120,6 +119,8 @@ class DirectTrainer(fitting.FittedModel):
             inputs: dict, as in a call.
             average: as in `logprobs`.
         """
+        if self.reference is None:
+            raise ValueError(f"{type(self).__name__} has no reference. Set `self.reference`.")
         logprobs = _read_responses(self.reference.logprobs, inputs, average, self.response_length)
         return ops.stop_gradient(logprobs)
 

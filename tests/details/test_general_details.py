@@ -156,13 +156,13 @@ def test_n6_every_replica_draws_other_numbers():
         return numbers
 
     tf.config.run_functions_eagerly(False)  # replicas share a graph
-    whole = replica.rowwise(seen, strategy, False)(uniforms)
+    whole = replica.rowwise(seen, replica.Execution(strategy, jit_compile=False))(uniforms)
     tf.config.run_functions_eagerly(True)
     np.testing.assert_array_equal(whole, uniforms)
     first, second = np.array(whole[:4]), np.array(whole[4:])
     assert set(sizes) == {4} and not np.isin(first, second).any()
     ids, mask = map(keras.ops.convert_to_tensor, (prompt["token_ids"], prompt["padding_mask"]))
-    drawn = np.array(actor.sample(ids, mask, uniforms, Sampler(length=6)).token_ids)
+    drawn = np.array(actor.sample(ids, mask, uniforms, Sampler(length=6), 1.0).token_ids)
     assert (drawn[:4] != drawn[4:]).any(axis=1).all()
 
 

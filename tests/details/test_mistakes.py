@@ -14,7 +14,8 @@ from kerasrlhf import tokens
 from kerasrlhf.functional import kl, logprobs, masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import minibatches, scoring
+from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
 from kerasrlhf.types import Sampler
 
@@ -34,7 +35,7 @@ def test_m1_the_score_stands_on_the_end_token_and_custom_stop_tokens_count():
     """Token 5 ends a response here; the tokenizer's own end token 0 does not."""
     acting = helpers.actor(texts=True, num_layers=1)
     sampler = Sampler(length=12, stop_token_ids=(5,))
-    made = trainer(acting, sampler=sampler, missing_end_score=-9.0)
+    made = trainer(acting, sampler=sampler, shaping=RewardShaping(missing_end_score=-9.0))
     rollout = made.collect(helpers.prompts([1, 3, 2, 6] * 8)).rollout
     ids, mask, ended = (np.array(rollout[k]) for k in (0, 2, 4))
     last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
@@ -65,7 +66,8 @@ def gradient(made, experience, rows):
     """What one step of plain descent at rate 1 takes off every weight; weights stay."""
     variables = made.actor.trainable_variables
     before = [np.array(v) for v in variables]
-    made.train_step(minibatches.take(experience, np.array(rows)))
+    one = tf.constant(1.0)
+    made.train_step(made.update_step().batch(experience, np.array(rows), None, one))
     moved = [b - np.array(v) for b, v in zip(before, variables, strict=True)]
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)

@@ -1,4 +1,4 @@
-"""M13: an option that is read and never used. Every one of PPO and of its parts does something."""
+"""M13: an option that is read and never used. Each one of PPO and of its objects does something."""
 
 import dataclasses
 import functools
@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.rollouts.shaping import ScoreRules
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
-from kerasrlhf.trainers.on_policy import OnPolicyTrainer
+from kerasrlhf.trainers.language_modeling import LanguageModeling
+from kerasrlhf.trainers.options import CriticWarmup, PromptPrediction
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.types import Sampler
 
@@ -22,16 +23,33 @@ BATCH = helpers.prompts([6, 4, 1, 3, 2, 5, 4, 6])
 SAMPLER = Sampler(length=5, stop_token_ids=(0, 4, 7))
 
 
-def text():
-    """Text for the language-modeling loss: token 5 over and over."""
-    ids, ones = np.full((2, 4), 5, "int32"), np.ones((2, 4), "float32")
+def text(token=5):
+    """Text for the language-modeling loss: one token over and over."""
+    ids, ones = np.full((2, 4), token, "int32"), np.ones((2, 4), "float32")
     return tf.data.Dataset.from_tensors(({"token_ids": ids, "padding_mask": ones > 0}, ids, ones))
+
+
+def shaping(**fields):
+    return lambda: {"shaping": RewardShaping(**fields)}
+
+
+def texts(token=5, **fields):
+    return lambda: {"texts": LanguageModeling(text(token), **fields)}
+
+
+def kl(*args, **fields):
+    return lambda: {"kl": FixedKL(*args, **fields)}
 
 
 OPTIONS = {
     "reference": lambda: {"reference": helpers.lm(seed=6, num_layers=1)},
     "sampler": lambda: {"sampler": Sampler(length=4, temperature=0.5)},
-    "kl": lambda: {"kl": FixedKL(0.9)},
+    "sampler.schedule": lambda: {
+        "sampler": dataclasses.replace(SAMPLER, temperature=lambda iteration: 0.5)
+    },
+    "kl.coef": kl(0.9),
+    "kl.place": kl(0.2, place="loss"),
+    "kl.estimator": kl(0.2, place="loss", estimator="k3"),
     "gamma": lambda: {"gamma": 0.5},
     "lam": lambda: {"lam": 0.1},
     "cliprange": lambda: {"cliprange": 0.01},
@@ -39,49 +57,55 @@ OPTIONS = {
     "dual_clip": lambda: {"dual_clip": 1.01},
     "cliprange_value": lambda: {"cliprange_value": 5.0},
     "vf_coef": lambda: {"vf_coef": 2.0},
-    "critic_warmup": lambda: {"critic_warmup": 1},
-    "critic_warmup_kl": lambda: {"critic_warmup": 1, "critic_warmup_kl": 0.1},
+    "warmup.iterations": lambda: {"warmup": CriticWarmup(1)},
+    "warmup.kl_coef": lambda: {"warmup": CriticWarmup(1, kl_coef=0.1)},
     "whiten_rewards": lambda: {"whiten_rewards": True},
     "whiten_advantages": lambda: {"whiten_advantages": False},
     "group_size": lambda: {"group_size": 2},
     "update_epochs": lambda: {"update_epochs": 3},
     "num_minibatches": lambda: {"num_minibatches": 4},
     "micro_batches": lambda: {"micro_batches": 2},
-    "kl_in": lambda: {"kl_in": "loss"},
-    "kl_estimator": lambda: {"kl_in": "loss", "kl_estimator": "k3"},
     "loss_reduction": lambda: {"loss_reduction": "sequence"},
     "entropy_coef": lambda: {"entropy_coef": 0.5},
     "target_kl": lambda: {"target_kl": 1e-4},
     "importance_cap": lambda: {"importance_cap": 0.5},
     "mask_overlong": lambda: {"mask_overlong": True},
-    "temperature_schedule": lambda: {"temperature_schedule": lambda iteration: 0.5},
-    "ptx_coef": lambda: {"ptx_coef": 0.5, "ptx_data": text()},
-    "lm_every": lambda: {"lm_every": 2, "ptx_data": text()},
-    "lm_steps": lambda: {"lm_every": 2, "lm_steps": 2, "ptx_data": text()},
-    "reverse_coef": lambda: {"reverse_coef": 0.5},
-    "reverse_reward": lambda: {"reverse_reward": 0.5},
+    "texts.coef": texts(coef=0.5),
+    "texts.data": texts(token=6, coef=0.5),
+    "texts.every": texts(every=2),
+    "texts.steps": texts(every=2, steps=2),
+    "prompt_prediction.coef": lambda: {"prompt_prediction": PromptPrediction(coef=0.5)},
+    "prompt_prediction.reward": lambda: {"prompt_prediction": PromptPrediction(reward=0.5)},
     "memory": lambda: {"memory": RolloutMemory(2)},
-    "memory_reuse": lambda: {"memory": RolloutMemory(2), "memory_reuse": 0},
-    "score_scale": lambda: {"score_scale": 0.5},
-    "score_clip": lambda: {"score_clip": 0.2},
-    "score_running_scale": lambda: {"score_running_scale": True},
-    "score_per_token": lambda: {"score_per_token": True},
-    "repetition_penalty": lambda: {"repetition_penalty": 5.0, "repetition_ngram": 1},
-    "repetition_ngram": lambda: {"repetition_penalty": 5.0, "repetition_ngram": 2},
-    "overlong_buffer": lambda: {"overlong_buffer": 3},
-    "overlong_penalty": lambda: {"overlong_buffer": 3, "overlong_penalty": 5.0},
-    "missing_end_score": lambda: {"missing_end_score": -3.0},
-    "missing_end_penalty": lambda: {"missing_end_penalty": 3.0},
+    "memory.reuse": lambda: {"memory": RolloutMemory(2, reuse=0)},
+    "shaping.scale": shaping(scale=0.5),
+    "shaping.clip": shaping(clip=0.2),
+    "shaping.running_scale": shaping(running_scale=True),
+    "shaping.per_token": shaping(per_token=True),
+    "shaping.repetition_penalty": shaping(repetition_penalty=5.0, repetition_ngram=1),
+    "shaping.repetition_ngram": shaping(repetition_penalty=5.0, repetition_ngram=2),
+    "shaping.overlong_buffer": shaping(overlong_buffer=3),
+    "shaping.overlong_penalty": shaping(overlong_buffer=3, overlong_penalty=5.0),
+    "shaping.missing_end_score": shaping(missing_end_score=-3.0),
+    "shaping.missing_end_penalty": shaping(missing_end_penalty=3.0),
     "seed": lambda: {"seed": 1},
 }
-# What works only beside another option is compared with that option alone.
+# What works only with another option is compared with that option alone.
 BESIDE = {
-    "critic_warmup_kl": "critic_warmup",
-    "kl_estimator": "kl_in",
-    "lm_steps": "lm_every",
-    "memory_reuse": "memory",
-    "overlong_penalty": "overlong_buffer",
-    "repetition_ngram": "repetition_penalty",
+    "warmup.kl_coef": "warmup.iterations",
+    "kl.estimator": "kl.place",
+    "texts.data": "texts.coef",
+    "texts.steps": "texts.every",
+    "memory.reuse": "memory",
+    "shaping.overlong_penalty": "shaping.overlong_buffer",
+    "shaping.repetition_ngram": "shaping.repetition_penalty",
+}
+OBJECTS = {
+    "kl": FixedKL,
+    "warmup": CriticWarmup,
+    "texts": LanguageModeling,
+    "prompt_prediction": PromptPrediction,
+    "shaping": RewardShaping,
 }
 
 
@@ -110,19 +134,20 @@ def outcome(name=None):
     return np.concatenate([np.array(v).ravel() for v in made.actor.weights]), len(reads)
 
 
-def parameters(function):
+def parameters(kind):
     return {
         name
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD
-    } - {"self", "actor", "reward", "name"}
+    } - {"actor", "reward"}
 
 
 def test_m13_the_list_of_options_is_complete():
-    prefixed = {"scale", "clip", "running_scale", "per_token"}
-    rules = {f"score_{name}" if name in prefixed else name for name in ScoreRules._fields}
-    assert parameters(PPO.__init__) | parameters(OnPolicyTrainer.__init__) | rules == (
-        {*OPTIONS} | {"ptx_data", "reward_timeout"}
+    fields = {f"{name}.{field}" for name, kind in OBJECTS.items() for field in parameters(kind)}
+    # Two iterations reuse one rollout whatever the capacity: tests/rollouts/test_memory.py.
+    further = {"sampler.schedule", "memory.reuse"}
+    assert (parameters(PPO) - {*OBJECTS}) | fields | further == (
+        {*OPTIONS} | {"reward_timeout"}
     ), "a time-out changes no weights: tests/rollouts/test_timeouts.py"
 
 

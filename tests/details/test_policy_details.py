@@ -11,8 +11,8 @@ from kerasrlhf.functional import masking, policy_losses, returns, value_losses
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import minibatches
-from kerasrlhf.rollouts.shaping import ScoreRules
+from kerasrlhf.rollouts.shaping import RewardShaping
+from kerasrlhf.trainers import update_step
 from kerasrlhf.trainers.kl_control import AdaptiveKL
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats
 
@@ -137,18 +137,19 @@ def test_n14_the_reward_model_scores_the_cut_text():
 
 def test_n15_without_a_stop_token_the_score_is_replaced_or_lowered():
     scores, ended = np.array([2.0, 3.0, -4.0]), np.array([True, False, False])
-    replaced = ScoreRules(missing_end_score=-1.0).apply(scores, ended)
-    lowered = ScoreRules(missing_end_penalty=1.5).apply(scores, ended)
+    replaced = RewardShaping(missing_end_score=-1.0).apply(scores, ended)
+    lowered = RewardShaping(missing_end_penalty=1.5).apply(scores, ended)
     assert replaced.tolist() == [2.0, -1.0, -1.0] and lowered.tolist() == [2.0, 1.5, -5.5]
-    with pytest.raises(ValueError, match="give one of them"):
-        helpers.ppo(missing_end_score=-1.0, missing_end_penalty=1.0)
-    for rules in ({"missing_end_score": -1.0}, {"missing_end_penalty": 2.0}):
-        made = helpers.ppo(small(), sampler=Sampler(length=4, stop_token_ids=STOPS), **rules)
+    with pytest.raises(ValueError, match="pass one of them"):
+        RewardShaping(missing_end_score=-1.0, missing_end_penalty=1.0)
+    for shaping in (RewardShaping(missing_end_score=-1.0), RewardShaping(missing_end_penalty=2.0)):
+        sampler = Sampler(length=4, stop_token_ids=STOPS)
+        made = helpers.ppo(small(), sampler=sampler, shaping=shaping)
         made.compile(jit_compile=False)
         collected = made.collect(BATCH)
         ended = np.array(collected.rollout.ended)
         assert 0 < ended.sum() < 8
-        otherwise = -1.0 if "missing_end_score" in rules else collected.raw_scores - 2.0
+        otherwise = -1.0 if shaping.missing_end_score else collected.raw_scores - 2.0
         expected = np.where(ended, collected.raw_scores, otherwise)
         np.testing.assert_allclose(collected.rollout.scores, expected, rtol=1e-6)
 
@@ -167,18 +168,21 @@ def test_n16_gamma_one_lambda_095_and_no_value_after_the_last_token():
 def test_n17_four_epochs_each_a_fresh_permutation():
     made = helpers.ppo(num_minibatches=2)
     assert made.update_epochs == 4 and made.updates_per_iteration == 8
-    order = minibatches.permutations(0, 0, rows=16, update_epochs=4, num_minibatches=2)
+    order = update_step.permutations(0, 0, rows=16, update_epochs=4, num_minibatches=2)
     epochs = order.reshape(4, 16)
     assert all(sorted(epoch) == list(range(16)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
-    following = minibatches.permutations(0, 1, rows=16, update_epochs=4, num_minibatches=2)
+    following = update_step.permutations(0, 1, rows=16, update_epochs=4, num_minibatches=2)
     assert (following != order).any()
     made.compile(keras.optimizers.SGD(0.0), jit_compile=False)
-    seen, take = [], made._parts.take
-    made._parts.take = lambda rows, index: seen.append(index.numpy()) or take(rows, index)
+    seen, read, step = [], [], made.train_step
+    made.train_step = lambda update: seen.extend(np.array(update.minibatch.token_ids)) or step(update)
     for _ in range(2):
         made.iterate(BATCH)
-    read = np.reshape(seen, (2 * 4, 8))
+        rows = np.array(made.last.rollout.token_ids).tolist()
+        read += [rows.index(ids.tolist()) for ids in seen]
+        seen.clear()
+    read = np.reshape(read, (2 * 4, 8))
     assert all(sorted(epoch) == list(range(8)) for epoch in read.tolist())
     assert len({tuple(epoch) for epoch in read.tolist()}) == 8
 

@@ -204,7 +204,8 @@ def test_p22_the_critic_is_a_network_of_its_own_that_begins_as_the_reward_model(
 def test_p23_a_fixed_length_is_sampled_and_cut_after_the_end_token():
     """None found: the score is -1, whatever the reward says; a full row is as long as all."""
     sampler = Sampler(length=8, stop_token_ids=(0, 4, 7))
-    made = helpers.ppo(helpers.actor(num_layers=1), sampler=sampler, missing_end_score=-1.0)
+    shaping = rlhf.RewardShaping(missing_end_score=-1.0)
+    made = helpers.ppo(helpers.actor(num_layers=1), sampler=sampler, shaping=shaping)
     made.compile(jit_compile=False)
     collected = made.collect(helpers.prompts([6, 4, 1, 3, 2, 5, 4, 6]))
     rollout = collected.rollout

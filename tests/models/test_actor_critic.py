@@ -182,6 +182,40 @@ def test_a_preset_gives_back_the_same_actor(maker, tmp_path):
     np.testing.assert_array_equal(alone(inputs), expected["logits"])
 
 
+@pytest.mark.parametrize("maker", MAKERS)
+def test_one_keras_file_gives_back_the_same_actor(maker, tmp_path):
+    actor = MAKERS[maker]()
+    actor.save(tmp_path / "actor.keras")
+    again = keras.saving.load_model(tmp_path / "actor.keras")
+    assert_equal_outputs(again, outputs(actor))
+    assert (again.critic is None) == (actor.critic is None)
+    assert len(again.trainable_variables) == len(actor.trainable_variables)
+    texts = actor.causal_lm.preprocessor is not None
+    assert again.stop_token_ids(Sampler(length=1)) == ((0,) if texts else ())
+    if texts:
+        vocabularies = [x.causal_lm.preprocessor.tokenizer.vocabulary for x in (again, actor)]
+        assert vocabularies[0] == vocabularies[1]
+
+
+def test_a_config_is_the_same_architecture_with_other_weights():
+    actor = helpers.actor("llama", critic=helpers.backbone("llama", num_layers=1))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(actor))
+    assert isinstance(again, ActorCritic) and again.causal_lm is not actor.causal_lm
+    assert [w.shape for w in again.weights] == [w.shape for w in actor.weights]
+    again.set_weights(actor.get_weights())
+    assert_equal_outputs(again, outputs(actor))
+
+
+def test_one_keras_file_of_trained_adapters_is_merged(tmp_path):
+    actor = helpers.actor()
+    actor.causal_lm.backbone.enable_lora(2)
+    helpers.filled(actor.causal_lm.backbone, seed=4, stddev=0.3)
+    actor.save(tmp_path / "actor.keras")
+    again = outputs(keras.saving.load_model(tmp_path / "actor.keras"))
+    for name, value in outputs(actor).items():
+        np.testing.assert_allclose(again[name], value, atol=1e-4)
+
+
 def test_presets_of_trained_adapters_are_merged(tmp_path):
     actor = helpers.actor()
     actor.causal_lm.backbone.enable_lora(2)

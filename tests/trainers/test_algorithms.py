@@ -91,11 +91,11 @@ GROUPED = {
     "rloo": (rlhf.RLOO, {}, WORTH, lambda one, others, _: one - mean(others)),
     # Shao et al. 2024, section 4.1.2.
     "grpo": (rlhf.GRPO, {}, ROLLOUT.scores, normalized),
-    "grpo_kl_in_reward": (rlhf.GRPO, {"kl_in": "reward"}, WORTH, normalized),
+    "grpo_kl_in_reward": (rlhf.GRPO, {"kl": rlhf.FixedKL(COEF, place="reward")}, WORTH, normalized),
     # Liu et al. 2025, section 3.2.
     "dr_grpo": (
         rlhf.GRPO,
-        {"variant": "dr_grpo", "kl_in": "loss"},
+        {"variant": "dr_grpo", "kl": rlhf.FixedKL(COEF, place="loss")},
         ROLLOUT.scores,
         lambda one, _, everyone: one - mean(everyone),
     ),
@@ -113,8 +113,8 @@ def test_advantages_of_groups_against_loops(make, case):
 PLUS_PLUS = [(1.0, False, None), (0.8, False, None), (1.0, True, None), (1.0, True, "reward")]
 
 
-@pytest.mark.parametrize(("gamma", "group_baseline", "kl_in"), PLUS_PLUS)
-def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, kl_in):
+@pytest.mark.parametrize(("gamma", "group_baseline", "place"), PLUS_PLUS)
+def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, place):
     """Hu et al. 2025: rewards to come, whitened over all tokens of the batch.
 
     With a baseline from the group the KL is a term of the loss, by k2.
@@ -123,7 +123,7 @@ def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, kl_in):
     if group_baseline:
         scores = of_groups(scores, lambda one, _, everyone: one - mean(everyone))
     rewards, expected = per_token_rewards(scores), np.zeros(SHAPE)
-    if group_baseline and kl_in is None:
+    if group_baseline and place is None:
         rewards = per_token_rewards(scores, coef=0.0)
     for row in range(ROWS):
         places = np.flatnonzero(MASK[row])
@@ -131,13 +131,14 @@ def test_reinforce_plus_plus_against_loops(make, gamma, group_baseline, kl_in):
             expected[row, t] = sum(gamma ** (s - t) * rewards[row, s] for s in places if s >= t)
     inside = expected[MASK]
     expected[MASK] = (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8)
-    trainer = make(rlhf.REINFORCEPlusPlus, gamma=gamma, group_baseline=group_baseline, kl_in=kl_in)
-    place = kl_in or ("loss" if group_baseline else "reward")
-    assert (trainer.kl_in, trainer.kl_estimator) == (place, "k2" if place == "loss" else "k1")
+    kl = rlhf.FixedKL(COEF, place=place)
+    trainer = make(rlhf.REINFORCEPlusPlus, gamma=gamma, group_baseline=group_baseline, kl=kl)
+    place = place or ("loss" if group_baseline else "reward")
+    assert (trainer.kl_place, trainer.kl_estimator) == (place, "k2" if place == "loss" else "k1")
     np.testing.assert_allclose(trainer.estimate(ROLLOUT).advantages, expected, atol=1e-5)
 
 
-def test_rloo_is_unbiased_and_a_division_by_the_deviation_is_not(make):
+def test_rloo_is_unbiased_and_a_division_by_the_standard_deviation_is_not(make):
     """All pairs of three one-token answers: the mean gradient is `p (r - E r)` of a softmax."""
     p, r = np.array([0.5, 0.3, 0.2]), np.array([0.5, -1.0, 4.0])
     pairs = [(i, j) for i in range(3) for j in range(3)]
@@ -318,15 +319,25 @@ WRONG = {
     "no_group": (rlhf.RLOO, {"group_size": 0}, "`group_size`"),
     "variant": (rlhf.GRPO, {"variant": "drgrpo"}, "`variant` must be"),
     "labels": (rlhf.OnlineDPO, {"labels": "softer"}, "`labels` must be"),
-    "estimator": (rlhf.RLOO, {"kl_estimator": "k4"}, "`kl_estimator` must be one of"),
-    "place": (rlhf.RLOO, {"kl_in": "advantage"}, "`kl_in` must be"),
-    "k1_in_the_loss": (rlhf.GRPO, {"kl_estimator": "k1"}, "k1 in the loss does nothing"),
+    "k1_in_the_loss": (
+        rlhf.GRPO,
+        {"kl": rlhf.FixedKL(COEF, estimator="k1")},
+        "k1 in the loss does nothing",
+    ),
     "reduction": (rlhf.RLOO, {"loss_reduction": "mean"}, "`loss_reduction` must be one of"),
     "cliprange": (rlhf.RLOO, {"cliprange": 0.0}, "`cliprange`"),
     "gamma": (rlhf.REINFORCEPlusPlus, {"gamma": 1.5}, "`gamma`"),
-    "kl_of_dpo": (rlhf.OnlineDPO, {"kl_in": "loss"}, r"Leave out \['kl_in'\]"),
+    "kl_place_of_dpo": (
+        rlhf.OnlineDPO,
+        {"kl": rlhf.FixedKL(COEF, place="loss")},
+        "Leave out `place` and `estimator`",
+    ),
+    "kl_estimator_of_dpo": (
+        rlhf.OnlineDPO,
+        {"kl": rlhf.FixedKL(COEF, estimator="k2")},
+        "Leave out `place` and `estimator`",
+    ),
     "nothing_to_learn": (rlhf.OnlineDPO, {"kl": rlhf.FixedKL(0.0)}, "with 0 nothing is learned"),
-    "weights_of_dpo": (rlhf.OnlineDPO, {"importance_cap": 2.0}, "importance_cap"),
 }
 
 
@@ -338,9 +349,25 @@ def test_wrong_arguments_are_refused(make, case):
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        (rlhf.OnlineDPO, "importance_cap"),
+        (rlhf.OnlineDPO, "loss_reduction"),
+        (rlhf.OnlineDPO, "cliprange"),
+        (rlhf.RLOO, "warmup"),
+        (rlhf.GRPO, "gamma"),
+        (rlhf.REINFORCEPlusPlus, "vf_coef"),
+    ],
+)
+def test_arguments_of_other_algorithms_are_refused(make, algorithm, name):
+    with pytest.raises(TypeError, match=f"`{algorithm.__name__}` has no argument `{name}`"):
+        make(algorithm, **{name: 2.0})
+
+
+@pytest.mark.parametrize(
     "algorithm", [rlhf.RLOO, rlhf.GRPO, rlhf.REINFORCEPlusPlus, rlhf.OnlineDPO]
 )
-def test_a_critic_that_nothing_would_read_is_refused(algorithm):
+def test_a_critic_that_would_not_be_used_is_refused(algorithm):
     acting = helpers.actor(num_layers=1, critic=helpers.backbone(num_layers=1))
     options = {"group_size": 2, "sampler": SAMPLER, "kl": rlhf.FixedKL(COEF)}
     with pytest.raises(ValueError, match=f"{algorithm.__name__} learns without a critic"):

@@ -9,6 +9,7 @@ import tiny
 from tiny import MASK, NOISE
 
 from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.options import CriticWarmup
 from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.types import Sampler
 
@@ -41,7 +42,7 @@ def estimate(made, acting, iteration):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 3.0])
 def test_the_loss_of_the_warm_up_is_its_formula(shared, alpha):
-    made = make(shared, critic_warmup=2, critic_warmup_kl=alpha)
+    made = make(shared, warmup=CriticWarmup(2, kl_coef=alpha))
     for iteration in (0, 1):
         minibatch = estimate(made, shared, iteration)
         given = shared, minibatch.returns, minibatch.ref_logprobs, alpha
@@ -56,7 +57,7 @@ def test_the_loss_of_the_warm_up_is_its_formula(shared, alpha):
 
 
 def test_afterwards_it_is_ppo(shared):
-    plain, made = make(shared), make(shared, critic_warmup=2)
+    plain, made = make(shared), make(shared, warmup=CriticWarmup(2))
     expected, logs = tiny.gradients(plain, estimate(plain, shared, 2))
     found, sums = tiny.gradients(made, estimate(made, shared, 2))
     for ours, theirs in zip(found, expected, strict=True):
@@ -67,7 +68,7 @@ def test_afterwards_it_is_ppo(shared):
 
 
 def test_a_policy_beside_a_critic_of_its_own_stays_without_alpha(separate):
-    made = make(separate, critic_warmup=1, critic_warmup_kl=0.0)
+    made = make(separate, warmup=CriticWarmup(1, kl_coef=0.0))
     found, _ = tiny.gradients(made, estimate(made, separate, 0))
     of_policy = {id(v) for v in separate.causal_lm.trainable_variables}
     moved = {id(v): np.abs(g).max() for v, g in zip(made.trainable_variables, found, strict=True)}
@@ -81,8 +82,7 @@ def test_as_many_iterations_as_asked_hold_the_policy(separate):
         helpers.token_reward,
         sampler=Sampler(length=3),
         kl=FixedKL(0.1),
-        critic_warmup=2,
-        critic_warmup_kl=0.0,
+        warmup=CriticWarmup(2, kl_coef=0.0),
         update_epochs=1,
     )
     made.compile(keras.optimizers.SGD(0.01), jit_compile=False)
@@ -94,7 +94,20 @@ def test_as_many_iterations_as_asked_hold_the_policy(separate):
     assert changed == [False, False, True]
 
 
-@pytest.mark.parametrize("options", [{"critic_warmup": -1}, {"critic_warmup_kl": -0.5}])
-def test_values_without_a_meaning_are_refused(shared, options):
-    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be at least 0"):
-        make(shared, **options)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": -1}, "`iterations` must be at least 1"),
+        ({"iterations": 0}, "`iterations` must be at least 1"),
+        ({"iterations": 1.5}, "`iterations` must be an integer"),
+        ({"iterations": 2, "kl_coef": -0.5}, "`kl_coef` must be at least 0"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CriticWarmup(**options)
+
+
+def test_a_number_of_iterations_is_not_taken_for_a_warmup(shared):
+    with pytest.raises(ValueError, match="`warmup` must be a CriticWarmup"):
+        make(shared, warmup=2)

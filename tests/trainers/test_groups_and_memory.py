@@ -24,9 +24,20 @@ class Labels:
         return helpers.token_reward(response_ids)
 
 
+class Watched(rlhf.PPO):
+    """PPO that reports the coefficient and the iteration of every rollout that it learns from."""
+
+    def report(self, coef, iteration):
+        """Replaced by the test that reads the values."""
+
+    def estimate(self, rollout):
+        self.report(float(rollout.kl_coef), int(rollout.iteration))
+        return super().estimate(rollout)
+
+
 @pytest.fixture(scope="module")
 def grouped():
-    ppo = helpers.ppo(
+    ppo = Watched(
         helpers.actor(num_layers=1),
         Labels(),
         sampler=SAMPLER,
@@ -35,7 +46,7 @@ def grouped():
         update_epochs=1,
         memory=rlhf.RolloutMemory(2),
     )
-    ppo.compile(keras.optimizers.SGD(0.05), jit_compile=False)
+    ppo.compile(keras.optimizers.SGD(0.05), run_eagerly=True)
     return ppo
 
 
@@ -47,10 +58,11 @@ def batch():
 
 def test_columns_of_a_record_go_to_every_response_of_its_prompt(grouped, batch):
     grouped.iterate(batch)
-    assert grouped._parts.reward.label == list("aabbccdd")
-    ids, starts = (np.array(x) for x in (grouped.last.rollout[0], BATCH["padding_mask"].sum(1)))
-    for row, start in enumerate(np.repeat(starts, GROUP)):
-        np.testing.assert_array_equal(ids[row, :start], BATCH["token_ids"][row // GROUP, :start])
+    assert grouped.reward.label == list("aabbccdd")
+    ids = np.array(grouped.last.rollout.token_ids)
+    prompt_lengths = np.repeat(BATCH["padding_mask"].sum(axis=1), GROUP)
+    for row, size in enumerate(prompt_lengths):
+        np.testing.assert_array_equal(ids[row, :size], BATCH["token_ids"][row // GROUP, :size])
 
 
 def test_the_coefficient_counts_episodes_and_not_prompts(grouped, batch):
@@ -66,13 +78,8 @@ def test_older_rollouts_are_learned_from_with_the_coefficient_of_the_iteration(
     grouped, batch, monkeypatch
 ):
     grouped.iterate(batch)
-    seen, estimate = [], grouped._parts.estimate
-
-    def spy(rollout):
-        seen.append((float(rollout.kl_coef), int(rollout.iteration)))
-        return estimate(rollout)
-
-    monkeypatch.setattr(grouped._parts, "estimate", spy)
+    seen = []
+    monkeypatch.setattr(Watched, "report", lambda self, *values: seen.append(values))
     coef, iteration = float(grouped.kl.coef), int(grouped.iteration)
     stored = [float(rollout.kl_coef) for rollout in grouped.memory]
     grouped.iterate(batch)
@@ -82,15 +89,15 @@ def test_older_rollouts_are_learned_from_with_the_coefficient_of_the_iteration(
 
 def test_validation_samples_with_numbers_of_its_own(grouped, batch, monkeypatch):
     """Neither those of any training iteration, nor twice the same for two batches."""
-    drawn, uniforms = [], replica.uniforms
+    sampled, uniforms = [], replica.uniforms
 
     def spy(*args):
-        drawn.append(uniforms(*args))
-        return drawn[-1]
+        sampled.append(uniforms(*args))
+        return sampled[-1]
 
     monkeypatch.setattr(replica, "uniforms", spy)
     grouped.iteration.assign(0)
     data = tf.data.Dataset.from_tensor_slices(batch).batch(4).repeat(2)
     grouped.fit(data, validation_data=data, verbose=0)
-    assert len(drawn) == 4
-    assert len({numbers.numpy().tobytes() for numbers in drawn}) == 4
+    assert len(sampled) == 4
+    assert len({numbers.numpy().tobytes() for numbers in sampled}) == 4

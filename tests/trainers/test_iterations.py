@@ -118,8 +118,8 @@ def test_adapters_are_trained_and_nothing_else():
 def test_a_disagreement_of_sampling_and_training_is_loud(monkeypatch):
     original = Collector.__call__
 
-    def corrupted(self, *args):
-        collected = original(self, *args)
+    def corrupted(self, *args, **kwargs):
+        collected = original(self, *args, **kwargs)
         logprobs = collected.rollout.logprobs * 0.9
         return collected._replace(rollout=collected.rollout._replace(logprobs=logprobs))
 

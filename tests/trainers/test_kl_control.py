@@ -62,6 +62,9 @@ def test_a_checkpoint_remembers_the_coefficient(tmp_path):
         (lambda: AdaptiveKL(0.1, 0.0, 100), "target"),
         (lambda: AdaptiveKL(0.1, 6.0, 0), "horizon"),
         (lambda: AdaptiveKL(0.1, float("nan"), 10), "target"),
+        (lambda: FixedKL(0.1, place="advantage"), "place"),
+        (lambda: FixedKL(0.1, estimator="k4"), "estimator"),
+        (lambda: AdaptiveKL(0.1, 6.0, 100, place="advantage"), "place"),
     ],
 )
 def test_values_outside_their_range_are_refused(make, named):

@@ -1,4 +1,4 @@
-"""Rows of tokens that no sampler drew, and the gradients that a trainer has of them.
+"""Rows of tokens that were not sampled, and the gradients that a trainer computes of them.
 
 Nothing is traced: gradients are taken eagerly, and compared with those of a sum over tokens whose
 coefficients are derived by hand.
@@ -8,16 +8,16 @@ import helpers
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf.trainers.gradients import Counts, Gradients
 from kerasrlhf.types import Experience, Rollout, Sampler
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0,))
 RNG = np.random.default_rng(3)
-STARTS, SIZES = np.array([2, 5, 3, 1], "int32"), np.array([4, 1, 3, 2], "int32")
+PROMPT_LENGTHS = np.array([2, 5, 3, 1], "int32")
+SIZES = np.array([4, 1, 3, 2], "int32")
 COLUMN = np.arange(helpers.COLUMNS + SAMPLER.length)[None]
-ENDS = (STARTS + SIZES)[:, None]
+ENDS = (PROMPT_LENGTHS + SIZES)[:, None]
 PADDING = COLUMN < ENDS
-MASK = PADDING & (STARTS[:, None] <= COLUMN)
+MASK = PADDING & (PROMPT_LENGTHS[:, None] <= COLUMN)
 IDS = np.where(PADDING, RNG.integers(1, helpers.VOCAB, MASK.shape), 0).astype("int32")
 ADVANTAGES, NOISE, TARGETS = (
     np.where(MASK, RNG.normal(0, 0.7, MASK.shape), 0.0).astype("float32") for _ in range(3)
@@ -25,7 +25,7 @@ ADVANTAGES, NOISE, TARGETS = (
 
 
 def stats(acting, temperature=0.8, **options):
-    return acting.token_stats(IDS, PADDING, STARTS, SAMPLER.length, temperature, **options)
+    return acting.token_stats(IDS, PADDING, PROMPT_LENGTHS, SAMPLER.length, temperature, **options)
 
 
 def inside(x):
@@ -40,7 +40,7 @@ def rollout(acting, **changes):
         "token_ids": IDS,
         "padding_mask": PADDING,
         "response_mask": MASK,
-        "prompt_lengths": STARTS,
+        "prompt_lengths": PROMPT_LENGTHS,
         "ended": np.array([True, False, True, True]),
         "logprobs": logprobs,
         "values": inside(found.values),
@@ -54,16 +54,22 @@ def rollout(acting, **changes):
 
 
 def experience(acting, **changes):
-    """The rows as an update reads them."""
+    """The rows as an update takes them."""
     rows = rollout(acting)
     fields = {name: getattr(rows, name) for name in Experience._fields[:7]}
     return Experience(**{**fields, "advantages": ADVANTAGES, "returns": TARGETS, **changes})
 
 
-def gradients(trainer, minibatch):
+def update_batch(trainer, minibatch, text=None):
+    """What `train_step` takes: all rows of a minibatch in one update."""
+    rows = np.arange(len(minibatch.token_ids))
+    temperature = tf.constant(trainer.sampler.temperature, tf.float32)
+    return trainer.update_step().batch(minibatch, rows, text, temperature)
+
+
+def gradients(trainer, minibatch, text=None):
     """Arrays, one a variable, and the logged numbers."""
-    counts = Counts.of(minibatch, trainer.loss_reduction, trainer.sampler.length)
-    found, sums = Gradients(trainer).of_minibatch(minibatch, counts, None, None)
+    found, sums = trainer.update_step().gradients(update_batch(trainer, minibatch, text))
     return [np.array(g) for g in found], {name: float(x) for name, x in sums.items()}
 
 
