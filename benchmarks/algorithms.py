@@ -69,9 +69,7 @@ def parse_args():
 def on_policy(bench, name):
     """The compiled trainer of an algorithm, the same for all seeds."""
     algorithm, options = ALGORITHMS[name]
-    trainer = bench.trainer(algorithm, update_epochs=EPOCHS, **options)
-    trainer.compile(bench.optimizer(EPOCHS))
-    return trainer
+    return bench.compile(bench.trainer(algorithm, update_epochs=EPOCHS, **options))
 
 
 def run_offline(bench, name, seed):
@@ -86,13 +84,13 @@ def run_offline(bench, name, seed):
         drop_remainder=True,
     )
     trainer = OFFLINE[name](bench)
-    trainer.compile(bench.optimizer(EPOCHS))
+    trainer.compile(bench.optimizer(EPOCHS * bench.iterations))
     for x, y in batches.take(1):  # compiles
         trainer.train_on_batch(x, y)
     bench.reset(trainer.optimizer)
 
     def steps():
-        for x, y in batches.repeat():  # ties are no pairs, so that a few batches come twice
+        for x, y in batches.repeat():  # ties are no pairs, so a few batches come twice
             start = time.perf_counter()
             for _ in range(EPOCHS):
                 trainer.train_on_batch(x, y)

@@ -1,8 +1,8 @@
-"""Gradient ascent on the exact objective, to set beside PPO.
+"""Gradient ascent on the exact objective, to compare PPO with.
 
-No sampling, no critic, no clipping: E[r] - b KL over the list of all responses is differentiated
-as it stands. Responses share the work for what they begin with: from one token to the next the
-cache of each beginning is repeated for all its continuations.
+No sampling, no critic, no clipping: E[r] - b KL over the list of all responses is differentiated.
+Responses share the work for common prefixes: from one token to the next the cache of each prefix is
+repeated for all its continuations.
 """
 
 import time
@@ -38,7 +38,7 @@ def tree_logprobs(causal_lm, prompts, responses):
     logits, _, cache = lm_adapter.step(causal_lm, prompts, cache, 0)
     places, sums = np.zeros(len(responses.token_ids), "int32"), 0.0
     for t in range(length):
-        # (prompts, beginnings of t tokens * tokens); a beginning's number has its tokens as digits.
+        # (prompts, prefixes of t tokens * tokens); a prefix's number has its tokens as digits.
         table = ops.reshape(ops.log_softmax(logits[:, -1], axis=-1), (rows, -1))
         places = places * vocab + responses.token_ids[:, t]
         sums += ops.where(responses.mask[:, t], ops.take(table, places, axis=1), 0.0)
@@ -63,17 +63,18 @@ class ExactTrainer:
         self.optimizer, self.variables = optimizer, causal_lm.trainable_variables
         optimizer.build(self.variables)
 
-        def loss_and_sums(ref_logprobs, scores, coef):
-            logprobs = tree_logprobs(causal_lm, prompts, responses)
-            gain = scores - coef * (logprobs - ref_logprobs)
-            values = ops.sum(ops.exp(logprobs) * gain, axis=1)
-            return -ops.mean(values), logprobs
+        def gradients_and_sums(batch):
+            ref_logprobs, scores, coef = batch
+            values = [v.value for v in self.variables]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                logprobs = tree_logprobs(causal_lm, prompts, responses)
+                gain = scores - coef * (logprobs - ref_logprobs)
+                loss = -ops.mean(ops.sum(ops.exp(logprobs) * gain, axis=1))
+            return replica.dense_gradients(tape, loss, values), {"loss/total": loss}
 
-        def gradients_and_sums(*args):
-            return replica.dense_gradients(lambda: loss_and_sums(*args), self.variables)
-
-        strategy = tf.distribute.get_strategy()
-        self._step = replica.update(gradients_and_sums, optimizer, self.variables, strategy, True)
+        execution = replica.Execution(tf.distribute.get_strategy(), jit_compile=True)
+        self._step = replica.update(gradients_and_sums, optimizer, self.variables, execution)
         self._read = replica.compiled(lambda: tree_logprobs(causal_lm, prompts, responses))
 
     def logprobs(self):
@@ -82,11 +83,11 @@ class ExactTrainer:
 
     def run(self, ref_logprobs, scores, coef, steps, marks):
         """Steps, and `(step, seconds, logprobs)` at every mark."""
-        arrays = [ops.cast(x, "float32") for x in (ref_logprobs, scores, coef)]
+        batch = tuple(ops.cast(x, "float32") for x in (ref_logprobs, scores, coef))
         seconds = 0.0
         for step in range(1, steps + 1):
             start = time.perf_counter()
-            self._step(*arrays)
+            self._step(batch)
             keras.ops.convert_to_numpy(self.optimizer.iterations)
             seconds += time.perf_counter() - start
             if step in marks:

@@ -1,8 +1,8 @@
 """The task of `algorithms.py` and `language_modeling.py`: unhappy openings, happy continuations.
 
-The reward is VADER's sentiment of the continuation itself, so that no reward model stands between
-what is trained and what is measured. All trainers share one actor, which goes back to its start
-before every run, and one judge, which measures it on held-out openings.
+The reward is VADER's sentiment of the continuation itself, without a reward model between what is
+trained and what is measured. All trainers share one actor, which is reset before every run, and one
+judge, which measures it on held-out openings.
 """
 
 import json
@@ -65,22 +65,27 @@ class Bench:
             **options,
         )
 
+    def compile(self, trainer):
+        """Compiles a trainer of the shared actor, one iteration included; returns it."""
+        trainer.compile(self.optimizer(trainer.updates_in(self.iterations)))
+        trainer.iterate(next(self.prompts(ROWS // trainer.group_size, seed=0)))
+        return trainer
+
     def optimizer(self, updates):
-        """Adam; its rate falls linearly to 0 over a run with so many updates an iteration."""
-        rate = keras.optimizers.schedules.PolynomialDecay(RATE, self.iterations * updates, 0.0)
+        """Returns Adam; its rate falls linearly to 0 over so many updates."""
+        rate = keras.optimizers.schedules.PolynomialDecay(RATE, updates, 0.0)
         return keras.optimizers.Adam(rate, epsilon=1e-5)
 
     def restore(self):
-        """The actor as it was."""
+        """Resets the actor to its start."""
         for variable, value in zip(self.actor.trainable_variables, self._initial, strict=True):
             variable.assign(value)
 
     def reset(self, optimizer):
-        """The actor as it was, and an optimizer that has seen nothing."""
+        """Resets the actor and an optimizer to their start."""
         self.restore()
-        for variable in optimizer.variables:
-            if variable is not optimizer._learning_rate:
-                variable.assign(keras.ops.zeros_like(variable))
+        for variable in optimizer.variables:  # of Adam with a schedule, all 0 at the start
+            variable.assign(keras.ops.zeros_like(variable))
 
     def measure(self):
         """Score and KL of the actor as it is, on held-out openings."""
@@ -88,7 +93,7 @@ class Bench:
         return {name: round(found[name], 4) for name in ("score", "kl")}
 
     def language(self):
-        """What training may cost: perplexity of unseen stories, share of distinct bigrams."""
+        """Returns what training may cost: perplexity of unseen stories, distinct bigrams."""
         texts = self.actor.generate(self.held_out, self.sampler, seed=1)
         perplexity = evaluation.perplexity(self.actor.causal_lm, stories.HELD_OUT)
         return {
@@ -100,7 +105,7 @@ class Bench:
         """Trains from the start on, and measures at the marks.
 
         Args:
-            trainer: compiled on-policy trainer.
+            trainer: on-policy trainer, as `compile` returns it.
             seed: int.
             marks: set of iterations.
 
@@ -108,12 +113,8 @@ class Bench:
             Dict of lists `episodes`, `seconds` (of iterations alone), `score` and `kl`.
         """
         self.reset(trainer.optimizer)
-        trainer.iteration.assign(0)
-        trainer.seed = seed
+        trainer.reset(seed)
         prompts = self.prompts(ROWS // trainer.group_size, seed)
-        if not trainer.statistics:  # compiles
-            trainer.iterate(next(prompts))
-            return self.run(trainer, seed, marks)
         steps = (trainer.iterate(batch)["time/iteration"] for batch in prompts)
         return self.curve(steps, marks)
 
@@ -135,12 +136,12 @@ class Bench:
         prompts = [self.training[i % len(self.training)] for i in range(count)]
         self.actor.generate(prompts, self.sampler, batch_size=ROWS)  # compiles
         start = time.perf_counter()
-        drawn = [
+        sampled = [
             self.actor.generate(prompts, self.sampler, 2 * seed + i, batch_size=ROWS)
             for i in range(2)
         ]
-        scores = [reward(texts) for texts in drawn]
-        rows = zip(prompts, *drawn, np.subtract(*scores), strict=True)
+        scores = [reward(texts) for texts in sampled]
+        rows = zip(prompts, *sampled, np.subtract(*scores), strict=True)
         pairs = [
             {"prompt": p, "chosen": a if lead > 0 else b, "rejected": b if lead > 0 else a}
             for p, a, b, lead in rows
@@ -190,9 +191,9 @@ class Lines:
 
 
 def marks(iterations):
-    """Iterations after which is measured: close at first, and the last."""
-    shares = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-    return {round(share * iterations) for share in shares}
+    """Returns the iterations that are measured after: close at first, and the last."""
+    fractions = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+    return {round(fraction * iterations) for fraction in fractions}
 
 
 def spread(values, digits=3):

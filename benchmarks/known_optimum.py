@@ -49,21 +49,23 @@ SETTING = {
     "vf_coef": 0.5,
     # What limits the end is the noise of sampling, and rollouts are few: each is learned from
     # four times, the last three from a memory of 8, whose responses count at most once.
-    "memory": 8,
-    "memory_reuse": 3,
+    "memory": {"capacity": 8, "reuse": 3},
 }
 GROUPED = {name: SETTING[name] for name in ("update_epochs", "num_minibatches", "cliprange")}
-GROUPED |= {"memory": 4, "memory_reuse": 1}
+GROUPED |= {"memory": {"capacity": 4, "reuse": 1}}
 ALGORITHMS = {
     "ppo": (rlhf.PPO, SETTING),
     "rloo": (rlhf.RLOO, {**GROUPED, "group_size": 4}),
-    # In small groups most have no hit, and what is divided by their deviation is noise.
-    "grpo_kl_in_reward": (rlhf.GRPO, {**GROUPED, "group_size": 64, "kl_in": "reward"}),
+    # Most small groups have no hit, and what is divided by their standard deviation is noise.
+    "grpo_kl_in_reward": (rlhf.GRPO, {**GROUPED, "group_size": 64, "kl_place": "reward"}),
     "dr_grpo": (rlhf.GRPO, {**GROUPED, "group_size": 4, "variant": "dr_grpo"}),
-    # These bring advantages to deviation 1: more updates on a rollout would learn its noise.
-    "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 64, "update_epochs": 2, "memory": 0}),
-    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory": 0}),
-    "online_dpo": (rlhf.OnlineDPO, {"update_epochs": 4, "num_minibatches": 4, "memory": 4}),
+    # These scale advantages to unit variance: more updates on a rollout would learn its noise.
+    "grpo": (rlhf.GRPO, {**GROUPED, "group_size": 64, "update_epochs": 2, "memory": None}),
+    "reinforce++": (rlhf.REINFORCEPlusPlus, {**GROUPED, "update_epochs": 2, "memory": None}),
+    "online_dpo": (
+        rlhf.OnlineDPO,
+        {"update_epochs": 4, "num_minibatches": 4, "memory": GROUPED["memory"]},
+    ),
 }
 MARKS = (*(i / 200 for i in range(1, 10)), 0.05, *(i / 10 for i in range(1, 11)))
 # Judged by the coefficient that it ends with.
@@ -121,7 +123,8 @@ class Bench:
         ends: whether token 0 ends a response.
         episodes: of a whole run.
         algorithm: key of `ALGORITHMS`.
-        memory: recent rollouts to draw from, to learn from them again. None: as in `ALGORITHMS`.
+        memory: number of recent rollouts to sample from, to learn from them again; 0 for none.
+            None: as in `ALGORITHMS`.
     """
 
     def __init__(self, ends, episodes, algorithm="ppo", memory=None):
@@ -132,14 +135,15 @@ class Bench:
         self.reward = optimum_tasks.TableReward()
         trainer, setting = ALGORITHMS[algorithm]
         setting = dict(setting)
-        own = setting.pop("memory")
-        memory = own if memory is None else memory
+        kept = setting.pop("memory")
+        if memory is not None:
+            kept = {**(kept or {}), "capacity": memory} if memory else None
         self.trainer = trainer(
             rlhf.ActorCritic(optimum_tasks.language_model()),
             self.reward,
             sampler=rlhf.Sampler(LENGTH, stop_token_ids=stops or None),
-            kl=rlhf.FixedKL(0.1),
-            memory=rlhf.RolloutMemory(memory) if memory else None,
+            kl=rlhf.FixedKL(0.1, place=setting.pop("kl_place", None)),
+            memory=rlhf.RolloutMemory(**kept) if kept else None,
             **setting,
         )
         self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
@@ -160,7 +164,7 @@ class Bench:
         self._resting = {}
 
     def refer_to(self, seed, scale=1.0):
-        """Takes another reference network, and the actor begins as it."""
+        """Samples another reference network, which is also the initial actor."""
         self.reset(self.trainer.optimizer)  # the value head
         for model in (self.trainer.actor, self.trainer.reference):
             optimum_tasks.draw_weights(model.causal_lm.backbone, seed, scale)
@@ -176,7 +180,7 @@ class Bench:
         return self.reward.fill(task, self.responses.tuples())
 
     def regret(self, logprobs, task, coef):
-        """Of a policy: 0 for the best, 1 for the reference; of GRPO for its resting point."""
+        """Returns 0 for the best policy (for `grpo` its resting point), 1 for the reference."""
         scores = self.table(task)
         if self.algorithm != "grpo":
             return optimum.regret(logprobs, self.reference, scores, coef)
@@ -186,14 +190,13 @@ class Bench:
             )
         return grpo_optimum.relative_divergence(logprobs, self.reference, self._resting[task, coef])
 
-    def reset(self, optimizer):
-        """Weights and optimizer as they were."""
+    def reset(self, optimizer, seed=0):
+        """Resets weights, an optimizer and the trainer to the start of a run."""
         for variable, value in zip(self.trainer.trainable_variables, self._initial, strict=True):
             variable.assign(value)
-        for variable in optimizer.variables:
-            if variable is not optimizer._learning_rate:
-                variable.assign(keras.ops.zeros_like(variable))
-        self.trainer.iteration.assign(0)
+        for variable in optimizer.variables:  # of Adam with a schedule, all 0 at the start
+            variable.assign(keras.ops.zeros_like(variable))
+        self.trainer.reset(seed)
 
     def sampled(self, task, kl, seed):
         """Trains from the reference on.
@@ -202,8 +205,8 @@ class Bench:
             `(episodes, seconds, log-probabilities)` at every mark; seconds of iterations alone.
         """
         self.table(task)
-        self.reset(self.trainer.optimizer)
-        self.trainer.kl, self.trainer.seed = kl, seed
+        self.reset(self.trainer.optimizer, seed)
+        self.trainer.kl = kl
         marks = {max(1, round(mark * self.iterations)) for mark in MARKS}
         curve, seconds = [], 0.0
         for iteration in range(1, self.iterations + 1):

@@ -3,10 +3,10 @@
     python benchmarks/language_modeling.py --output runs/language_modeling.jsonl
 
 The embedded storyteller is pushed hard toward happy continuations (`happy_stories.py`, a small
-coefficient of the KL), with and without each way to keep its language: `ptx_coef`, steps of
-language modeling between iterations, `reverse_coef`, `reverse_reward`. The texts are stories that
-it wrote itself before. Score, KL and distinct bigrams are those of continuations of 256 held-out
-openings, the perplexity that of stories that nobody was trained on.
+coefficient of the KL), with and without each way to keep its language: `LanguageModeling` in every
+update or in steps between iterations, and `PromptPrediction` as a loss or in the reward. The texts
+are stories that it wrote itself before. Score, KL and distinct bigrams are those of continuations
+of 256 held-out openings, the perplexity that of stories that were not trained on.
 
 Prints a JSON line a run, then a table. Runs that `--output` holds already are not done again.
 """
@@ -25,13 +25,14 @@ from happy_stories import Bench, Lines, spread
 import kerasrlhf as rlhf
 
 EPOCHS = 2
+# Which argument of the trainer a variant sets, and with which values of its option object.
 VARIANTS = {
-    "PPO": {},
-    "ptx_coef=0.2": {"ptx_coef": 0.2},
-    "ptx_coef=1": {"ptx_coef": 1.0},
-    "lm_every=1, lm_steps=2": {"lm_every": 1, "lm_steps": 2},
-    "reverse_coef=0.2": {"reverse_coef": 0.2},
-    "reverse_reward=0.2": {"reverse_reward": 0.2},
+    "nothing": None,
+    "LanguageModeling(coef=0.2)": ("texts", {"coef": 0.2}),
+    "LanguageModeling(coef=1)": ("texts", {"coef": 1.0}),
+    "LanguageModeling(every=1, steps=2)": ("texts", {"every": 1, "steps": 2}),
+    "PromptPrediction(coef=0.2)": ("prompt_prediction", {"coef": 0.2}),
+    "PromptPrediction(reward=0.2)": ("prompt_prediction", {"reward": 0.2}),
 }
 
 
@@ -50,17 +51,20 @@ def parse_args():
     return parser.parse_args()
 
 
-def compiled(bench, options):
-    """PPO with one way of language modeling."""
-    texts = bench.own_stories() if {"ptx_coef", "lm_every"} & set(options) else None
-    trainer = bench.trainer(rlhf.PPO, update_epochs=EPOCHS, ptx_data=texts, **options)
-    steps = options.get("lm_steps", 0)  # every iteration
-    trainer.compile(bench.optimizer(EPOCHS + steps))
-    return trainer
+def compiled(bench, variant):
+    """Returns PPO with one way of language modeling."""
+    options = {}
+    if variant is not None:
+        argument, values = variant
+        if argument == "texts":
+            options[argument] = rlhf.LanguageModeling(bench.own_stories(), **values)
+        else:
+            options[argument] = rlhf.PromptPrediction(**values)
+    return bench.compile(bench.trainer(rlhf.PPO, update_epochs=EPOCHS, **options))
 
 
 def table(lines):
-    """Markdown: the start, then a row for each variant."""
+    """Returns Markdown: the start, then a row for each variant."""
     rows = [
         "| PPO with | seeds | score | KL | perplexity of stories "
         "| distinct bigrams | s an iteration |",

@@ -103,7 +103,7 @@ def _short(regret):
 def draw(lines, path):
     """PNG: regret of every run against episodes (above) and seconds (below), a column a task.
 
-    Exact gradients sample nothing, and their seconds compare with nothing: they stand above only.
+    Exact gradients sample nothing, and their seconds are not comparable: they are above only.
     """
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     figure, axes = pyplot.subplots(

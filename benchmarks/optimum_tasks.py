@@ -46,7 +46,7 @@ def palindrome(score):
 def smooth_table(seed=11):
     """A random number for each token at each place and each pair of neighbors, summed.
 
-    Over all responses the sums are brought to mean 0 and deviation 1.
+    Over all responses the sums are scaled to mean 0 and standard deviation 1.
     """
     generator = np.random.default_rng(seed)
     single = generator.normal(size=(LENGTH, VOCAB))
@@ -180,7 +180,7 @@ class TableReward:
         self._table = {}
 
     def fill(self, task, responses):
-        """Takes the scores of all responses and gives them back, float64 `(prompts, responses)`."""
+        """Stores the scores of all responses; returns them, float64 `(prompts, responses)`."""
         self._table = {(p, r): task.score(p, r) for p in PROMPTS for r in responses}
         return np.array([[self._table[p, r] for r in responses] for p in PROMPTS])
 

@@ -47,7 +47,7 @@ def parse_args():
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--sampling", action="store_true", help="time sampling alone, beside keras-hub's generate"
+        "--sampling", action="store_true", help="time sampling alone, and keras-hub's generate"
     )
     parser.add_argument("--compare", nargs=2, metavar=("PYTHON", "SCRIPT"))
     parser.add_argument("--rounds", type=int, default=2, help="of --compare")

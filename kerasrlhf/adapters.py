@@ -51,7 +51,7 @@ def kept_apart(model: keras.Model) -> Iterator[None]:
         model: Keras model.
 
     Raises:
-        ValueError: Inside, if a file is loaded that holds no adapters for a layer that has one.
+        ValueError: Inside, if a file is loaded that has no adapters for a layer that has one.
     """
     layers = adapted_layers(model)
     for layer in layers:

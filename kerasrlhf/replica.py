@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import keras
@@ -106,7 +106,7 @@ def replicas(strategy: tf.distribute.Strategy) -> int:
 def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
     """Whole-batch tensors from per-replica rows; other tensors pass unchanged."""
 
-    def whole(value):
+    def whole(value: Any) -> Any:
         local = strategy.experimental_local_results(value)
         return local[0] if len(local) == 1 else tf.concat(local, axis=0)
 
@@ -138,14 +138,15 @@ def check_division(
     Args:
         what: str, what the rows are, for the message.
         rows: int, of a batch.
-        minibatches, micro_batches, replicas: int, what they are divided between; None where there
-            is no such division.
+        minibatches: int or None. What they are divided into. Defaults to None: not at all.
+        micro_batches: int or None. What each minibatch is divided into. Defaults to None.
+        replicas: int. What they are divided between.
 
     Example:
         >>> check_division("prompts", 8, minibatches=2, micro_batches=1, replicas=4)
     """
-    counts = {"minibatches": minibatches, "micro-batches": micro_batches}
-    counts = {name: count for name, count in counts.items() if count is not None}
+    given = {"minibatches": minibatches, "micro-batches": micro_batches}
+    counts = {name: count for name, count in given.items() if count is not None}
     multiple = math.prod(counts.values()) * replicas
     if rows % multiple:
         into = " of ".join(f"{count} {name}" for name, count in counts.items())
@@ -161,7 +162,7 @@ def _share(rows: Any, context: Any) -> Any:
     count = context.num_replicas_in_sync
     index = context.replica_id_in_sync_group
 
-    def part(x):
+    def part(x: Any) -> Any:
         if x is None or x.shape.rank == 0 or count == 1:
             return x
         check_division("rows", x.shape[0] or 0, replicas=count)
@@ -251,7 +252,7 @@ def batch_rows(rows: Any) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
 
-def rowwise(function: Callable[P, R], execution: Execution) -> Callable[P, R]:
+def rowwise(function: Callable[..., R], execution: Execution) -> Callable[..., R]:
     """Compiles a function whose output rows depend on the same input rows only.
 
     Args:
@@ -315,7 +316,7 @@ def update(
         read, apply = _update_on_replicas(gradients_and_sums, optimizer, variables, execution)
     else:
         read = compiled(gradients_and_sums, jit_compile, eager)
-        apply = compiled(lambda g: optimizer.apply(g, variables), jit_compile, eager)
+        apply = compiled(functools.partial(_apply, optimizer, variables), jit_compile, eager)
     is_sound = compiled(_is_sound, jit_compile=False, run_eagerly=eager)
 
     def step(batch: Any) -> dict[str, Any]:
@@ -328,6 +329,14 @@ def update(
         return {**sums, "policy/skipped": float(not sound)}
 
     return step
+
+
+def _apply(
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+    gradients: list[tf.Tensor],
+) -> None:
+    optimizer.apply(gradients, variables)
 
 
 def _update_on_replicas(
@@ -423,7 +432,7 @@ def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tenso
         return gradients_and_sums(0)
     total = gradients_and_sums(tf.constant(0))
 
-    def body(index, total):
+    def body(index: tf.Tensor, total: Any) -> Any:
         return index + 1, tf.nest.map_structure(tf.add, total, gradients_and_sums(index))
 
     return tf.while_loop(lambda index, _: index < parts, body, (tf.constant(1), total))[1]
@@ -463,13 +472,13 @@ def in_batches(function: Callable, rows: Any, size: int) -> Any:
     return _joined(found, count)
 
 
-def _picked(column, part):
+def _picked(column: Any, part: np.ndarray) -> Any:
     if isinstance(column, list):
         return [column[index] for index in part]
     return tf.convert_to_tensor(np.asarray(column)[part])
 
 
-def _joined(parts, count):
+def _joined(parts: Sequence[Any], count: int) -> Any:
     if isinstance(parts[0], list):
         return list(itertools.chain.from_iterable(parts))[:count]
     return np.concatenate([np.asarray(part) for part in parts])[:count]

@@ -79,7 +79,7 @@ class RLHF:
         >>> front.build_model()
         >>> history = front.train(epochs=1, verbose=0)
         >>> sorted(history.history)
-        ['clipfrac', 'kl', 'kl_coef', 'length', 'loss', 'score']
+        ['kl', 'kl_coef', 'length', 'loss', 'score']
         >>> len(front.generate(["Ben saw a dog."]))
         1
     """
@@ -102,7 +102,7 @@ class RLHF:
         seed: int = 0,
         template: Any = "plain",
         **options: Any,
-    ):
+    ) -> None:
         if algorithm not in ALGORITHMS:
             near = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
             raise ValueError(
@@ -122,7 +122,8 @@ class RLHF:
                 "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
             )
         trainer = ALGORITHMS[algorithm]
-        signatures.check_names(getattr(trainer, "func", trainer), options)
+        kind: Any = getattr(trainer, "func", trainer)
+        signatures.check_names(kind, options)
         if not isinstance(preset, str | pathlib.Path):
             raise ValueError(
                 "`preset` must be a keras-hub name or handle, or a folder. Received: "
@@ -143,7 +144,7 @@ class RLHF:
         data.dialogue.check_template(template)
         self.template = template
         # Read once: a generator would be used up by the first call of `train`.
-        self._sources = [
+        self._sources: list[Any] = [
             source if source is None else data.records.load(source, text_column=column)
             for source, column in (
                 (prompts, "prompt"),
@@ -153,7 +154,9 @@ class RLHF:
         ]
         self._given_reward = reward
         self._is_prepared = False
-        self.actor = self.reward = self.trainer = None
+        self.actor: Any = None
+        self.reward: Any = None
+        self.trainer: Any = None
 
     def build_model(self) -> None:
         """Makes policy, reward and trainer, and compiles them.
@@ -214,7 +217,7 @@ class RLHF:
             prompts, self.sampler, seed, jit_compile=self.jit_compile, template=self.template
         )
 
-    def _imitate(self, demonstrations):
+    def _imitate(self, demonstrations: Any) -> None:
         """Fine-tunes the policy; what was not given starts from what came out."""
         lm = self.actor.causal_lm
         lm.compile(
@@ -230,7 +233,7 @@ class RLHF:
         if self._given_reward is None:
             self.reward.backbone.set_weights(lm.backbone.get_weights())
 
-    def _learn_preferences(self, pairs, prompts):
+    def _learn_preferences(self, pairs: Any, prompts: list[str]) -> None:
         """Fits the reward model; responses of the policy then score mean 0 and deviation 1."""
         self.reward.fit(pairs, shuffle=False, verbose=0)
         responses, ended = self.actor.generate(
@@ -243,7 +246,7 @@ class RLHF:
         )
         self.reward.normalize(prompts, responses=responses, ended=ended, template=self.template)
 
-    def _batches(self, read, source):
+    def _batches(self, read: Callable, source: Any) -> Any:
         return read(
             source,
             self.actor.causal_lm.preprocessor,
@@ -252,9 +255,9 @@ class RLHF:
             template=self.template,
         )
 
-    def _optimizer(self):
+    def _optimizer(self) -> keras.optimizers.Optimizer:
         return keras.optimizers.Adam(self.learning_rate, epsilon=1e-5)
 
-    def _check_built(self, name):
+    def _check_built(self, name: str) -> None:
         if self.trainer is None:
             raise ValueError(f"There is no model yet. Call `build_model()` before `{name}()`.")

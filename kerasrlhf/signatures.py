@@ -43,12 +43,12 @@ def expanded(kind: type, base: type) -> inspect.Signature:
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
-    return [*inspect.signature(kind.__init__).parameters.values()][1:]
+    return [*inspect.signature(inspect.getattr_static(kind, "__init__")).parameters.values()][1:]
 
 
 def _names(kind: type, name: str, inherited: Iterable[str]) -> Iterable[str]:
     """Names that `**kwargs` stand for: those of its `TypedDict`, or all that are inherited."""
-    hint = typing.get_type_hints(kind.__init__).get(name)
+    hint = typing.get_type_hints(inspect.getattr_static(kind, "__init__")).get(name)
     options = next(iter(typing.get_args(hint)), None)
     return typing.get_type_hints(options) if typing.is_typeddict(options) else inherited
 

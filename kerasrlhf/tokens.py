@@ -244,8 +244,8 @@ def detokenize(
     """
     tokenizer = tokenizer_of(preprocessor)
     hidden = _hidden_ids(tokenizer)
-    given = [[int(i) for i in row] for row in rows]
-    visible = [[i for i in row if i not in hidden] for row in given]
+    whole = [[int(i) for i in row] for row in rows]
+    visible = [[i for i in row if i not in hidden] for row in whole]
     if after is None:
         return _decode(visible, tokenizer)
     # One visible token is context enough: only the first blank of a text depends on what precedes.
@@ -261,8 +261,9 @@ def detokenize(
     alone = _decode(split, tokenizer)
     texts = [a if text is None else text for text, a in zip(added, alone, strict=True)]
     ends = stop_ids(preprocessor)
-    given = [row[:-1] if row and row[-1] in ends else row for row in given]
-    return [SampledText(text, row, tokenizer) for text, row in zip(texts, given, strict=True)]
+    # A `SampledText` has the sampled ids without the one that ended them.
+    sampled = [row[:-1] if row and row[-1] in ends else row for row in whole]
+    return [SampledText(text, row, tokenizer) for text, row in zip(texts, sampled, strict=True)]
 
 
 def _decode(rows: list[list[int]], tokenizer: Tokenizer) -> list[str]:

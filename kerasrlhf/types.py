@@ -17,16 +17,43 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import keras
 import numpy as np
 from keras import ops
 
 Tensor: TypeAlias = Any
 """A backend tensor, or whatever `keras.ops` converts to one; docstrings give dtype and shape."""
 
+T = TypeVar("T")
+
 LARGEST_SCORE = 1e15
 _SHOWN = 80
 
 
+def serializable(kind: type[T]) -> type[T]:
+    """Lets Keras serialize a dataclass, as part of a model that is saved.
+
+    Example:
+        >>> import keras
+        >>> config = keras.saving.serialize_keras_object(Sampler(length=4))
+        >>> keras.saving.deserialize_keras_object(config)
+        Sampler(length=4)
+    """
+
+    def get_config(self: Any) -> dict[str, Any]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: keras.saving.serialize_keras_object(x) for name, x in fields.items()}
+
+    def from_config(cls: type[T], config: dict[str, Any]) -> T:
+        return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
+
+    methods = {"get_config": get_config, "from_config": classmethod(from_config)}
+    for name, method in methods.items():
+        setattr(kind, name, method)
+    return keras.saving.register_keras_serializable("kerasrlhf")(kind)
+
+
+@serializable
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """How responses are sampled from the model.
@@ -60,7 +87,8 @@ class Sampler:
         True
         >>> Sampler(length=16, top_k=50).matches_policy
         False
-        >>> Sampler(length=16, temperature=lambda iteration: 1.0 + 0.1 * iteration).temperature_at(2)
+        >>> sampler = Sampler(length=16, temperature=lambda iteration: 1.0 + 0.1 * iteration)
+        >>> sampler.temperature_at(2)
         1.2
     """
 
@@ -103,7 +131,7 @@ class Sampler:
 
     @property
     def matches_policy(self) -> bool:
-        """Whether samples follow the distribution that log-probabilities describe."""
+        """Whether samples follow the distribution that log-probabilities describe (M7, M10)."""
         return (
             (callable(self.temperature) or self.temperature > 0)
             and self.top_k is None
@@ -200,7 +228,8 @@ class Experience(NamedTuple):
 
     All are `(batch, length)` but `prompt_lengths` `(batch,)`; `advantages` and `returns` are
     float32 and zero outside the response. `kl_weights` multiply the KL term of the loss (None
-    where the KL is in the reward); `extras` holds what an algorithm adds for its own objective.
+    where the KL is in the reward); `extras`, a dict of tensors or None, holds what an algorithm
+    adds for its own objective.
     """
 
     token_ids: Tensor
@@ -213,7 +242,7 @@ class Experience(NamedTuple):
     advantages: Tensor
     returns: Tensor
     kl_weights: Tensor = None
-    extras: dict[str, Tensor] | None = None
+    extras: Any = None
 
 
 class TokenStats(NamedTuple):
@@ -227,9 +256,6 @@ class TokenStats(NamedTuple):
     logprobs: Tensor
     entropy: Tensor
     values: Tensor
-
-
-T = TypeVar("T")
 
 
 def changed_fields(instance: Any) -> str:
@@ -247,9 +273,7 @@ def changed_fields(instance: Any) -> str:
     return f"{type(instance).__name__}({', '.join(shown)})"
 
 
-def require_instance(
-    name: str, value: Any, kind: type[T], expected: str | None = None, optional: bool = False
-) -> T:
+def require_instance(name: str, value: Any, kind: type[T], expected: str | None = None) -> T:
     """Returns `value`, or raises a `ValueError` that names it if it is no instance of `kind`.
 
     Args:
@@ -257,13 +281,12 @@ def require_instance(
         value: what must be an instance.
         kind: class.
         expected: str, for the message. Defaults to None: the name of the class.
-        optional: bool. Whether None is returned as it is. Defaults to False.
 
     Example:
         >>> require_instance("sampler", Sampler(length=4), Sampler).length
         4
     """
-    if isinstance(value, kind) or (optional and value is None):
+    if isinstance(value, kind):
         return value
     hint = f" Pass `{name}={value.__name__}(...)`." if isinstance(value, type) else ""
     raise ValueError(
@@ -272,12 +295,28 @@ def require_instance(
     )
 
 
+def require_instance_or_none(name: str, value: Any, kind: type[T]) -> T | None:
+    """Returns None as it is, and anything else as `require_instance` does."""
+    return None if value is None else require_instance(name, value, kind)
+
+
 def require_sampler(sampler: Any) -> Sampler:
     """Returns `sampler`, or raises a `ValueError` for anything else, such as a length."""
     if not isinstance(sampler, Sampler):
         raise ValueError(
             f"`sampler` must be a `Sampler(length=...)`. Received: {sampler!r} of type "
             f"{type(sampler).__name__}."
+        )
+    return sampler
+
+
+def require_constant_sampler(sampler: Any) -> Sampler:
+    """Returns `sampler`, or raises a `ValueError` for anything else, or for a schedule in it."""
+    if callable(require_sampler(sampler).temperature):
+        raise ValueError(
+            "The temperature of this sampler is a schedule over the iterations of a trainer. To "
+            "generate, pass a number, for example `Sampler(length, temperature=1.0)`. Received: "
+            f"temperature={sampler.temperature!r}."
         )
     return sampler
 

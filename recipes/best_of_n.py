@@ -90,13 +90,13 @@ def main(config):
     held_out, train = texts[: config.held_out], texts[config.held_out :][: config.max_prompts]
     sampler = rlhf.Sampler(config.response_length, temperature=config.temperature)
 
-    def draw(prompts, seed):
+    def sample(prompts, seed):
         options = {"batch_size": config.batch_size, "jit_compile": config.jit_compile}
         options["template"] = template
         return rlhf.best_of_n(actor, reward, prompts, config.n, sampler, seed=seed, **options)
 
     def measure():
-        scores = draw(held_out, config.seed + 1).scores
+        scores = sample(held_out, config.seed + 1).scores
         return {
             "score": float(scores.mean()),
             "best_of_n": float(scores.max(axis=1).mean()),
@@ -104,7 +104,7 @@ def main(config):
         }
 
     before = measure()
-    found = draw(train, config.seed)
+    found = sample(train, config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.demonstrations()]
     (config.output / "winners.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -170,10 +170,12 @@ def divergence(actor, start, prompts, sampler, config, template):
         shuffle=False,
         template=template,
     )
-    drawn = actor.generate(batch, sampler, config.seed + 2, jit_compile=config.jit_compile)
-    stats = start.token_stats(drawn.token_ids, drawn.padding_mask, temperature=config.temperature)
-    lead = rlhf.functional.kl.k1(drawn.logprobs, stats.logprobs)
-    totals = rlhf.functional.masking.masked_sum(lead, drawn.response_mask, axis=-1)
+    sampled = actor.generate(batch, sampler, config.seed + 2, jit_compile=config.jit_compile)
+    stats = start.token_stats(
+        sampled.token_ids, sampled.padding_mask, temperature=config.temperature
+    )
+    lead = rlhf.functional.kl.k1(sampled.logprobs, stats.logprobs)
+    totals = rlhf.functional.masking.masked_sum(lead, sampled.response_mask, axis=-1)
     return float(np.mean(totals))
 
 

@@ -184,7 +184,7 @@ def measure(reward, openings, texts, ended):
 
 
 class Curves(keras.callbacks.Callback):
-    """Keeps every iteration's statistics, and draws the four that tell most."""
+    """Keeps every iteration's statistics, and plots the four most informative ones."""
 
     def __init__(self):
         super().__init__()

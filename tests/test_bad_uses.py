@@ -23,7 +23,6 @@ import kerasrlhf as rlhf
 from kerasrlhf import evaluation
 from kerasrlhf.data import records
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.rollouts.shaping import ScoreRules
 from kerasrlhf.types import require_int, require_number
 
 Sampler, FixedKL, AdaptiveKL = rlhf.Sampler, rlhf.FixedKL, rlhf.AdaptiveKL
@@ -145,13 +144,37 @@ ARGUMENTS = {
     "seed of None": (lambda k: {"seed": None}, "`seed` must be an integer. Received: None"),
     "negative seed": (lambda k: {"seed": -1}, "`seed` must be at least 0 and at most"),
     "large seed": (lambda k: {"seed": 2**63}, "at most 9223372036854775807"),
-    "reduction": (lambda k: {"loss_reduction": "mean"}, "must be one of ('token', 'sequence'"),
+    "reduction": (lambda k: {"loss_reduction": "mean"}, "must be one of ['token', 'sequence'"),
     "target_kl of zero": (lambda k: {"target_kl": 0}, "`target_kl` must be above 0"),
     "entropy as text": (lambda k: {"entropy_coef": "0"}, "`entropy_coef` must be a finite number"),
-    "memory as int": (lambda k: {"memory": 8}, "must be a `RolloutMemory(capacity)`. Received: 8"),
-    "misspelled": (lambda k: {"update_epoch": 2}, "update_epoch"),
-    "name of another library": (lambda k: {"clip_range": 0.2}, "clip_range"),
-    "learning rate": (lambda k: {"learning_rate": 1e-5}, "learning_rate"),
+    "memory as int": (
+        lambda k: {"memory": 8},
+        "`memory` must be a RolloutMemory. Received: 8 of type int",
+    ),
+    "shaping as dict": (
+        lambda k: {"shaping": {"clip": 1.0}},
+        "`shaping` must be a RewardShaping. Received: {'clip': 1.0} of type dict",
+    ),
+    "empty dict as shaping": (lambda k: {"shaping": {}}, "Received: {} of type dict"),
+    "class as shaping": (
+        lambda k: {"shaping": rlhf.RewardShaping},
+        "Pass `shaping=RewardShaping(...)`",
+    ),
+    "dataset as texts": (lambda k: {"texts": k.demos}, "`texts` must be a LanguageModeling"),
+    "number as warmup": (lambda k: {"warmup": 3}, "`warmup` must be a CriticWarmup. Received: 3"),
+    "number as prompt prediction": (
+        lambda k: {"prompt_prediction": 0.1},
+        "`prompt_prediction` must be a PromptPrediction. Received: 0.1",
+    ),
+    "misspelled": (
+        lambda k: {"update_epoch": 2},
+        "`PPO` has no argument `update_epoch`. Did you mean `update_epochs`?",
+    ),
+    "name of another library": (
+        lambda k: {"clip_range": 0.2},
+        "`PPO` has no argument `clip_range`. Did you mean `cliprange`?",
+    ),
+    "learning rate": (lambda k: {"learning_rate": 1e-5}, "`PPO` has no argument `learning_rate`"),
 }
 USES |= {f"ppo: {name}": (lambda k, f=f: k.make(**f(k)), m) for name, (f, m) in ARGUMENTS.items()}
 
@@ -190,7 +213,25 @@ USES |= {
     "dpo: unknown": (lambda k: rlhf.DPO(k.lm, lr=1), "{'lr': 1}"),
     "ipo: beta nan": (lambda k: rlhf.IPO(k.lm, beta=math.nan), "`beta` must be a finite number"),
     "orpo: coef as text": (lambda k: rlhf.ORPO(k.lm, coef="1"), "`coef` must be a finite number"),
-    "score rules: unknown": (lambda k: ScoreRules.of({"score_clipp": 1.0}), "score_clipp"),
+    "shaping: unknown": (lambda k: rlhf.RewardShaping(clipp=1.0), "clipp"),
+    "shaping: no effect": (
+        lambda k: rlhf.RewardShaping(overlong_penalty=2.0),
+        "`overlong_penalty` has no effect without `overlong_buffer`",
+    ),
+    "shaping: clip of zero": (lambda k: rlhf.RewardShaping(clip=0), "`clip` must be above 0"),
+    "texts: prompts": (
+        lambda k: rlhf.LanguageModeling(k.prompts, coef=0.1),
+        "must be a dataset as `rlhf.data.demonstrations` returns it",
+    ),
+    "texts: no effect": (lambda k: rlhf.LanguageModeling(k.demos), "no effect with `coef=0`"),
+    "warmup of none": (lambda k: rlhf.CriticWarmup(0), "`iterations` must be at least 1"),
+    "prompt prediction: no effect": (lambda k: rlhf.PromptPrediction(), "both weights 0"),
+    "memory: reuse": (lambda k: rlhf.RolloutMemory(2, reuse=-1), "`reuse` must be at least 0"),
+    "kl: place": (lambda k: FixedKL(0.1, place="rewards"), '`place` must be "reward" or "loss"'),
+    "kl: k1 in the loss": (
+        lambda k: FixedKL(0.1, place="loss", estimator="k1"),
+        "k1 in the loss does nothing",
+    ),
 }
 
 USES |= {
@@ -505,9 +546,14 @@ USES |= {
     "language model: fit prompts": (lambda k: k.lm.fit(k.prompts), "as from `rlhf.data.prompts`"),
     "language model: fit pairs": (lambda k: k.lm.fit(k.pairs), "as from `rlhf.data.preferences`"),
     # Texts in and out.
-    "generate: length as sampler": (
-        lambda k: k.actor.generate("x", 8),
-        "`sampler` must be a `Sampler(length=...)`. Received: 8",
+    "generate: float as sampler": (
+        lambda k: k.actor.generate("x", 8.0),
+        "`sampler` must be a `Sampler(length=...)`. Received: 8.0",
+    ),
+    "generate: length of zero": (lambda k: k.actor.generate("x", 0), "`length` must be at least 1"),
+    "generate: schedule": (
+        lambda k: k.actor.generate("x", Sampler(3, temperature=lambda iteration: 1.0)),
+        "is a schedule over the iterations of a trainer",
     ),
     "generate: swapped": (lambda k: k.actor.generate(Sampler(3), "x"), "Received: 'x' of type str"),
     "generate: record": (lambda k: k.actor.generate({"prompt": "a"}, Sampler(3)), "['prompt']"),
@@ -540,13 +586,17 @@ USES |= {
         lambda k: k.reward.normalize(["a", "b"], mean="0", responses=["b", "c"]),
         "`mean` must be a finite number. Received: '0'",
     ),
-    "normalize: language model": (
-        lambda k: k.reward.normalize(["a", "b"], policy=k.lm),
-        "`policy` must be an ActorCritic",
+    "normalize: reward model as policy": (
+        lambda k: k.reward.normalize(["a", "b"], policy=k.reward),
+        "of type RewardModel",
     ),
-    "normalize: length as sampler": (
-        lambda k: k.reward.normalize(["a", "b"], policy=k.actor, sampler=8),
+    "normalize: float as sampler": (
+        lambda k: k.reward.normalize(["a", "b"], policy=k.actor, sampler=8.0),
         "`sampler` must be a `Sampler(length=...)`",
+    ),
+    "best of n: schedule": (
+        lambda k: best(k, sampler=Sampler(3, temperature=lambda iteration: 1.0)),
+        "is a schedule over the iterations of a trainer",
     ),
     "best of n: length as sampler": (lambda k: best(k, sampler=8), "Received: 8 of type int"),
     "best of n: one text": (lambda k: best(k, prompts="Tom"), "For one text pass `[text]`"),
@@ -611,7 +661,7 @@ USES |= {
 USES |= {
     "RLHF: unknown option": (
         lambda k: rlhf.RLHF(TINY, ["a"], reward=brevity, update_epoch=3),
-        "'ppo' has no option 'update_epoch'. Did you mean 'update_epochs'?",
+        "`PPO` has no argument `update_epoch`. Did you mean `update_epochs`?",
     ),
     "reward without parameters": (lambda k: k.make(reward=lambda: [0.0]), "without parameters"),
     "compile: a rate as optimizer": (
@@ -737,11 +787,11 @@ def test_every_number_of_a_recipe_has_a_range(name):
 RECIPE_USES = {
     "negative rate": ("ppo", {"learning_rate": -1.0}, "`--learning-rate` must be above 0"),
     "no rate": ("sft", {"learning_rate": 0.0}, "`--learning-rate` must be above 0"),
-    "no temperature": ("grpo", {"temperature": 0.0}, "`--temperature` must be above 0"),
-    "no validation": ("rloo", {"validate_every": 0}, "`--validate-every` must be at least 1"),
+    "no temperature": ("group", {"temperature": 0.0}, "`--temperature` must be above 0"),
+    "no validation": ("group", {"validate_every": 0}, "`--validate-every` must be at least 1"),
     "no epochs": ("dpo", {"epochs": 0}, "`--epochs` must be at least 1"),
     "fraction in percent": ("sft", {"held_out": 10.0}, "`--held-out` must be above 0 and below 1"),
-    "one response": ("rloo", {"group_size": 1}, "`--group-size` must be at least 2"),
+    "one response": ("group", {"group_size": 1}, "`--group-size` must be at least 2"),
     "unknown loss": ("reward_model", {"loss": "hinge"}, "`--loss` must be one of"),
     "path as text": ("ppo", {"output": "runs"}, "`--output` must be a path"),
     "parts": ("ppo", {"held_out": 12}, "must be a multiple of `--batch-size`. Received: 12 and 8"),

@@ -1,4 +1,4 @@
-"""README's commands, names, paths and lines of Python are those of the package."""
+"""Commands, names, paths and lines of Python in README and `docs/` are those of the package."""
 
 import functools
 import importlib.util
@@ -8,26 +8,34 @@ import re
 import shlex
 import sys
 
+import helpers
+import numpy as np
 import pytest
 
 import kerasrlhf as rlhf
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+every_page = pytest.mark.parametrize("page", PAGES)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language, page="README.md"):
+    text = PAGES[page].read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    """Every command of README as a list of words; `a && b` are two."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def commands(page="README.md"):
+    """Every command of a page as a list of words; `a && b` are two."""
+    lines = [line for block in blocks("bash", page) for line in block.splitlines() if line.strip()]
     return [shlex.split(part) for line in lines for part in line.split("&&")]
 
 
-def scripts():
-    return [words[1:] for words in commands() if words[0] == "python" and words[1] != "-m"]
+def scripts(page="README.md"):
+    return [words[1:] for words in commands(page) if words[0] == "python" and words[1] != "-m"]
+
+
+SCRIPTS = [words for page in PAGES for words in scripts(page)]
 
 
 def load(path):
@@ -86,7 +94,7 @@ def test_it_lists_the_statistics_of_an_iteration(names):
         r"^\| `(objective|policy|value|loss|time)/…` \| (.*) \|$", README, re.MULTILINE
     )
     listed = {f"{group}/{name}" for group, text in rows for name in re.findall(r"`(\w+)`", text)}
-    assert listed - {"loss/ptx_coef", "loss/ptx"} == logged
+    assert listed - {"loss/ptx"} == logged
     assert set(re.findall(r"^\| `(\w+/\w+)` \|", README, re.MULTILINE)) <= logged
 
 
@@ -108,7 +116,7 @@ def test_there_are_commands_for_every_step():
     assert named == recipes | {f"benchmarks/{name}.py" for name in benchmarks}
 
 
-@pytest.mark.parametrize("words", scripts(), ids=" ".join)
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
 def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
     # As Python does for a script: benchmarks import what stands beside them.
     monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
@@ -120,15 +128,40 @@ def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
         assert module.parse_args()
 
 
-def test_every_path_exists():
-    linked = re.findall(r"\]\(([^)#:]+)\)", README)
-    quoted = re.findall(r"`([\w./-]+/[\w./-]+)`", README)
-    paths = set(linked) | {path for path in quoted if not path.startswith("runs/")}
+@every_page
+def test_every_path_exists(page):
+    text = PAGES[page].read_text("utf-8")
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    quoted = re.findall(r"`([\w./-]+/[\w./-]*)`", text)
+    paths = {path for path in quoted if not path.startswith("runs/")}
     folders = {"path", "policy", "objective", "value", "loss", "time", "val", "train"}
-    paths = {path for path in paths if path.split("/")[0] not in folders}
-    assert "kerasrlhf/trainers/ppo.py" in paths
-    missing = sorted(path for path in paths if not (ROOT / path).exists())
+    paths = {ROOT / path for path in paths if path.split("/")[0] not in folders}
+    # A file that is named after another one, as in `folder/a.py`, `b.py`, is beside it.
+    for folder, others in re.findall(r"`([\w/]+/)\w+\.py`((?:(?:,| and) `\w+\.py`)+)", text):
+        paths |= {ROOT / folder / name for name in re.findall(r"\w+\.py", others)}
+    paths |= {PAGES[page].parent / path for path in linked}
+    assert page == "benchmarks.md" or ROOT / "kerasrlhf/trainers/ppo.py" in paths
+    missing = sorted(str(path) for path in paths if not path.exists())
     assert not missing
+
+
+def test_the_algorithm_of_the_architecture_page_learns():
+    names = {}
+    (code,) = blocks("python", "architecture.md")
+    exec(code, names)
+    made = names["BatchBaseline"](
+        helpers.actor(),
+        helpers.token_reward,
+        sampler=rlhf.Sampler(4, stop_token_ids=None),
+        kl=rlhf.FixedKL(0.1),
+        update_epochs=1,
+    )
+    made.compile(jit_compile=False)
+    before = [np.array(v) for v in made.trainable_variables]
+    logs = made.iterate(helpers.prompts([2, 3, 4, 5]))
+    assert logs["policy/ratio_error"] < 1e-4 and logs["policy/updates"] == 1
+    moved = [np.abs(a - b).max() for a, b in zip(made.trainable_variables, before, strict=True)]
+    assert max(moved) > 0
 
 
 def test_every_anchor_is_a_heading():
@@ -137,9 +170,12 @@ def test_every_anchor_is_a_heading():
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
 
 
-def test_every_public_name_exists():
-    names = set(re.findall(r"\brlhf\.([A-Za-z_.]*[A-Za-z_])", README))
-    assert {"PPO", "callbacks.Resume", "cluster.strategy"} <= names
+@every_page
+def test_every_public_name_exists(page):
+    text = PAGES[page].read_text("utf-8").replace("kerasrlhf/rlhf.py", "")
+    names = set(re.findall(r"\brlhf\.([A-Za-z_.]*[A-Za-z_])", text))
+    expected = {"README.md": {"PPO", "callbacks.Resume", "cluster.strategy"}}
+    assert expected.get(page, set()) <= names
     for name in names:
         functools.reduce(getattr, name.split("."), rlhf)
 

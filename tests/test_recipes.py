@@ -195,6 +195,18 @@ class Interrupting(rlhf.callbacks.TensorBoard):
         super().on_epoch_begin(epoch, logs)
 
 
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """A preset of one layer, with an embedding for every token of the one that comes along."""
+    start = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
+    shape = {"num_layers": 1, "hidden_dim": 8, "intermediate_dim": 8}
+    shape |= {"num_query_heads": 1, "num_key_value_heads": 1}
+    backbone = type(start.backbone).from_config(start.backbone.get_config() | shape)
+    type(start)(backbone, preprocessor=start.preprocessor).save_to_preset(str(folder / "tiny"))
+    return str(folder / "tiny")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "saved", "options"),
     [
@@ -204,10 +216,10 @@ class Interrupting(rlhf.callbacks.TensorBoard):
     ],
 )
 def test_a_resumed_run_with_adapters_ends_like_an_uninterrupted_one(
-    name, saved, options, tmp_path, monkeypatch
+    name, saved, options, tiny, tmp_path, monkeypatch
 ):
     recipe, (whole, parts) = load(name), (tmp_path / "whole", tmp_path / "parts")
-    options = ["--lora-rank", "2", "--epochs", "2", *options]
+    options = ["--model", tiny, "--lora-rank", "2", "--epochs", "2", *options]
     expected = smoke(recipe, whole, *options)
     with monkeypatch.context() as patch:
         patch.setattr(rlhf.callbacks, "TensorBoard", Interrupting)

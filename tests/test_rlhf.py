@@ -160,5 +160,5 @@ def test_what_is_not_there_cannot_be_used(preset):
     for use in (made.train, lambda: made.generate("ab")):
         with pytest.raises(ValueError, match=r"Call `build_model\(\)`"):
             use()
-    with pytest.raises(ValueError, match=r"has no option .group."):
-        make(preset, reward=helpers.token_reward, group=2).build_model()
+    with pytest.raises(TypeError, match=r"has no argument `group`\. Did you mean `group_size`"):
+        make(preset, reward=helpers.token_reward, group=2)

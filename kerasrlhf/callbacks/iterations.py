@@ -16,47 +16,68 @@ from kerasrlhf.types import require_int
 
 
 class IterationCallback(keras.callbacks.Callback):
-    """A Keras callback that is told of iterations that were done, and not of replayed ones.
+    """Calls methods for iterations that were done, and not for replayed ones; abstract.
 
     Final classes say what happens in `on_iteration_end`, and what is made ready in
-    `on_first_iteration`. With a model that is no on-policy trainer nothing is called.
+    `on_first_iteration`. With a model that is no on-policy trainer neither is called.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._before = None
-        self._has_begun = False
+        self._before: int | None = None
+        self._has_started = False
 
     @property
-    def trainer(self) -> OnPolicyTrainer | None:
-        """The on-policy trainer that runs, or None for another Keras model."""
-        return self.model if isinstance(self.model, OnPolicyTrainer) else None
+    def is_on_policy(self) -> bool:
+        """Whether an on-policy trainer runs, and not another Keras model."""
+        return isinstance(self.model, OnPolicyTrainer)
+
+    @property
+    def trainer(self) -> OnPolicyTrainer:
+        """The on-policy trainer that runs.
+
+        Raises:
+            ValueError: If another Keras model runs.
+        """
+        if not isinstance(self.model, OnPolicyTrainer):
+            raise ValueError(
+                f"`{type(self).__name__}` expected an on-policy trainer such as `rlhf.PPO`. "
+                f"Received a model of type {type(self.model).__name__}."
+            )
+        return self.model
 
     def on_iteration_end(self, iteration: int) -> None:
-        """Called after an iteration, the first one being 1."""
+        """Handles the end of an iteration.
+
+        Args:
+            iteration: int, at least 1. How many iterations were done, this one included.
+        """
         raise NotImplementedError
 
     def on_first_iteration(self, done: int) -> None:
-        """Called before the first iteration of a `fit` that is not passed over.
+        """Handles the start of the first iteration of a `fit` that is not passed over.
 
         Args:
-            done: int, how many iterations there were before it, those of an earlier run that is
-                resumed included.
+            done: int, at least 0. How many iterations there were before it, those of an earlier
+                run that is resumed included.
         """
 
-    def on_train_begin(self, logs=None):
-        self._has_begun = False
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Prepares for the first iteration of this `fit`."""
+        self._has_started = False
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.trainer is None:
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls `on_first_iteration` where the iteration is the first one to be done."""
+        if not self.is_on_policy:
             return
         self._before = int(self.trainer.iteration.numpy())
-        if not self._has_begun and not self.trainer.replay.active:
-            self._has_begun = True
+        if not self._has_started and not self.trainer.replay.active:
+            self._has_started = True
             self.on_first_iteration(self._before)
 
-    def on_train_batch_end(self, batch, logs=None):
-        if self.trainer is not None and self.was_done:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls `on_iteration_end` where the iteration was done."""
+        if self.is_on_policy and self.was_done:
             self.on_iteration_end(int(self.trainer.iteration.numpy()))
 
     @property
@@ -66,21 +87,33 @@ class IterationCallback(keras.callbacks.Callback):
 
 
 def every(name: str, value: int) -> int:
-    """`value` as a number of iterations, or a `ValueError` that names the argument."""
+    """Returns `value` as a number of iterations, or raises a `ValueError` that names the argument.
+
+    Args:
+        name: str, of the argument.
+        value: int, at least 1.
+
+    Raises:
+        ValueError: If it is no int or below 1.
+
+    Example:
+        >>> every("scalar_freq", 10)
+        10
+    """
     return require_int(name, value, minimum=1)
 
 
 def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[str, Any]]:
-    """The first responses of a batch, for people and files.
+    """Returns the first responses of a batch, for people and files.
 
     Args:
-        collected: prompts with their responses and scores.
-        iteration: int, goes into every row.
-        count: int, rows at most.
+        collected: `Collected`.
+        iteration: int, at least 0. What every row has as `iteration`.
+        count: int, at least 0. Rows at most.
 
     Returns:
         List of dicts of `iteration`, `prompt`, `response` (texts, or token ids where the model
-        has no tokenizer), `score`, `raw_score` (before the rules) and `kl` (nats, summed over the
+        has no tokenizer), `score`, `raw_score` (before shaping) and `kl` (nats, summed over the
         response).
     """
     rollout, episodes = collected.rollout, collected.episodes
@@ -109,10 +142,32 @@ def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[s
 
 
 def scalars(logs: dict[str, Any] | None) -> dict[str, float]:
-    """The entries of Keras logs that are one finite number."""
+    """Returns the entries of Keras logs that are one finite number.
+
+    Args:
+        logs: dict from name to number or array, or None.
+
+    Example:
+        >>> scalars({"loss": 0.5, "confusion": np.zeros((2, 2)), "kl": float("nan")})
+        {'loss': 0.5}
+    """
     numbers = {}
     for name, value in (logs or {}).items():
         array = np.asarray(value)
         if array.size == 1 and array.dtype.kind in "fiub" and math.isfinite(float(array)):
             numbers[name] = float(array)
     return numbers
+
+
+def validated(logs: dict[str, Any] | None) -> dict[str, float]:
+    """Returns the results of a validation in Keras logs, by their names without `val_`.
+
+    Args:
+        logs: as in `scalars`.
+
+    Example:
+        >>> validated({"score": 0.5, "val_score": 0.25})
+        {'score': 0.25}
+    """
+    results = scalars(logs)
+    return {k.removeprefix("val_"): v for k, v in results.items() if k.startswith("val_")}

@@ -23,14 +23,13 @@ class Resume(iterations.IterationCallback):
 
     The same script, started again, ends with the same weights, optimizer slots, KL coefficient,
     remembered rollouts and history as a run that nothing interrupted: `fit` loads the last state,
-    reads its data from the beginning, and passes over the iterations that are done already, showing
+    reads its data from the start, and passes over the iterations that are done already, showing
     their recorded statistics and validation results. With more `epochs` it then goes on; with the
     same it only passes over.
 
-    What this asks of the caller: build model, trainer and dataset with the same seeds. Datasets of
-    `kerasrlhf.data` may have been read before; build any other one again. Other callbacks
-    run during passed-over epochs too, and one that reads weights there sees those of the loaded
-    state.
+    Build model, trainer and dataset with the same seeds. Datasets of `kerasrlhf.data` may have been
+    read before; build any other one again. Other callbacks run during passed-over epochs too, and
+    the weights that they find there are those of the loaded state.
 
     What the run was set to is saved with it and compared: the trainer's arguments, the KL
     controller, the optimizer with its learning rate, the reward's and the reference's code or
@@ -44,31 +43,35 @@ class Resume(iterations.IterationCallback):
     wait.
 
     Args:
-        directory: where the state is kept: `resume.json` and a file of arrays that it names, and
-            the state before it, `resume-former.json`. A new state is complete and on the disk
-            before it takes the place of the previous one. A damaged state is passed over with a
-            warning for the one before. Other files in the folder stay.
-        every: int. Iterations between two states; the end of `fit` is always saved.
-        on_change: `"refuse"`: settings, reward, reference or prompts that differ from those of the
-            saved run are a `ValueError` that names them. `"warn"`: they are a warning, and the new
-            ones hold from here on, the learning rate and the KL coefficient included.
+        directory: str or path. Where the state is kept: `resume.json` and a file of arrays that it
+            names, and the state before it, `resume-former.json`. A new state is complete and on
+            the disk before it takes the place of the previous one. A damaged state is passed over
+            with a warning for the one before. Other files in the folder stay.
+        every: int, at least 1. Iterations between two states; the end of `fit` is always saved.
+            Defaults to 1.
+        on_change: `"refuse"` or `"warn"`. With `"refuse"`, settings, reward, reference or prompts
+            that differ from those of the saved run are a `ValueError` that names them. With
+            `"warn"` they are a warning, and the new ones hold from here on, the learning rate and
+            the KL coefficient included. Defaults to `"refuse"`.
 
     Raises:
-        ValueError: at the start of `fit`, a folder that cannot be written to; a state of another
-            trainer class, seed or shapes, or one that was damaged; with `on_change="refuse"` other
-            settings; or a model that is no on-policy trainer.
+        ValueError: If, at the start of `fit`, the folder cannot be written to, the state is damaged
+            or of another trainer class, seed or shapes, settings differ with
+            `on_change="refuse"`, or the model is no on-policy trainer.
 
     Example:
         >>> import tempfile
-        >>> callback = Resume(tempfile.mkdtemp(), every=5)
+        >>> callback = rlhf.callbacks.Resume(tempfile.mkdtemp(), every=5)
         >>> callback.has_state
         False
     """
 
-    # After the callbacks that write what an iteration gave: a saved iteration is written by all.
+    # After the callbacks that write about an iteration: a saved iteration is written by all.
     runs_last = True
 
-    def __init__(self, directory: str | os.PathLike, every: int = 1, on_change: str = "refuse"):
+    def __init__(
+        self, directory: str | os.PathLike, every: int = 1, on_change: str = "refuse"
+    ) -> None:
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.every = iterations.every("every", every)
@@ -87,9 +90,10 @@ class Resume(iterations.IterationCallback):
         """Whether there is a state to go on from."""
         return self._files.exists
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Loads the last state, if there is one."""
         super().on_train_begin(logs)
-        if self.trainer is None:
+        if not self.is_on_policy:
             raise ValueError(
                 "`Resume` saves on-policy trainers such as `rlhf.PPO`. Received a model of type "
                 f"{type(self.model).__name__}: use `keras.callbacks.BackupAndRestore` for it."
@@ -103,17 +107,19 @@ class Resume(iterations.IterationCallback):
             self.trainer.replay.start([])
         self.trainer.interruption.save_with(self._save_last, self._is_saved)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves a state where it is due, then lets a signal that has waited end the program."""
         super().on_train_batch_end(batch, logs)
         self.trainer.interruption.release()
 
     def on_iteration_end(self, iteration: int) -> None:
+        """Saves a state where it is due."""
         if iteration % self.every == 0:
             self._save()
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = iterations.scalars(logs)
-        validated = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Records the results of a validation, to show them again after a resume."""
+        validated = iterations.validated(logs)
         if not validated or self.trainer.replay.active:
             return
         self.trainer.replay.record_validation(validated)
@@ -121,7 +127,8 @@ class Resume(iterations.IterationCallback):
             # The weights are saved already; only the validation is new.
             self._files.rewrite(self._state())
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Saves the end of the run."""
         # Other callbacks may change weights at the end, as early stopping does.
         if not self._is_saved() or not self._files.holds(self._arrays()):
             self._save()
@@ -171,7 +178,7 @@ class Resume(iterations.IterationCallback):
                 raise ValueError(
                     f"The state in {str(path)!r} is of another run: "
                     f"{_difference(name, state.get(name), ours)} Build the trainer as in that run, "
-                    "or give this one a directory of its own."
+                    "or pass this one a directory of its own."
                 )
         changed = settings.changes(state["settings"], self._settings)
         if changed.get(_RATE, (None, None))[1] == state["learning_rate"]:
@@ -206,13 +213,13 @@ class Resume(iterations.IterationCallback):
             self._differs(f"batch_size was {len(recorded)} and is {len(found)}")
 
     def _differs(self, what: str) -> None:
-        begun = f"The run in {str(self._files.path)!r} was saved with other settings: {what}."
+        message = f"The run in {str(self._files.path)!r} was saved with other settings: {what}."
         if self.on_change == "refuse":
             raise ValueError(
-                f"{begun} Set what it was, give this run a directory of its own, or pass "
+                f"{message} Set what it was, pass this run a directory of its own, or pass "
                 '`Resume(..., on_change="warn")` to go on with what is new.'
             )
-        warnings.warn(f"{begun} It goes on with what is new.", UserWarning, stacklevel=2)
+        warnings.warn(f"{message} It goes on with what is new.", UserWarning, stacklevel=2)
 
 
 def _identity(model: OnPolicyTrainer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kerasrlhf import data, files, tokens
 from kerasrlhf.callbacks import iterations
+from kerasrlhf.data.dialogue import Template
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 
 
@@ -23,24 +24,28 @@ class Samples(iterations.IterationCallback):
     """Shows a few responses with their scores every so many iterations.
 
     Args:
-        count: int. Responses to show.
-        every: int. Iterations between two showings.
-        prompts: None: the first responses of the iteration's own batch. Otherwise strings or
-            records that are answered again each time, always with the same random numbers,
-            so that what differs is the policy; a batch of another shape is compiled once.
-        path: None, or a file of JSON lines that every sample shown is added to, with `iteration`,
-            `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed takes out
-            what an interrupted one had written of iterations that are done again, so that each
-            stands there once. A run that starts over leaves the lines of an older one in a file
-            of their own, `samples-former-1.jsonl` beside `samples.jsonl`.
-        printer: called with each line; default: standard output. `lambda line: None` for silence.
-        template: how messages of `prompts` become a text, see `data.dialogue`.
+        count: int, at least 1. Responses to show. Defaults to 3.
+        every: int, at least 1. Iterations between two showings. Defaults to 1.
+        prompts: list of strings or records, or None. They are answered again each time, always
+            with the same random numbers, so that what differs is the policy; a batch of another
+            shape is compiled once. Defaults to None: the first responses of the iteration's own
+            batch.
+        path: str, path or None. File of JSON lines that every sample shown is added to, with
+            `iteration`, `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed
+            takes out what an interrupted one had written of iterations that are done again, so
+            that the file has each once. A run that starts over leaves the lines of an older one in
+            a file of their own, `samples-former-1.jsonl` next to `samples.jsonl`. Defaults to
+            None.
+        printer: callable or None. Called with each line; `lambda line: None` for silence. Defaults
+            to None: standard output.
+        template: str or callable. Turns messages of `prompts` into a text, see `data.dialogue`.
+            Defaults to `"plain"`.
 
     Raises:
-        ValueError: a number outside its range, or an empty list of prompts.
+        ValueError: If a number is outside its range, or the list of prompts is empty.
 
     Example:
-        >>> callback = Samples(count=2, every=10, path="samples.jsonl")
+        >>> callback = rlhf.callbacks.Samples(count=2, every=10, path="samples.jsonl")
     """
 
     def __init__(
@@ -50,8 +55,8 @@ class Samples(iterations.IterationCallback):
         prompts: Sequence[Any] | None = None,
         path: str | os.PathLike | None = None,
         printer: Callable[[str], Any] | None = None,
-        template: Any = "plain",
-    ):
+        template: Template = "plain",
+    ) -> None:
         super().__init__()
         self.count = iterations.every("count", count)
         self.every = iterations.every("every", every)
@@ -65,9 +70,11 @@ class Samples(iterations.IterationCallback):
         self.template = template
 
     def on_first_iteration(self, done: int) -> None:
+        """Takes lines out of the file that are not of the iterations before this one."""
         if self.path is None or not self.path.is_file():
             return
-        kept, dropped = [], []
+        kept: list[bytes] = []
+        dropped: list[bytes] = []
         for line in self.path.read_bytes().splitlines(keepends=True):
             (kept if _iteration_of(line) <= done else dropped).append(line)
         if not dropped:
@@ -80,25 +87,29 @@ class Samples(iterations.IterationCallback):
             temporary.write_bytes(b"".join(kept))
 
     def on_iteration_end(self, iteration: int) -> None:
+        """Shows samples where they are due."""
         if iteration % self.every == 0:
             self.show(self.trainer)
 
     def show(self, model: OnPolicyTrainer) -> list[dict[str, Any]]:
-        """Shows samples now, also outside of `fit` when `prompts` were given.
+        """Shows samples at once, with `prompts` also outside of `fit`.
 
         Args:
             model: compiled on-policy trainer.
 
         Returns:
-            The samples, one dict each, as they are written to `path`.
+            List of dicts, as they are written to `path`.
+
+        Raises:
+            ValueError: If there are neither `prompts` nor an iteration.
         """
         iteration = int(model.iteration.numpy())
         if self.prompts is None:
             collected, count = model.last, self.count
         else:
-            collected, count = model.collect(self._batch(model)), len(self.prompts)
+            collected, count = model.collect(self._batch(model, self.prompts)), len(self.prompts)
         if collected is None:
-            raise ValueError("There is no iteration to show yet. Give `Samples(prompts=...)`.")
+            raise ValueError("There is no iteration to show yet. Pass `Samples(prompts=...)`.")
         rows = iterations.sample_rows(collected, iteration, count)
         self.printer(f"Samples after iteration {iteration}:")
         for row in rows:
@@ -109,19 +120,19 @@ class Samples(iterations.IterationCallback):
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return rows
 
-    def _batch(self, model: OnPolicyTrainer) -> dict[str, Any]:
+    def _batch(self, model: OnPolicyTrainer, prompts: list[Any]) -> dict[str, Any]:
         """The prompts as a batch, repeated to a number of rows that the trainer can divide."""
         preprocessor = model.actor.causal_lm.preprocessor
         (batch,) = data.prompts(
-            self.prompts,
+            prompts,
             preprocessor,
-            batch_size=len(self.prompts),
+            batch_size=len(prompts),
             shuffle=False,
             template=self.template,
         )
         replicas = model.distribute_strategy.num_replicas_in_sync
         parts = model.num_minibatches * model.micro_batches * replicas
-        order = np.arange(-(-len(self.prompts) // parts) * parts) % len(self.prompts)
+        order = np.arange(-(-len(prompts) // parts) * parts) % len(prompts)
         return {name: tf.gather(column, order) for name, column in batch.items()}
 
 
@@ -139,7 +150,7 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One sample as one line: what stands in the texts cannot break it."""
+    """One sample as one line, which nothing in the texts can break."""
     prompt, response = (
         json.dumps(row[name], ensure_ascii=False) for name in ("prompt", "response")
     )

@@ -21,7 +21,7 @@ _WEIGHTS = "resume-{iteration:08d}{again}.npz"
 
 
 class StateFiles:
-    """Writes states of a run to a folder, and reads the newest one that is whole.
+    """Writes states of a run to a folder, and returns the newest one that is whole.
 
     A state is a JSON file with everything that is not an array and an `.npz` file that it names,
     both with checksums. The JSON file is written last, so that the state before counts until the
@@ -29,7 +29,7 @@ class StateFiles:
     `resume-former.json` with its arrays.
 
     Args:
-        directory: folder; need not exist. Other files in it stay.
+        directory: str or path. Folder; need not exist. Other files in it stay.
 
     Example:
         >>> states = StateFiles(tempfile.mkdtemp())
@@ -40,7 +40,7 @@ class StateFiles:
         (2, [1.0, 1.0, 1.0])
     """
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike) -> None:
         self.directory = pathlib.Path(directory)
         # What is known to be whole, the newest last.
         self._kept: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ class StateFiles:
         return self.directory / _NEWEST
 
     def check_writable(self) -> None:
-        """Raises a `ValueError` when nothing can be written; removes what killed processes left."""
+        """Raises a `ValueError` if nothing can be written; removes what killed processes left."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.directory) as file:
@@ -93,8 +93,13 @@ class StateFiles:
         self._kept = [state]
         return state, arrays
 
-    def write(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Writes a state with `iteration`; the one that was the newest becomes the one before."""
+    def write(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Writes a state; the one that was the newest becomes the one before.
+
+        Args:
+            state: dict of what JSON can express, `iteration` among it.
+            arrays: dict from name to array.
+        """
         name = _WEIGHTS.format(iteration=state["iteration"], again="")
         if any(kept["arrays"]["file"] == name for kept in self._kept[-1:]):
             name = _WEIGHTS.format(iteration=state["iteration"], again="-again")
@@ -112,18 +117,26 @@ class StateFiles:
                 path.unlink()
 
     def rewrite(self, state: dict[str, Any]) -> None:
-        """Writes a state again whose arrays are those of the newest."""
+        """Writes a state again whose arrays are those of the newest.
+
+        Args:
+            state: as in `write`.
+        """
         self._kept[-1] = _signed({**state, "arrays": self._kept[-1]["arrays"]})
         files.write_json(self.path, self._kept[-1])
 
     def holds(self, arrays: dict[str, np.ndarray]) -> bool:
-        """Whether these are the arrays of the newest state that was read or written here."""
+        """Returns whether these are the arrays of the newest state that was read or written here.
+
+        Args:
+            arrays: as in `write`.
+        """
         with np.load(self.directory / self._kept[-1]["arrays"]["file"]) as stored:
             return set(stored.files) == set(arrays) and all(
                 np.array_equal(stored[name], np.asarray(array)) for name, array in arrays.items()
             )
 
-    def _read(self, name):
+    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         path = self.directory / name
         try:
             state = files.read_json(path)
@@ -136,13 +149,13 @@ class StateFiles:
             raise ValueError(
                 f"The state in {str(path)!r} is of version {state['version']!r}, and this package "
                 f"writes and reads version {VERSION}. Finish the run with the package that it was "
-                "begun with, or start over in another directory."
+                "started with, or start over in another directory."
             )
         if state.get("checksum") != _signed(state)["checksum"]:
             raise _Damage(path, "its contents do not have the checksum that was written with them")
         return state, self._read_arrays(path, state["arrays"])
 
-    def _read_arrays(self, path, described):
+    def _read_arrays(self, path: pathlib.Path, described: dict[str, str]) -> dict[str, np.ndarray]:
         weights = self.directory / described["file"]
         if not weights.is_file():
             raise _Damage(path, f"it needs {weights.name!r} in the same folder, and it is missing")
@@ -160,7 +173,7 @@ class StateFiles:
 
 
 class _Damage(Exception):
-    def __init__(self, path, what):
+    def __init__(self, path: pathlib.Path, what: str) -> None:
         super().__init__(
             f"The state of the run in {str(path)!r} is damaged: {what}. Put the file back from a "
             "copy, or start over in another directory."

@@ -25,23 +25,23 @@ class TensorBoard(iterations.IterationCallback):
     model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and `val/…`, and the step
     is the optimizer's.
 
-    A run that goes on in the same folder (`Resume`) adds what is not there yet, so that every
-    step stands there once, also where an interrupted run had come further than its last state. A
-    run that starts over replaces an older one in TensorBoard's view; the older event
-    files stay.
+    A run that goes on in the same folder (`Resume`) adds what is not there yet, so that the folder
+    has every step once, also where an interrupted run had come further than its last state. A run
+    that starts over replaces an older one in TensorBoard's view; the older event files stay.
 
     Args:
-        log_dir: folder for the event files.
-        samples: int. Responses in a table; 0 for no tables.
-        text_freq: int. A table every so many iterations.
-        scalar_freq: int. Scalars every so many iterations, or batches of another model.
+        log_dir: str or path. Folder for the event files.
+        samples: int, at least 0. Responses in a table; 0 for no tables. Defaults to 4.
+        text_freq: int, at least 1. Iterations between two tables. Defaults to 1.
+        scalar_freq: int, at least 1. Iterations between two writes of scalars, or batches of
+            another model. Defaults to 1.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: If a number is outside its range.
 
     Example:
         >>> import tempfile
-        >>> callback = TensorBoard(tempfile.mkdtemp(), samples=2, text_freq=10)
+        >>> callback = rlhf.callbacks.TensorBoard(tempfile.mkdtemp(), samples=2, text_freq=10)
     """
 
     def __init__(
@@ -50,38 +50,42 @@ class TensorBoard(iterations.IterationCallback):
         samples: int = 4,
         text_freq: int = 1,
         scalar_freq: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         self.log_dir = os.fspath(log_dir)
         self.samples = require_int("samples", samples, minimum=0)
         self.text_freq = iterations.every("text_freq", text_freq)
         self.scalar_freq = iterations.every("scalar_freq", scalar_freq)
-        self._writer = None
+        self._writer: tf.summary.SummaryWriter | None = None
         self._last_steps: dict[str, int] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes what an interrupted `fit` left open."""
         super().on_train_begin(logs)
         self.on_train_end()
 
     def on_iteration_end(self, iteration: int) -> None:
+        """Writes the statistics and the samples that are due."""
         if iteration % self.scalar_freq == 0:
             self._write("", self.trainer.statistics, iteration)
-        if self.samples and iteration % self.text_freq == 0:
-            rows = iterations.sample_rows(self.trainer.last, iteration, self.samples)
+        collected = self.trainer.last
+        if collected is not None and self.samples and iteration % self.text_freq == 0:
+            rows = iterations.sample_rows(collected, iteration, self.samples)
             self._write_text("samples", markdown_table(rows), iteration)
         self._flush()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the logs of a model that is no on-policy trainer."""
         super().on_train_batch_end(batch, logs)
-        if self.trainer is None:
+        if not self.is_on_policy:
             step = self._optimizer_step()
             if step % self.scalar_freq == 0:
                 self._write("train/", iterations.scalars(logs), step)
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = iterations.scalars(logs)
-        validated = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
-        if self.trainer is None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the results of a validation, unless they are those of a passed-over one."""
+        validated = iterations.validated(logs)
+        if not self.is_on_policy:
             step = self._optimizer_step()
         elif self.was_done or self.trainer.replay.validation is None:
             step = int(self.trainer.iteration.numpy())
@@ -90,12 +94,13 @@ class TensorBoard(iterations.IterationCallback):
         self._write("val/", validated, step)
         self._flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _optimizer_step(self):
+    def _optimizer_step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())
 
     def _write(self, prefix: str, values: dict[str, Any], step: int) -> None:
@@ -112,34 +117,34 @@ class TensorBoard(iterations.IterationCallback):
     def _is_new(self, tag: str, step: int) -> bool:
         return step > self._last_steps.get(tag, -1)
 
-    def _flush(self):
+    def _flush(self) -> None:
         if self._writer is not None:
             self._writer.flush()
 
     def _opened(self) -> tf.summary.SummaryWriter:
         if self._writer is None:
-            first = self._optimizer_step() if self.trainer is None else self._before + 1
+            first = (self._before or 0) + 1 if self.is_on_policy else self._optimizer_step()
             self._last_steps = last_steps(self.log_dir) if first > 1 else {}
             _await_later_name(self.log_dir)
             self._writer = tf.summary.create_file_writer(self.log_dir)
             if first == 1:
-                self._mark_beginning()
+                _mark_start(self._writer)
         return self._writer
 
-    def _mark_beginning(self) -> None:
-        """Writes the event from which on TensorBoard shows nothing older."""
-        log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        event = tf.compat.v1.Event(session_log=log, step=1, wall_time=time.time())
-        tf.raw_ops.ImportEvent(
-            writer=self._writer._resource, event=tf.constant(event.SerializeToString())
-        )
+
+def _mark_start(writer: tf.summary.SummaryWriter) -> None:
+    """Writes the event from which on TensorBoard shows nothing older."""
+    log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = tf.compat.v1.Event(session_log=log, step=1, wall_time=time.time())
+    resource = writer._resource  # noqa: SLF001 (no public way)
+    tf.raw_ops.ImportEvent(writer=resource, event=tf.constant(event.SerializeToString()))
 
 
 def _await_later_name(log_dir: str | os.PathLike) -> None:
     """Waits for the next second where a file of this one is there.
 
-    TensorBoard reads event files in the order of their names: in these are seconds and then
-    counters, of which 10 stands before 9.
+    TensorBoard loads event files in the order of their names. These have seconds and then
+    counters, and as text 10 is before 9.
     """
     names = (path.name.split(".")[3] for path in _event_files(log_dir))
     if any(int(seconds) >= int(time.time()) for seconds in names if seconds.isdecimal()):
@@ -151,13 +156,13 @@ def _event_files(log_dir: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
-    """The last step of every tag in a folder's event files, from the last beginning on.
+    """Returns the last step of every tag in a folder's event files, since the last start of a run.
 
     Args:
-        log_dir: folder that may not exist yet.
+        log_dir: str or path. Folder; need not exist.
 
     Returns:
-        Dict from tag to step.
+        Dict from tag to int.
 
     Example:
         >>> last_steps("no/such/folder")
@@ -178,10 +183,10 @@ def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Samples as a Markdown table; texts are shown as they are, whatever they contain.
+    """Returns samples as a Markdown table; texts are shown as they are, whatever they contain.
 
     Args:
-        rows: as `sample_rows` gives them.
+        rows: list of dicts from `sample_rows`.
 
     Example:
         >>> row = {"prompt": "a|b", "response": "<i>", "score": 1.0, "raw_score": 1.0, "kl": 0.0}

@@ -99,13 +99,13 @@ def encode_pairs(
             f"`ended` must be a bool, or one for each of the {len(responses)} responses. "
             f"Received {len(flags)}."
         )
-    given = (_typed(column, preprocessor, parse_special) for column in (prompts, responses))
+    columns = (_typed(column, preprocessor, parse_special) for column in (prompts, responses))
     pairs = [
         (
             records_lib.prompt_text(prompt, template),
             records_lib.response_text(prompt, response, template),
         )
-        for prompt, response in zip(*given, strict=True)
+        for prompt, response in zip(*columns, strict=True)
     ]
     heads, tails = (list(column) for column in zip(*pairs, strict=True))
     rows = rows_lib.encode(

@@ -453,7 +453,7 @@ def _numbers(numbers: list[int]) -> str:
 
 
 def select(records: Records, read: Callable[[Records], Any], on_error: str = "raise") -> Selection:
-    """Reads records, leaving out odd ones where that is wanted.
+    """Reads records, and leaves out odd ones if `on_error` says so.
 
     Args:
         records: list of dict.

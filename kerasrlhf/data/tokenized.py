@@ -20,8 +20,8 @@ from kerasrlhf.types import require_bool, require_int, require_seed
 if TYPE_CHECKING:
     from keras_hub.models import Tokenizer
 
-# Keras gives this advice at every `fit` on a dataset that does not say `shuffle=False`. Datasets
-# have an order of their own here, and `fit`, also that of keras-hub's models, stays as it is.
+# Keras warns so at every `fit` on a dataset without `shuffle=False`. Datasets have an order of
+# their own here, and `fit`, also that of keras-hub's models, stays as it is.
 warnings.filterwarnings(
     "ignore",
     message=r"`shuffle=True` was passed, but will be ignored .* as a tf\.data\.Dataset",
@@ -34,7 +34,7 @@ _FIXED = ("shuffle", "cache")  # what follows keeps no order but its own
 
 
 class TokenizedDataset(tf.data.Dataset):
-    """A dataset that a keras-hub task takes as it is.
+    """A dataset that keras-hub tasks accept without preprocessing.
 
     `fit` and `evaluate` of a keras-hub task map the task's preprocessor, which expects strings,
     over any dataset. That one `map` leaves the batches of this dataset as they are, so that

@@ -1,1 +1,1 @@
-"""Networks: actor-critic, reward model, frozen reference, and what they are read with."""
+"""Networks: actor-critic, reward model, frozen reference, and how they are evaluated."""

@@ -13,7 +13,7 @@ from keras import ops
 from kerasrlhf import adapters, files
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import logprobs
-from kerasrlhf.models import generation, lm_adapter, loading, windows
+from kerasrlhf.models import generation, lm_adapter, loading, serialization, windows
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
@@ -89,7 +89,8 @@ class ActorCritic(adapters.AdaptedModel):
         adapters.keep_apart(causal_lm)
         self.causal_lm = causal_lm
         reward = critic if isinstance(critic, Scorer) else None
-        self.critic = getattr(critic, "backbone", None) or critic
+        # Set once: Keras would keep training the weights of a network that was set before.
+        network = getattr(critic, "backbone", None) or critic
         if reward is not None:
             if not isinstance(reward, RewardModel):
                 raise ValueError(
@@ -97,8 +98,9 @@ class ActorCritic(adapters.AdaptedModel):
                     f"per sequence. Received: {type(reward).__name__}. Pass a backbone for a "
                     "critic with a fresh head."
                 )
-            self.critic = lm_adapter.copy(reward.backbone)
-            self.critic.trainable = True
+            network = lm_adapter.copy(reward.backbone)
+            network.trainable = True
+        self.critic = network
         self.value_head = ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic(self.critic)
@@ -128,9 +130,7 @@ class ActorCritic(adapters.AdaptedModel):
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration of both networks, without LoRA adapters."""
         parts = {"causal_lm": self.causal_lm, "critic": self.critic}
-        parts = {name: keras.saving.serialize_keras_object(x) for name, x in parts.items()}
-        for part in filter(None, parts.values()):
-            part.pop("compile_config", None)  # keras-hub compiles every language model it makes
+        parts = {name: serialization.to_config(x) for name, x in parts.items()}
         return {**super().get_config(), **parts}
 
     @classmethod
@@ -141,7 +141,7 @@ class ActorCritic(adapters.AdaptedModel):
             config: dict, as from `get_config`.
         """
         names = ("causal_lm", "critic")
-        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        parts = {name: serialization.from_config(config[name]) for name in names}
         return cls(**{**config, **parts})
 
     @classmethod

@@ -120,7 +120,7 @@ def check(config: dict) -> None:
     if config["model_type"] == "gpt_oss" and window:
         warnings.warn(
             "The sliding windows of gpt-oss are in its even layers. keras-hub has them in the odd "
-            f"ones: logits behind the first {window} tokens of a row are not those of the model "
+            f"ones: logits after the first {window} tokens of a row are not those of the model "
             "that was published.",
             stacklevel=3,
         )

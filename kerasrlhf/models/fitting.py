@@ -195,7 +195,10 @@ def check_callbacks(callbacks: Any, model: keras.Model) -> None:
             )
         is_checkpoint = isinstance(callback, keras.callbacks.ModelCheckpoint)
         if is_checkpoint and not callback.save_weights_only:
-            raise ValueError(f"`ModelCheckpoint({callback.filepath!r})`: {saving_advice(model)}")
+            try:
+                model.check_savable()
+            except ValueError as error:
+                raise ValueError(f"`ModelCheckpoint({callback.filepath!r})`: {error}") from error
 
 
 def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
@@ -217,7 +220,7 @@ def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
 def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.BoundArguments:
     """Returns arguments of `fit` in which callbacks that say `runs_last = True` come last.
 
-    What such a callback saves then holds what the others did in the same iteration or epoch.
+    What such a callback saves then includes what the others did in the same iteration or epoch.
 
     Args:
         fit: the bound method of Keras that gets the arguments.

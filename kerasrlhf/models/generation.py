@@ -20,8 +20,8 @@ from kerasrlhf.types import (
     Responses,
     Sampler,
     Tensor,
+    require_constant_sampler,
     require_int,
-    require_sampler,
     require_seed,
 )
 
@@ -158,14 +158,7 @@ def padded_prompts(rows: list[list[int]], limits: Limits) -> tuple[np.ndarray, n
 def _checked(sampler: Any) -> Sampler:
     if not isinstance(sampler, bool) and isinstance(sampler, numbers.Integral):
         sampler = Sampler(int(sampler))
-    require_sampler(sampler)
-    if callable(sampler.temperature):
-        raise ValueError(
-            "The temperature of this sampler is a schedule over the iterations of a trainer. To "
-            "generate, pass a number, for example `Sampler(length, temperature=1.0)`. Received: "
-            f"temperature={sampler.temperature!r}."
-        )
-    return sampler
+    return require_constant_sampler(sampler)
 
 
 def _checked_batch(prompts: dict) -> tuple[np.ndarray, np.ndarray]:

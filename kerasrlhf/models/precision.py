@@ -6,10 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
-
-from kerasrlhf import replica
 
 
 def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
@@ -57,24 +54,12 @@ def check_replicated(networks: list[keras.Model], jit_compile: Any) -> None:
         jit_compile: bool or `"auto"`, as `compile` takes it.
     """
     policies = [keras.dtype_policies.get(x.dtype_policy) for x in networks]
-    if any(
-        x.variable_dtype == "float16" or (jit_compile and x.compute_dtype == "float16")
-        for x in policies
-    ):
+    dtypes = {x.compute_dtype if jit_compile else x.variable_dtype for x in policies}
+    if "float16" in dtypes:
         raise ValueError(
             "float16 does not work under a distribution strategy with XLA, and float16 weights do "
             'not without it. Load the model with `dtype="mixed_bfloat16"`, or with '
             '`dtype="mixed_float16"` and `compile(jit_compile=False)`.'
-        )
-
-
-def check_compute_dtype(causal_lm: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Raises a `ValueError` for a dtype that fails under a distribution strategy."""
-    policy = keras.dtype_policies.get(causal_lm.backbone.dtype_policy)
-    if replica.is_distributed(strategy) and policy.compute_dtype == "float16":
-        raise ValueError(
-            "float16 does not work under a distribution strategy with XLA. Load the model with "
-            '`dtype="mixed_bfloat16"`.'
         )
 
 

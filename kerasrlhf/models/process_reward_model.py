@@ -164,7 +164,7 @@ class ProcessRewardModel(Scorer):
 
         # A run of separators ends one step, and one that opens a response ends none.
         ends = inside & separates & before(inside & ~separates)
-        # The end token behind the last separator is no step, unless there is no other.
+        # The end token after the last separator is no step, unless there is no other.
         is_over = (separates | is_empty) & before(inside & separates)
         is_over = is_over & ops.any(ends, axis=1, keepdims=True)
         return ends | (masking.last_true_mask(inside) & ~is_over)

@@ -11,7 +11,7 @@ from keras import ops
 
 from kerasrlhf.losses import BradleyTerry
 from kerasrlhf.metrics import PreferenceAccuracy
-from kerasrlhf.models import lm_adapter, trunks
+from kerasrlhf.models import lm_adapter, serialization, trunks
 from kerasrlhf.models.score_scale import ScoreScale
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.types import Tensor
@@ -19,6 +19,7 @@ from kerasrlhf.types import Tensor
 _CONFIG = "reward_model.json"
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class RewardModel(Scorer):
     """Scores a prompt and response with the last real token's hidden state (details N1, N7).
 
@@ -68,6 +69,23 @@ class RewardModel(Scorer):
         self.score_head = trunks.score_head(self.backbone)
         self.score_scale = ScoreScale(name="score_scale")
         self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration of the backbone and the preprocessor."""
+        parts = {"model": self.backbone, "preprocessor": self.preprocessor}
+        parts = {name: serialization.to_config(x) for name, x in parts.items()}
+        return {**super().get_config(), **parts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> RewardModel:
+        """Returns a reward model with the backbone of `get_config`, and fresh weights.
+
+        Args:
+            config: dict, as from `get_config`.
+        """
+        names = ("model", "preprocessor")
+        parts = {name: serialization.from_config(config[name]) for name in names}
+        return cls(**{**config, **parts})
 
     @classmethod
     def from_causal_lm(cls, causal_lm: keras.Model, **kwargs: Any) -> RewardModel:

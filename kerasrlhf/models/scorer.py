@@ -92,7 +92,7 @@ class Scorer(fitting.FittedModel):
         return self.score_scale.bias
 
     def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> Scored:
-        """Scores rows that hold a prompt and a response.
+        """Scores rows of a prompt and a response.
 
         Args:
             token_ids: int32, `(batch, length)`, right-padded.

@@ -18,14 +18,14 @@ _HEAD = "reward_model.weights.h5"
 
 
 class Trunk(NamedTuple):
-    """What a preset holds of a reward model.
+    """The parts of a reward model in a preset.
 
     backbone: keras-hub backbone.
     preprocessor: keras-hub preprocessor, or None.
     initial_policy: callable that loads the language model again, where the preset is one; None
         for a saved reward model.
     head: path of the score head's weights; None where the preset is a language model.
-    constants: dict, what `save_trunk` was given; empty where the preset is a language model.
+    constants: dict, as passed to `save_trunk`; empty where the preset is a language model.
     """
 
     backbone: keras.Model
@@ -95,7 +95,7 @@ def save_trunk(
         backbone: keras-hub backbone.
         preprocessor: keras-hub preprocessor, or None.
         head: `ScalarHead`.
-        constants: dict that JSON can hold, returned by `load_trunk`.
+        constants: dict of JSON values that `load_trunk` returns.
     """
     lm_adapter.check_preprocessor(backbone, preprocessor)
     with files.replacing_preset(preset_dir) as folder:

@@ -1,1 +1,1 @@
-"""From prompts to scored responses, and from those to minibatches."""
+"""From prompts to scored responses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -11,20 +12,22 @@ import tensorflow as tf
 from kerasrlhf import replica, special_tokens, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
-from kerasrlhf.models.actor_critic import require_actor
+from kerasrlhf.data.dialogue import Template
+from kerasrlhf.models.actor_critic import ActorCritic, require_actor
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collector
-from kerasrlhf.types import Sampler, require_int, require_sampler, require_seed
+from kerasrlhf.types import Sampler, require_constant_sampler, require_int, require_seed
 
 
 class BestOfN(NamedTuple):
-    """The responses that were drawn to every prompt, and which of them is best.
+    """Several responses to every prompt, and which of them is best.
 
-    prompts: list of strings or of lists of messages, as they were given.
-    responses: list of lists of strings, `n` a prompt.
+    prompts: list of strings or of lists of messages, as they were passed.
+    responses: list of lists of strings, `n` for each prompt.
     scores: float32 `(prompts, n)`.
-    ended: bool `(prompts, n)`, true where the tokenizer's end token closed the response; None: all.
+    ended: bool `(prompts, n)`, true where the tokenizer's end token closed the response. Defaults
+        to None: all.
     """
 
     prompts: list[str]
@@ -44,7 +47,7 @@ class BestOfN(NamedTuple):
         Left out are winners that ended before their first word. Where no end token closed a
         winner, the record says so, and none is learned.
         """
-        records = [
+        records: list[dict[str, Any]] = [
             {"prompt": prompt, "response": response}
             for prompt, response in zip(self.prompts, self.winners, strict=True)
         ]
@@ -55,7 +58,7 @@ class BestOfN(NamedTuple):
         return [row for row in records if row["response"].strip()]
 
     def preferences(self) -> list[dict[str, Any]]:
-        """Records of the best against the worst, for reward models and DPO.
+        """Returns records of the best against the worst, for reward models and DPO.
 
         Left out are ties, and pairs with a response that ended before its first word. `ended` says
         which of the two an end token closed.
@@ -75,7 +78,7 @@ class BestOfN(NamedTuple):
 
 
 def best_of_n(
-    actor: Any,
+    actor: ActorCritic,
     reward: Any,
     prompts: list,
     n: int,
@@ -84,31 +87,35 @@ def best_of_n(
     batch_size: int = 32,
     seed: int = 0,
     jit_compile: bool = True,
-    template: Any = "plain",
+    template: Template = "plain",
     parse_special: bool = False,
 ) -> BestOfN:
-    """Draws `n` responses to every prompt and scores them.
+    """Samples `n` responses to every prompt and scores them.
 
     Args:
         actor: `ActorCritic` with a tokenizer.
         reward: `RewardModel`, callable, or a list or dict of these, as a trainer takes it.
         prompts: list of strings or of lists of messages.
-        n: int, at least 2.
-        sampler: how to draw; filters are welcome, temperature 0 would draw one response `n` times.
-        batch_size: int. Prompts that are answered at once, `n` rows each.
-        seed: int.
-        jit_compile: compile with XLA.
-        template: how messages become a text, see `data.dialogue`.
-        parse_special: whether a special token that is written in a prompt becomes that token.
+        n: int, at least 2. Responses to each prompt.
+        sampler: `Sampler` with a temperature above 0. Unlike that of a trainer it may have `top_k`
+            and `top_p`.
+        batch_size: int, at least 1. Prompts that are answered at once, in `n` rows each. Defaults
+            to 32.
+        seed: int, at least 0. Defaults to 0.
+        jit_compile: bool. Whether to compile with XLA. Defaults to True.
+        template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults to
+            `"plain"`.
+        parse_special: bool. Whether a special token that is written in a prompt becomes that
+            token. Defaults to False.
 
     Returns:
         `BestOfN`.
 
     Raises:
-        ValueError: `n` below 2, a greedy sampler, no prompts, or a reward that does not fit.
+        ValueError: If `n` is below 2, the sampler is greedy, there are no prompts, or the reward
+            does not fit.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> actor = rlhf.ActorCritic.from_preset(rlhf.presets.TINY_STORIES)
         >>> found = rlhf.best_of_n(
         ...     actor, lambda prompts, responses: [len(r) for r in responses],
@@ -123,61 +130,65 @@ def best_of_n(
     require_int("n", n, minimum=2)
     require_int("batch_size", batch_size, minimum=1)
     require_seed(seed)
-    require_sampler(sampler)
+    require_constant_sampler(sampler)
     require_actor(actor)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
-    weighted.parts_of(reward)
+    scored = weighted.WeightedReward(reward, actor, group_size=n)
     prompts = tokens.text_list(prompts, "prompts")
-    preprocessor = actor.causal_lm.preprocessor
-    texts, rows = inputs.encode_prompts(prompts, preprocessor, template, parse_special)
-    columns = {
-        "prompt": [special_tokens.unguarded(text) for text in texts],
-        "guarded_prompt": texts,
-        "record": data_records.to_json([{"prompt": prompt} for prompt in prompts]),
-    }
-    size = min(batch_size, len(rows))
-    collector = Collector(
-        actor,
-        Reference(actor.causal_lm),
-        weighted.WeightedReward(reward, actor, group_size=n),
-        sampler,
-        replica.Execution(tf.distribute.get_strategy(), jit_compile),
+    texts, rows = inputs.encode_prompts(
+        prompts, actor.causal_lm.preprocessor, template, parse_special
     )
+    records = data_records.to_json([{"prompt": prompt} for prompt in prompts])
+    execution = replica.Execution(tf.distribute.get_strategy(), jit_compile)
+    collector = Collector(actor, Reference(actor.causal_lm), scored, sampler, execution)
     temperature = tf.constant(sampler.temperature, tf.float32)
-    responses, scores, ended = [], [], []
-    for index, start in enumerate(range(0, len(rows), size)):
-        # The last batch is filled up with its first row: one shape, compiled once.
-        part = [*range(start, min(start + size, len(rows)))]
-        part += part[:1] * (size - len(part))
-        ids, mask = actor.padded_prompts([rows[i] for i in part], sampler)
-        batch = {
-            "token_ids": tf.constant(ids, tf.int32),
-            "padding_mask": tf.constant(mask, tf.bool),
-            **{name: np.array([x[i] for i in part], object) for name, x in columns.items()},
-        }
-        stream = replica.stream(seed, "best_of_n")
-        uniforms = replica.uniforms(stream, index, size * n, sampler.length)
+    stream, batches = replica.stream(seed, "best_of_n"), itertools.count()
+
+    def respond(
+        rows: list[list[int]], texts: list[str], records: list[str]
+    ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
+        batch = _prompt_batch(*actor.padded_prompts(rows, sampler), texts, records)
+        uniforms = replica.uniforms(stream, next(batches), len(rows) * n, sampler.length)
         collected = collector(batch, uniforms, temperature)
-        responses += collected.episodes.responses
-        scores.append(collected.raw_scores)
-        rollout = collected.rollout
-        ended.append(actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask)))
-    scores, ended = (np.concatenate(x).reshape(-1, n)[: len(rows)] for x in (scores, ended))
-    grouped = [responses[i * n : (i + 1) * n] for i in range(len(rows))]
-    return BestOfN(prompts, grouped, scores, ended)
+        rollout, (_, responses) = collected.rollout, collected.episodes.texts
+        ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+        grouped = [responses[i : i + n] for i in range(0, len(responses), n)]
+        return grouped, collected.raw_scores.reshape(-1, n), ended.reshape(-1, n)
+
+    columns = rows, texts, records
+    found = replica.in_batches(respond, columns, min(batch_size, len(rows)))
+    return BestOfN(prompts, *found)
+
+
+def _prompt_batch(
+    token_ids: np.ndarray, padding_mask: np.ndarray, guarded_texts: list[str], records: list[str]
+) -> dict[str, Any]:
+    """Returns a batch as `data.prompts` returns it."""
+    texts = [special_tokens.unguarded(text) for text in guarded_texts]
+    return {
+        "token_ids": tf.constant(token_ids, tf.int32),
+        "padding_mask": tf.constant(padding_mask, tf.bool),
+        "prompt": np.array(texts, object),
+        "guarded_prompt": np.array(guarded_texts, object),
+        "record": np.array(records, object),
+    }
 
 
 def best_of_n_kl(n: int) -> float:
-    """Upper bound of the KL of best-of-n to the policy it draws from, in nats a response.
+    """Returns an upper bound of the KL of best-of-n to the policy it samples from.
 
-    `log n - (n - 1) / n`; it is exact when no two responses have the same score.
+    `log n - (n - 1) / n`, in nats per response; it is exact when no two responses have the same
+    score.
 
     Args:
-        n: int, at least 1.
+        n: int, at least 1. Responses of which the best is kept.
+
+    Raises:
+        ValueError: If `n` is below 1.
 
     Example:
-        >>> best_of_n_kl(1), round(best_of_n_kl(4), 4)
+        >>> rlhf.best_of_n_kl(1), round(rlhf.best_of_n_kl(4), 4)
         (0.0, 0.6363)
 
     Reference:

@@ -81,7 +81,7 @@ class Reread(NamedTuple):
 
 
 class Collector:
-    """Turns prompts into scored responses: two compiled functions and, between them, Python.
+    """Turns prompts into scored responses: two compiled functions, and Python between them.
 
     The first samples. The second evaluates every frozen or separate network on the responses: the
     reference, a critic of its own, and reward models of the same tokens. A Python reward function,
@@ -139,7 +139,7 @@ class Collector:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and where
                 present `prompt`, `guarded_prompt` and `record`, strings `(batch,)`.
             uniforms: float32 `(batch * group_size, sampler.length, 2)`.
-            temperature: float32 scalar, what divides the logits.
+            temperature: float32 scalar. Divides the logits.
             explore: bool. False samples from the policy itself, whatever the sampler's `epsilon`
                 is. Defaults to True.
             iteration: int. What functions get as `trainer_state.global_step`. Defaults to 0.
@@ -178,7 +178,12 @@ class Collector:
         )
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
-        """Returns an older rollout with the log-probabilities and values of the networks today."""
+        """Returns an older rollout with the log-probabilities and values of the networks today.
+
+        Args:
+            rollout: `Rollout` of an earlier iteration.
+            temperature: float32 scalar. Divides the logits.
+        """
         read = self._reread(rollout, temperature)
         return rollout._replace(**read._asdict(), drift=read.logprobs - rollout.logprobs)
 
@@ -270,6 +275,9 @@ class Collector:
 
 def prompt_batch(batch: Any) -> dict[str, Any]:
     """Returns a batch of prompts as tensors of the right dtypes.
+
+    Args:
+        batch: dict of `token_ids` and `padding_mask`, `(batch, prompt)`. Other columns stay.
 
     Raises:
         ValueError: If it is no batch of prompts, or rows are not padded on the right.

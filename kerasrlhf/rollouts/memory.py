@@ -5,7 +5,9 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,6 +17,7 @@ from kerasrlhf.types import Rollout, require_int
 _NAME = "rollout-{iteration:06d}.npz"
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class RolloutMemory:
     """The rollouts of the last iterations, in memory or as one `.npz` file each.
 
@@ -35,7 +38,7 @@ class RolloutMemory:
         ValueError: If `capacity` is below 1 or `reuse` below 0.
 
     Example:
-        >>> memory = RolloutMemory(capacity=2)
+        >>> memory = rlhf.RolloutMemory(capacity=2)
         >>> for iteration in range(3):
         ...     memory.add(iteration, Rollout(*[tf.zeros((1, 2))] * 10))
         >>> memory.iterations(before=3)
@@ -54,7 +57,12 @@ class RolloutMemory:
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def add(self, iteration: int, rollout: Rollout) -> None:
-        """Stores the rollout of an iteration and drops those that are too old to be sampled."""
+        """Stores the rollout of an iteration and drops those that are too old to be sampled.
+
+        Args:
+            iteration: int, at least 0.
+            rollout: `Rollout`.
+        """
         arrays = {name: np.asarray(x) for name, x in rollout._asdict().items() if x is not None}
         self._store(iteration, arrays)
         for old in self._all():
@@ -66,20 +74,28 @@ class RolloutMemory:
         return {f"{i}/{name}": x for i in self._all() for name, x in self._load(i).items()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Stores what `arrays` returned, and drops everything else."""
+        """Stores what `arrays` returned, and drops everything else.
+
+        Args:
+            arrays: dict from `iteration/field` to array.
+        """
         if self.directory is not None:
             files.remove_leftovers(self.directory, "rollout-*.npz")
         rollouts: dict[int, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             iteration, name = key.split("/")
             rollouts.setdefault(int(iteration), {})[name] = array
-        for iteration, fields in rollouts.items():
-            self._store(iteration, fields)
+        for stored, fields in rollouts.items():
+            self._store(stored, fields)
         for other in set(self._all()) - set(rollouts):
             self._drop(other)
 
     def iterations(self, before: int) -> list[int]:
-        """Returns the iterations that iteration `before` samples from, oldest first."""
+        """Returns the iterations that iteration `before` samples from, oldest first.
+
+        Args:
+            before: int, at least 0.
+        """
         return [i for i in self._all() if i < before][-self.capacity :]
 
     def __getitem__(self, iteration: int) -> Rollout:
@@ -102,21 +118,44 @@ class RolloutMemory:
         return len(self._all())
 
     def reused_in(self, iteration: int) -> int:
-        """Returns how many older rollouts an iteration learns from, at most."""
+        """Returns how many older rollouts an iteration learns from, at most.
+
+        Args:
+            iteration: int, at least 0.
+        """
         return min(self.reuse, self.capacity, iteration)
 
     def sample(self, seed: int, iteration: int) -> list[Rollout]:
-        """Returns `reuse` rollouts of earlier iterations, or as many as there are."""
+        """Returns `reuse` rollouts of earlier iterations, or as many as there are.
+
+        Args:
+            seed: int, at least 0. With the iteration it determines which.
+            iteration: int, at least 0.
+        """
         known = self.iterations(before=iteration)
         generator = np.random.default_rng((seed, iteration, len(known)))
         chosen = generator.choice(known, size=min(self.reuse, len(known)), replace=False)
         return [self[int(i)] for i in chosen]
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, without the rollouts."""
+        directory = None if self.directory is None else str(self.directory)
+        return {"capacity": self.capacity, "directory": directory, "reuse": self.reuse}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> RolloutMemory:
+        """Returns an empty memory with the arguments of `get_config`.
+
+        Args:
+            config: dict.
+        """
+        return cls(**config)
+
     def __repr__(self) -> str:
         where = "" if self.directory is None else f", directory={str(self.directory)!r}"
         return f"RolloutMemory(capacity={self.capacity}{where}, reuse={self.reuse})"
 
-    def _store(self, iteration: int, arrays: dict[str, np.ndarray]) -> None:
+    def _store(self, iteration: int, arrays: dict[str, Any]) -> None:
         if self.directory is None:
             self._kept[iteration] = arrays
             return

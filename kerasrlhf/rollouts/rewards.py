@@ -12,7 +12,7 @@ from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.scorer import Scorer
 
-_KINDS = {
+_KINDS: dict[str, type[Scorer]] = {
     "reward_model.json": RewardModel,
     "reward_ensemble.json": RewardEnsemble,
     "process_reward_model.json": ProcessRewardModel,
@@ -20,18 +20,18 @@ _KINDS = {
 
 
 def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
-    """A saved reward model of any kind, or a Python function.
+    """Loads a saved reward model of any kind, or a Python function.
 
     Args:
-        name: a folder that `save_to_preset` of a reward model wrote, or a function as
+        name: str or path. A folder that `save_to_preset` of a reward model wrote, or a function as
             `package.module:function` or `path/to/file.py:function`.
-        **kwargs: to `from_preset` of a reward model, for example `dtype="mixed_bfloat16"`.
+        **kwargs: of `from_preset` of a reward model, for example `dtype="mixed_bfloat16"`.
 
     Returns:
         What trainers take as `reward`.
 
     Raises:
-        ValueError: neither a reward model nor the name of a function that exists.
+        ValueError: If it is neither a reward model nor the name of a function that exists.
 
     Example:
         >>> load_reward("kerasrlhf.tasks.sentiment:happy_words")([" She was happy."])

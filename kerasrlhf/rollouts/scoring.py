@@ -45,14 +45,31 @@ class Episodes(NamedTuple):
     conversations: list[list[dict] | None] | None = None
     guarded_prompts: list[str] | None = None
 
+    @property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Prompts and responses.
 
-def read_episodes(samples: Responses, batch: dict, preprocessor: Any) -> Episodes:
-    """Returns the texts of `samples` and the columns that the prompt batch carries.
+        Raises:
+            ValueError: If the model has no tokenizer.
+
+        Example:
+            >>> Episodes(["one"], ["two"], columns={}).texts
+            (['one'], ['two'])
+        """
+        if self.prompts is None or self.responses is None:
+            raise ValueError(
+                "Texts need a tokenizer. Build the actor from a CausalLM with a preprocessor."
+            )
+        return self.prompts, self.responses
+
+
+def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) -> Episodes:
+    """Returns the texts of `sampled` and the columns that the prompt batch carries.
 
     Args:
-        samples: the sampled responses.
-        batch: a prompt batch; `prompt` and `guarded_prompt` (strings) and `record` (JSON) are used
-            where present.
+        sampled: `Responses`.
+        batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record`
+            (JSON) are used where present.
         preprocessor: the actor's, or None.
     """
     records = [json.loads(r) for r in _strings(batch.get("record", ()))]
@@ -63,8 +80,8 @@ def read_episodes(samples: Responses, batch: dict, preprocessor: Any) -> Episode
     )
     responses = None
     if preprocessor is not None:
-        ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)
-        heads = tokens.masked_rows(ids, np.asarray(samples.padding_mask) & ~inside)
+        ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
+        heads = tokens.masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
         rows = tokens.masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
@@ -82,9 +99,13 @@ def _messages(prompt: Any) -> list[dict] | None:
 
 
 def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
-    """Whether a reward model reads the token ids of `causal_lm` as they are (M12).
+    """Returns whether a reward model scores the token ids of `causal_lm` as they are (M12).
 
     With another tokenizer, or the same tokens under other ids, it gets the texts.
+
+    Args:
+        reward: `Scorer`.
+        causal_lm: keras-hub `CausalLM`.
 
     Raises:
         ValueError: If it has no tokenizer of its own and another vocabulary, or has another
@@ -96,7 +117,7 @@ def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
         sizes = lm_adapter.vocabulary_size(causal_lm), reward.vocabulary_size
         if sizes[0] > sizes[1]:
             raise ValueError(
-                "Without tokenizers the reward model reads the actor's token ids, so both need "
+                "Without tokenizers the reward model scores the actor's token ids, so both need "
                 f"one vocabulary. Received an actor with {sizes[0]} entries and a reward model "
                 f"with {sizes[1]}. Give both their preprocessors to score through text."
             )
@@ -115,9 +136,10 @@ def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
 class TrainerState:
     """What a reward function knows about training, under the names that TRL uses.
 
-    global_step: int. The iteration, from 0; 0 outside a trainer.
-    episodes: int. Responses that were scored before this iteration, if all batches have the size
-        of this one.
+    Args:
+        global_step: int, at least 0. The iteration. Defaults to 0, also outside a trainer.
+        episodes: int, at least 0. Responses that were scored before this iteration, if all batches
+            have the size of this one. Defaults to 0.
 
     Example:
         >>> TrainerState(global_step=3, episodes=96).global_step
@@ -139,7 +161,7 @@ class RewardLog:
     """What reward functions log while they score a batch, in addition to scores.
 
     Args:
-        rows: int, responses in the batch.
+        rows: int. Responses in the batch.
 
     Attributes:
         metrics: dict of lists of floats, the values of `log_metric` by name.
@@ -153,13 +175,21 @@ class RewardLog:
         ({'length': [3.0]}, {'verdict': ['good', 'bad']})
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int) -> None:
         self.rows = rows
         self.metrics: dict[str, list[float]] = {}
         self.columns: dict[str, list] = {}
 
     def metric(self, name: str, value: Any) -> None:
-        """Adds a number to a metric; the iteration's statistic is the mean over its values."""
+        """Adds a number to a metric; the iteration's statistic is the mean over its values.
+
+        Args:
+            name: str.
+            value: float, or what converts to it.
+
+        Raises:
+            ValueError: If `value` is no number.
+        """
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -169,7 +199,15 @@ class RewardLog:
         self.metrics.setdefault(str(name), []).append(number)
 
     def extra(self, column: str, values: Any) -> None:
-        """Sets a column of the episodes."""
+        """Sets a column of the episodes.
+
+        Args:
+            column: str, its name.
+            values: list or array with one entry per response.
+
+        Raises:
+            ValueError: If there are more or fewer entries.
+        """
         values = _listed(values)
         if len(values) != self.rows:
             raise ValueError(
@@ -182,7 +220,7 @@ class RewardLog:
 def call_reward(
     function: Callable,
     episodes: Episodes,
-    samples: Responses,
+    sampled: Responses,
     state: TrainerState = TrainerState(),
     log: RewardLog | None = None,
 ) -> np.ndarray:
@@ -203,11 +241,12 @@ def call_reward(
     `function(prompts, responses)`. An `async def` runs to completion, also in a notebook.
 
     Args:
-        function: any callable.
-        episodes: the texts and columns.
-        samples: the sampled responses.
-        state: what `trainer_state` is.
-        log: receives what the function logs; None drops it.
+        function: callable.
+        episodes: `Episodes`, the texts and columns.
+        sampled: `Responses`.
+        state: `TrainerState`. What the function gets as `trainer_state`. Defaults to that of
+            iteration 0.
+        log: `RewardLog` that receives what the function logs. Defaults to None: it is dropped.
 
     Returns:
         Float32 `(batch,)`. NaN where the function returned None: it does not apply there.
@@ -216,31 +255,38 @@ def call_reward(
         ValueError: If a required argument is unknown, or the result is not one finite number or
             None per row.
     """
-    (scores,) = call_rewards([function], episodes, samples, state, log)
+    (scores,) = call_rewards([function], episodes, sampled, state, log)
     return scores
 
 
 def call_rewards(
     functions: Sequence[Callable],
     episodes: Episodes,
-    samples: Responses,
+    sampled: Responses,
     state: TrainerState = TrainerState(),
     log: RewardLog | None = None,
     timeout: float | None = None,
 ) -> list[np.ndarray]:
     """Calls several reward functions, the asynchronous ones at the same time.
 
-    Args, Returns and Raises are those of `call_reward`, for each function.
-
     Args:
+        functions: list of callables, as in `call_reward`.
+        episodes: as in `call_reward`.
+        sampled: as in `call_reward`.
+        state: as in `call_reward`.
+        log: as in `call_reward`.
         timeout: float or None. Seconds for each function. With a number, functions run in threads
-            of their own; one that does not return is left behind in its thread.
+            of their own; one that does not return is left behind in its thread. Defaults to None.
+
+    Returns:
+        List of what `call_reward` returns, one for each function.
 
     Raises:
+        ValueError: As in `call_reward`.
         TimeoutError: If a function takes longer; the message names it.
     """
-    rows = int(samples.token_ids.shape[0])
-    columns = _columns(episodes, samples, state, log or RewardLog(rows))
+    rows = int(sampled.token_ids.shape[0])
+    columns = _columns(episodes, sampled, state, log or RewardLog(rows))
     results: list[Any] = []
     try:
         for function in functions:
@@ -255,42 +301,55 @@ def call_rewards(
 
 
 def _columns(
-    episodes: Episodes, samples: Responses, state: TrainerState, log: RewardLog
-) -> dict[str, Callable]:
+    episodes: Episodes, sampled: Responses, state: TrainerState, log: RewardLog
+) -> dict[str, Callable[[], Any]]:
     """Every argument by name, made only when asked for."""
-    ids, inside = np.asarray(samples.token_ids), np.asarray(samples.response_mask)
-    before = np.asarray(samples.padding_mask) & ~inside
+    ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
+    before = np.asarray(sampled.padding_mask) & ~inside
     texts, responses = episodes.prompts, episodes.responses
     conversations = episodes.conversations or [None] * len(ids)
 
-    def rows(mask):
-        return lambda: tokens.masked_rows(ids, mask)
-
-    def prompts():
-        # Copies: a function may change the messages, and others read them too.
-        return [
-            text if messages is None else [{**m} for m in messages]
-            for text, messages in zip(texts, conversations, strict=True)
-        ]
-
-    def completions():
-        return [
-            text if messages is None else [{"role": "assistant", "content": text}]
-            for text, messages in zip(responses, conversations, strict=True)
-        ]
-
-    columns = {name: (lambda c=column: c) for name, column in episodes.columns.items()}
-    columns |= dict.fromkeys(("response_ids", "completion_ids"), rows(inside))
-    columns["prompt_ids"] = rows(before)
+    # Records come first: their columns do not replace the arguments below.
+    columns = {name: _returning(column) for name, column in episodes.columns.items()}
+    response_ids = functools.partial(tokens.masked_rows, ids, inside)
+    columns |= {"response_ids": response_ids, "completion_ids": response_ids}
+    columns["prompt_ids"] = functools.partial(tokens.masked_rows, ids, before)
     if texts is not None:
-        columns |= {"prompts": prompts, "prompt_texts": lambda: texts}
+        columns["prompts"] = functools.partial(_prompts, texts, conversations)
+        columns["prompt_texts"] = _returning(texts)
     if responses is not None:
-        columns |= {"responses": lambda: responses, "completions": completions}
-    columns |= {"log_metric": lambda: log.metric, "log_extra": lambda: log.extra}
-    return columns | {"trainer_state": lambda: state}
+        columns["responses"] = _returning(responses)
+        columns["completions"] = functools.partial(_completions, responses, conversations)
+    columns |= {"log_metric": _returning(log.metric), "log_extra": _returning(log.extra)}
+    return columns | {"trainer_state": _returning(state)}
 
 
-def _arguments(function: Callable, columns: dict[str, Callable]) -> tuple[list, dict]:
+def _returning(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _prompts(
+    texts: list[str], conversations: Sequence[list[dict] | None]
+) -> list[str | list[dict]]:
+    # Copies: a function may change the messages, and others read them too.
+    return [
+        text if messages is None else [{**m} for m in messages]
+        for text, messages in zip(texts, conversations, strict=True)
+    ]
+
+
+def _completions(
+    responses: list[str], conversations: Sequence[list[dict] | None]
+) -> list[str | list[dict]]:
+    return [
+        text if messages is None else [{"role": "assistant", "content": text}]
+        for text, messages in zip(responses, conversations, strict=True)
+    ]
+
+
+def _arguments(
+    function: Callable, columns: dict[str, Callable[[], Any]]
+) -> tuple[list[Any], dict[str, Any]]:
     """Positional and keyword arguments for a function."""
     try:
         parameters = [*inspect.signature(function).parameters.values()]
@@ -350,13 +409,15 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _called(function: Callable, args: list, kwargs: dict, timeout: float | None) -> Any:
+def _called(
+    function: Callable, args: list[Any], kwargs: dict[str, Any], timeout: float | None
+) -> Any:
     """What a function returns; with a time-out from a thread, which can be left behind."""
     if timeout is None:
         return function(*args, **kwargs)
     future: concurrent.futures.Future = concurrent.futures.Future()
 
-    def work():
+    def work() -> None:
         try:
             future.set_result(function(*args, **kwargs))
         except BaseException as error:
@@ -390,7 +451,7 @@ def _awaited(
     async def in_time(awaitable: Awaitable, function: Callable) -> Any:
         task = asyncio.ensure_future(awaitable)
         done, _ = await asyncio.wait([task], timeout=timeout)
-        if not done:
+        if timeout is not None and not done:
             task.cancel()
             raise _late([function], timeout)
         return task.result()
@@ -403,7 +464,7 @@ def _awaited(
     try:
         # Functions that end in time, or not, have done so by then, unless one blocks the loop.
         concurrent.futures.wait([future], None if timeout is None else timeout + _GRACE)
-        if not future.done():
+        if timeout is not None and not future.done():
             _event_loop.cache_clear()  # The loop is blocked, and those that follow need another.
             raise _late([function for _, function in waiting.values()], timeout)
         done = future.result()

@@ -15,18 +15,20 @@ from kerasrlhf.types import (
     require_int,
     require_number,
     require_optional,
+    serializable,
 )
 
 
+@serializable
 @dataclasses.dataclass(frozen=True)
 class RewardShaping:
-    """What happens to a score between the reward and the trainer, in this order.
+    """Changes a score between the reward and the trainer, in this order.
 
     Args:
         running_scale: bool. Whether scores are divided by the running standard deviation of all
             scores of the run so far; their mean stays. Defaults to False.
         scale: float. Multiplies the score. Defaults to 1.
-        clip: float, above 0, or None. The scaled score is clipped to [-clip, clip]. Defaults to
+        clip: float above 0, or None. The scaled score is clipped to [-clip, clip]. Defaults to
             None.
         per_token: bool. Whether the score is divided by the number of response tokens. Defaults
             to False.
@@ -47,7 +49,6 @@ class RewardShaping:
             no effect without another.
 
     Example:
-        >>> import kerasrlhf as rlhf
         >>> shaping = rlhf.RewardShaping(missing_end_score=-1.0)
         >>> shaping.apply(np.array([2.0, 3.0]), ended=np.array([True, False])).tolist()
         [2.0, -1.0]
@@ -136,14 +137,17 @@ class RewardShaping:
         """Returns shaped scores.
 
         Args:
-            scores: float `(batch,)`, or per token `(batch, length)`: then scale, clip and
+            scores: float `(batch,)`, or per token `(batch, length)`. Then scale, clip and
                 `per_token` apply to each; penalties and missing ends apply to the last token of
                 the response. Where the score is replaced, the others are dropped.
-            ended: bool `(batch,)`, whether a stop token closed the response.
-            last: bool `(batch, length)`, true at last tokens; for scores per token.
-            responses: list of lists of token ids, one per row; needed if `counts_tokens`.
-            length: int. Maximum number of tokens of a response; needed by `overlong_buffer`.
-            std: float. Running standard deviation of the scores. Defaults to 1.
+            ended: bool `(batch,)`. Whether a stop token closed the response.
+            last: bool `(batch, length)` or None. True at last tokens; needed by scores per token.
+                Defaults to None.
+            responses: list of lists of token ids, one per row, or None. Needed if `counts_tokens`.
+                Defaults to None.
+            length: int or None. Maximum number of tokens of a response; needed by
+                `overlong_buffer`. Defaults to None.
+            std: float, above 0. Running standard deviation of the scores. Defaults to 1.
 
         Returns:
             Float32, shaped as `scores`.
@@ -190,6 +194,10 @@ def repetition(tokens: list[int], ngram: int) -> float:
 
     `1 - different n-grams / n-grams`; 0 for a response shorter than one.
 
+    Args:
+        tokens: list of token ids.
+        ngram: int, at least 1. Tokens of an n-gram.
+
     Example:
         >>> repetition([1, 2, 1, 2, 1], ngram=2)  # 12 21 12 21: two of four
         0.5
@@ -199,7 +207,11 @@ def repetition(tokens: list[int], ngram: int) -> float:
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean and sum of squared deviations of all scores so far.
+    """Count and mean of all scores so far, and the sum of squared differences to the mean.
+
+    size: float, at least 0. How many scores there are. Defaults to 0.
+    mean: float. Defaults to 0.
+    squares: float, at least 0. Defaults to 0.
 
     Example:
         >>> moments = RunningMoments().including(np.array([1.0, 3.0])).including(np.array([5.0]))
@@ -210,24 +222,28 @@ class RunningMoments(NamedTuple):
         Welford 1962; Chan et al. 1983.
     """
 
-    count: float = 0.0
+    size: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
     def including(self, scores: np.ndarray) -> RunningMoments:
-        """Returns the moments with further scores `(batch,)`."""
+        """Returns the moments with further scores.
+
+        Args:
+            scores: float `(batch,)`.
+        """
         scores = np.asarray(scores, "float64")
-        count, mean = self.count + scores.size, float(scores.mean())
+        size, mean = self.size + scores.size, float(scores.mean())
         apart = mean - self.mean
         squares = self.squares + float(np.square(scores - mean).sum())
         return RunningMoments(
-            count,
-            self.mean + apart * scores.size / count,
-            squares + apart**2 * self.count * scores.size / count,
+            size,
+            self.mean + apart * scores.size / size,
+            squares + apart**2 * self.size * scores.size / size,
         )
 
     @property
     def std(self) -> float:
         """Population standard deviation; 1 as long as all scores are equal."""
-        variance = self.squares / self.count if self.count else 0.0
+        variance = self.squares / self.size if self.size else 0.0
         return variance**0.5 if variance > 1e-12 else 1.0

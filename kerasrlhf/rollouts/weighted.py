@@ -54,8 +54,8 @@ def parts_of(reward: Any) -> list[Part]:
     """Returns the rewards and weights that `reward=` of a trainer is made of.
 
     Args:
-        reward: a `RewardModel`, a `ProcessRewardModel`, a `RewardEnsemble` or a callable; a list
-            of these, or a dict from names to them. An entry of a list or dict may be a tuple
+        reward: `RewardModel`, `ProcessRewardModel`, `RewardEnsemble` or callable; a list of these,
+            or a dict from names to them. An entry of a list or dict may be a tuple
             `(reward, weight)`; the weight defaults to 1. A part of weight 0 is only logged.
 
     Returns:
@@ -104,6 +104,9 @@ def check_fixed(reward: Any, trained: list[keras.Variable]) -> None:
     Args:
         reward: as `parts_of` describes.
         trained: list of Keras variables of the actor.
+
+    Raises:
+        ValueError: If a reward model shares weights with the actor.
     """
     ids = {id(v) for v in trained}
     models = [part.reward for part in parts_of(reward) if isinstance(part.reward, Scorer)]
@@ -192,8 +195,8 @@ class Scorable(NamedTuple):
 
     responses: `Responses`.
     episodes: `Episodes`, the texts and columns.
-    read: list of what `TokenReader.read` returned.
-    state: what functions get as `trainer_state`.
+    read: list of `Scored` from `TokenReader.read`.
+    state: `TrainerState`, what functions get as `trainer_state`.
     log: `RewardLog` of the functions.
     """
 
@@ -207,18 +210,24 @@ class Scorable(NamedTuple):
 class Reader(Protocol):
     """Scores responses by all parts of one kind; abstract."""
 
-    parts: list[Part]
-
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        """Returns what each part says, by its name."""
+        """Returns what each part says, by its name.
+
+        Args:
+            batch: `Scorable`.
+        """
         ...
 
 
 class TokenReader:
-    """Reward models with the actor's tokenizer: they score the sampled ids in the compiled pass."""
+    """Reward models with the actor's tokenizer: they score the sampled ids in the compiled pass.
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
+    Args:
+        models: dict from name to `Scorer`.
+    """
+
+    def __init__(self, models: dict[str, Scorer]) -> None:
+        self.models = models
 
     def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
         """Returns the scores of each model; pure, compiled.
@@ -226,50 +235,65 @@ class TokenReader:
         Args:
             token_ids: int32 `(batch, length)`, right-padded.
             padding_mask: bool `(batch, length)`.
-            prompt_lengths: int32 `(batch,)`.
+            prompt_lengths: int32 `(batch,)`, in tokens.
         """
-        return [part.reward.read(token_ids, padding_mask, prompt_lengths) for part in self.parts]
+        models = self.models.values()
+        return [model.read(token_ids, padding_mask, prompt_lengths) for model in models]
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
+        """Returns what `read` found for each model, by its name."""
         return {
-            part.name: _reading(part.reward, scored)
-            for part, scored in zip(self.parts, batch.read, strict=True)
+            name: _reading(model, scored)
+            for (name, model), scored in zip(self.models.items(), batch.read, strict=True)
         }
 
 
 class TextReader:
-    """Reward models with another tokenizer: they get the texts."""
+    """Reward models with another tokenizer: they get the texts.
 
-    def __init__(self, parts: list[Part], actor: ActorCritic) -> None:
-        self.parts, self.actor = parts, actor
+    Args:
+        models: dict from name to `Scorer`.
+        actor: `ActorCritic`.
+    """
+
+    def __init__(self, models: dict[str, Scorer], actor: ActorCritic) -> None:
+        self.models, self.actor = models, actor
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        responses, episodes = batch.responses, batch.episodes
-        if not self.parts:
+        """Scores the texts by each model; returns its scores by its name."""
+        if not self.models:
             return {}
+        responses = batch.responses
+        prompt_texts, response_texts = batch.episodes.texts
         ended = self.actor.ended(tokens.masked_rows(responses.token_ids, responses.response_mask))
         readings = {}
-        for part in self.parts:
-            tokenizer = part.reward.preprocessor.tokenizer
+        for name, model in self.models.items():
+            tokenizer = model.preprocessor.tokenizer
             # Special tokens of a template are parsed; those that somebody typed are text.
-            prompts = episodes.guarded_prompts
+            prompts = batch.episodes.guarded_prompts
             if prompts is None:
-                prompts = [tokens.guarded(text, tokenizer) for text in episodes.prompts]
-            texts = [tokens.guarded(text, tokenizer) for text in episodes.responses]
-            scored = part.reward.read_texts(prompts, texts, ended=ended, parse_special=True)
-            readings[part.name] = _reading(part.reward, scored)
+                prompts = [tokens.guarded(text, tokenizer) for text in prompt_texts]
+            texts = [tokens.guarded(text, tokenizer) for text in response_texts]
+            scored = model.read_texts(prompts, texts, ended=ended, parse_special=True)
+            readings[name] = _reading(model, scored)
         return readings
 
 
 class FunctionReader:
-    """Python functions: they get what their signatures name."""
+    """Python functions: they get what their signatures name.
 
-    def __init__(self, parts: list[Part], timeout: float | None) -> None:
-        self.parts, self.timeout = parts, timeout
+    Args:
+        functions: dict from name to callable.
+        timeout: float or None. Seconds that each may take for a batch.
+    """
+
+    def __init__(self, functions: dict[str, Callable], timeout: float | None) -> None:
+        self.functions, self.timeout = functions, timeout
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
+        """Calls each function; returns its scores by its name."""
         called = scoring.call_rewards(
-            [part.reward for part in self.parts],
+            [*self.functions.values()],
             batch.episodes,
             batch.responses,
             batch.state,
@@ -277,13 +301,13 @@ class FunctionReader:
             self.timeout,
         )
         return {
-            part.name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
-            for part, scores in zip(self.parts, called, strict=True)
+            name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
+            for name, scores in zip(self.functions, called, strict=True)
         }
 
 
 class WeightedReward:
-    """A reward as the collector uses it: a weighted sum of parts, each with the reader of its kind.
+    """Scores responses by a weighted sum of parts, each with the reader of its kind.
 
     A function that returns None for a response does not apply to it, and adds nothing to its sum.
     A response that no weighted part applies to gets the mean score of its group; of the batch if
@@ -298,7 +322,7 @@ class WeightedReward:
         timeout: float or None. Seconds that a function may take for a batch. Defaults to None.
 
     Raises:
-        ValueError: As `parts_of` and `scoring.shares_tokens`.
+        ValueError: If `parts_of` or `scoring.shares_tokens` raises one.
     """
 
     def __init__(
@@ -308,21 +332,19 @@ class WeightedReward:
         self.group_size = group_size
         self._is_named = isinstance(reward, (list, dict))
         self._has_unscored = False
-        kinds: dict[type, list[Part]] = {TokenReader: [], TextReader: [], FunctionReader: []}
-        for part in self.parts:
-            if not isinstance(part.reward, Scorer):
-                kinds[FunctionReader].append(part)
-            elif scoring.shares_tokens(part.reward, actor.causal_lm):
-                kinds[TokenReader].append(part)
+        of_tokens: dict[str, Scorer] = {}
+        of_texts: dict[str, Scorer] = {}
+        functions: dict[str, Callable] = {}
+        for name, part, _ in self.parts:
+            if not isinstance(part, Scorer):
+                functions[name] = part
+            elif scoring.shares_tokens(part, actor.causal_lm):
+                of_tokens[name] = part
             else:
-                kinds[TextReader].append(part)
-        self.tokens = TokenReader(kinds[TokenReader])
-        self.functions = FunctionReader(kinds[FunctionReader], timeout)
-        self.readers: list[Reader] = [
-            self.tokens,
-            TextReader(kinds[TextReader], actor),
-            self.functions,
-        ]
+                of_texts[name] = part
+        self.tokens = TokenReader(of_tokens)
+        self.functions = FunctionReader(functions, timeout)
+        self.readers: list[Reader] = [self.tokens, TextReader(of_texts, actor), self.functions]
 
     def score(
         self,
@@ -334,14 +356,18 @@ class WeightedReward:
         """Scores a batch.
 
         Args:
-            responses: the sampled responses.
-            episodes: their texts.
-            read: list of what `tokens.read` returned.
-            state: what functions get as `trainer_state`.
+            responses: `Responses`.
+            episodes: `Episodes`, their texts.
+            read: list of `Scored` from `tokens.read`.
+            state: `TrainerState`. What functions get as `trainer_state`. Defaults to that of
+                iteration 0.
+
+        Returns:
+            `Scores`.
 
         Raises:
-            ValueError: As `scoring.call_reward`, or if a function logs a metric under the name of
-                a part.
+            ValueError: If `scoring.call_reward` raises one, or a function logs a metric under the
+                name of a part.
         """
         log = scoring.RewardLog(int(responses.token_ids.shape[0]))
         batch = Scorable(responses, episodes, read, state, log)
@@ -369,7 +395,7 @@ class WeightedReward:
     def _summed(self, readings: dict[str, Reading], responses: Responses) -> np.ndarray:
         """The weighted sum; next to scores per token, the others count at the last token."""
         per_token = any(reading.scores.ndim == 2 for reading in readings.values())
-        total = np.float32(0.0)
+        total = np.zeros((), "float32")
         for part in self.parts:
             scores = readings[part.name].scores
             if per_token and scores.ndim == 1:
@@ -383,7 +409,8 @@ class WeightedReward:
         unscored = ~np.any(counted, axis=0)
         if unscored.any() and not self._has_unscored:
             self._has_unscored = True
-            functions = [part.reward for part in self.functions.parts if part.weight]
+            counting = {part.name for part in self.parts if part.weight}
+            functions = [f for name, f in self.functions.functions.items() if name in counting]
             names = ", ".join(f"`{scoring.name_of(function)}`" for function in functions)
             warnings.warn(
                 f"{unscored.sum()} of {len(unscored)} responses have no score: {names} returned "
@@ -397,11 +424,11 @@ class WeightedReward:
 
     def _spread(self, readings: dict[str, Reading]) -> np.ndarray | None:
         weighted = [
-            part.weight * readings[part.name].spread
+            part.weight * spread
             for part in self.parts
-            if readings[part.name].spread is not None
+            if (spread := readings[part.name].spread) is not None
         ]
-        return np.sqrt(np.sum(np.square(weighted), axis=0)) if weighted else None
+        return np.sqrt(np.sum(np.square(np.stack(weighted)), axis=0)) if weighted else None
 
 
 def _reading(reward: Scorer, scored: Scored) -> Reading:
@@ -411,7 +438,10 @@ def _reading(reward: Scorer, scored: Scored) -> Reading:
 
 
 def per_response(scores: np.ndarray) -> np.ndarray:
-    """Returns scores `(batch,)` or `(batch, length)` as one number per response, their sum.
+    """Returns one score per response, `(batch,)`: the sum of scores per token.
+
+    Args:
+        scores: float `(batch,)` or `(batch, length)`.
 
     Example:
         >>> per_response(np.array([[1.0, 2.0], [0.0, 4.0]])).tolist()
@@ -427,8 +457,8 @@ def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.n
 
     Args:
         scores: float32 `(batch,)`.
-        applies: bool `(batch,)`, true where there is a score.
-        group_size: int, consecutive rows of a group.
+        applies: bool `(batch,)`. True where there is a score.
+        group_size: int, at least 1. Consecutive rows of a group. Defaults to 1.
 
     Example:
         >>> scores, applies = np.array([1.0, 0.0, 0.0, 0.0]), np.array([True, False, False, False])

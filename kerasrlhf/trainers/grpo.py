@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import keras
 from keras import ops
 
 from kerasrlhf.functional import baselines, policy_losses
@@ -25,6 +26,7 @@ from kerasrlhf.types import (
 )
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class GRPO(OnPolicyTrainer):
     """Group relative policy optimization, and its form without biases, Dr. GRPO.
 
@@ -43,9 +45,9 @@ class GRPO(OnPolicyTrainer):
 
     Args:
         actor: `ActorCritic` without a critic of its own.
-        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in the loss, by k3,
-            as in the paper; for `variant="dr_grpo"` in the reward, by k1. Its paper has no KL at
-            all: use a coefficient of 0 for that.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
+            the loss, by k3, as in the paper; for `variant="dr_grpo"` in the reward, by k1. Its
+            paper has no KL at all: use a coefficient of 0 for that.
         group_size: int, at least 2. Responses to every prompt. Defaults to 8.
         update_epochs: int, at least 1. Defaults to 1.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
@@ -115,6 +117,7 @@ class GRPO(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
+        """Computes scores relative to their group."""
         worth = ops.sum(self.rewards(rollout), axis=-1)
         relative = baselines.group_normalized if self.variant == "grpo" else baselines.group_mean
         return self.experience(rollout, relative(worth, self.group_size))
@@ -122,6 +125,7 @@ class GRPO(OnPolicyTrainer):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the clipped policy loss."""
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

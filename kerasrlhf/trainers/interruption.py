@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 _STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
@@ -15,7 +16,7 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 class Stopped(KeyboardInterrupt):
     """A signal, where `fit` was when it arrived; `Interruption.watching` makes an end of it."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
 
@@ -37,8 +38,8 @@ class Interruption:
     ignores; after `fit` everything is as it was.
     """
 
-    def __init__(self):
-        self._former: dict[int, object] = {}
+    def __init__(self) -> None:
+        self._former: dict[int, Any] = {}
         self._pending: int | None = None
         self._is_watching = self._is_held = self._is_torn = False
         self._save: Callable[[], str] | None = None
@@ -92,14 +93,14 @@ class Interruption:
         if number is not None:
             raise Stopped(number)
 
-    def _handle(self, name):
+    def _handle(self, name: str) -> None:
         number = getattr(signal, name, None)
         is_main = threading.current_thread() is threading.main_thread()
         if number is None or not is_main or signal.getsignal(number) not in _DEFAULTS:
             return
         self._former[number] = signal.signal(number, self._arrived)
 
-    def _arrived(self, number, frame):
+    def _arrived(self, number: int, frame: Any) -> None:
         is_lost = self._is_held and not (self._is_saved() and _ends_process(number))
         if is_lost and self._pending is None:
             self._pending = number
@@ -107,15 +108,14 @@ class Interruption:
         self._is_torn = self._is_held
         raise Stopped(number)
 
-    def _end(self, stop):
+    def _end(self, stop: KeyboardInterrupt) -> NoReturn:
         """Saves, and ends `fit` in the way that suits the signal."""
-        is_ours = isinstance(stop, Stopped) and bool(self._former)
         said = ""
         if self._save is not None and (not self._is_torn or self._is_saved()):
             for handled in self._former:
                 signal.signal(handled, lambda number, frame: None)
             said = self._save()
-        if not is_ours:
+        if not isinstance(stop, Stopped) or not self._former:
             raise stop
         number = stop.number
         if self._save is None or not _ends_process(number):
@@ -127,6 +127,6 @@ class Interruption:
         raise kind(128 + number) from None
 
 
-def _ends_process(number):
+def _ends_process(number: int) -> bool:
     """Whether a signal ends the program; Ctrl-C in a notebook or a Python prompt does not."""
     return number != signal.SIGINT or not hasattr(sys, "ps1")

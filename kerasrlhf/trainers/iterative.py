@@ -55,15 +55,18 @@ class IterativeModel(adapters.AdaptedModel):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of the shown statistics."""
         return self._trackers.metrics
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles as Keras does, in the strategy that the networks were created under."""
         self._check_scope()
         super().compile(*args, **kwargs)
         self._check_scope()
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Runs one iteration per batch of prompts; arguments are those of `keras.Model.fit`."""
         fitting.check_fit(self, super().fit, args, kwargs, "prompts")
         self._check_scope()
         given = fitting.last_callbacks_last(super().fit, args, kwargs)
@@ -81,6 +84,11 @@ class IterativeModel(adapters.AdaptedModel):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Samples and scores prompts; arguments are those of `keras.Model.evaluate`.
+
+        Returns:
+            Mean score, KL and length, or a dict of these with `return_dict=True`.
+        """
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         given = inspect.signature(super().evaluate).bind(*args, **kwargs)
@@ -88,6 +96,7 @@ class IterativeModel(adapters.AdaptedModel):
         return super().evaluate(*given.args, **given.kwargs)
 
     def call(self, inputs: Any) -> None:
+        """Raises a `ValueError`: a trainer has no outputs."""
         name = type(self).__name__
         raise ValueError(
             f"{name} has no outputs of its own: `fit` trains `trainer.actor`. For responses use "
@@ -95,7 +104,18 @@ class IterativeModel(adapters.AdaptedModel):
             "`trainer.actor(batch)`."
         )
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(keras.Model.save)
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the trainer with all networks as one `.keras` file; see `keras.Model.save`.
+
+        Raises:
+            ValueError: As `check_savable`.
+        """
+        self.check_savable()
+        super().save(filepath, *args, **kwargs)
+
+    def check_savable(self) -> None:
+        """Raises a `ValueError` for a trainer that cannot be saved as one file, with the reason."""
         raise ValueError(fitting.saving_advice(self))
 
     def _check_scope(self) -> None:
@@ -107,6 +127,8 @@ class IterativeModel(adapters.AdaptedModel):
             fitting.check_scope(strategy, "the optimizer", optimizer.variables)
 
     def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` calls with each batch."""
+
         def train_function(iterator: Iterator[Any]) -> dict[str, float]:
             batch = next(iterator)
             shown = self.replay.next()
@@ -130,6 +152,7 @@ class IterativeModel(adapters.AdaptedModel):
         return replica.gather(self.distribute_strategy, batch)
 
     def make_test_function(self, force: bool = False) -> None:
+        """Makes what `evaluate` and validation call with each batch."""
         self._validation.reset()
         count = iter(range(2**31))
 
@@ -175,7 +198,7 @@ def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _show_score_first(given: inspect.BoundArguments) -> None:
-    """Adds our progress bar to the arguments of `fit` or `evaluate` that would get that of Keras."""
+    """Adds our progress bar to arguments of `fit` or `evaluate` that would get that of Keras."""
     callbacks = given.arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList) or not given.arguments.get("verbose", 1):
         return
@@ -236,18 +259,18 @@ class Replay:
         self.validations: dict[int, dict[str, float]] = {}
         self.prompts: list[list[int]] = []
         self._on_others: Callable[[int, list[int], list[int]], None] | None = None
-        self._position: int | None = None
-        self._until = 0
+        self._position, self._until = 0, 0
+        self._is_started = False
 
     @property
     def active(self) -> bool:
         """Whether recorded iterations are still being passed over."""
-        return self._position is not None and self._position < self._until
+        return self._is_started and self._position < self._until
 
     @property
     def position(self) -> int:
         """How many recorded iterations have been passed over."""
-        return self._position or 0
+        return self._position if self._is_started else 0
 
     @property
     def remaining(self) -> int:
@@ -257,7 +280,7 @@ class Replay:
     @property
     def validation(self) -> dict[str, float] | None:
         """The recorded validation at this point, or None where one is to be done."""
-        return None if self._position is None else self.validations.get(self._position)
+        return self.validations.get(self._position) if self._is_started else None
 
     def start(
         self,
@@ -269,19 +292,21 @@ class Replay:
         """Starts to pass over the iterations with these records.
 
         Args:
-            records, validations, prompts: as the attributes.
+            records: list, as the attribute.
+            validations: dict, as the attribute. Defaults to None: none.
+            prompts: list, as the attribute. Defaults to None: none.
             on_others: called with the number of an iteration, from 1, and the checksums of its
-                prompts as recorded and as they are, where these differ.
+                prompts as recorded and as they are, where these differ. Defaults to None.
         """
         self.records = [dict(record) for record in records]
         self.validations = dict(validations or {})
         self.prompts = [list(rows) for rows in prompts or []]
         self._on_others = on_others
-        self._position, self._until = 0, len(records)
+        self._position, self._until, self._is_started = 0, len(records), True
 
     def stop(self) -> None:
         """Ends passing over: what follows is done."""
-        self._position = None
+        self._is_started = False
 
     def next(self) -> dict[str, float] | None:
         """The record of the iteration to pass over, or None when it is to be done."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from kerasrlhf.functional.kl import ESTIMATORS
 from kerasrlhf.types import require_number
@@ -42,7 +41,7 @@ class KLController(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(dtype="float32", **kwargs)
-        coef = require_number("coef", coef, minimum=0.0)
+        coef = self._initial_coef = require_number("coef", coef, minimum=0.0)
         if place not in (None, "reward", "loss"):
             raise ValueError(f'`place` must be "reward" or "loss". Received: {place!r}.')
         if estimator is not None and estimator not in ESTIMATORS:
@@ -92,13 +91,13 @@ class KLController(keras.layers.Layer):
         return place, estimator
 
     def get_config(self) -> dict[str, Any]:
-        # As it was written: the variable holds the nearest float32.
-        coef = float(np.format_float_positional(self.coef.numpy(), unique=True))
-        config = {"coef": coef, "place": self.place}
+        """Returns the arguments; `coef` is the initial coefficient."""
+        config = {"coef": self._initial_coef, "place": self.place}
         return {**super().get_config(), **config, "estimator": self.estimator}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KLController:
+        """Returns a controller with the arguments of `get_config`."""
         return cls(**{name: x for name, x in config.items() if name not in ("dtype", "trainable")})
 
     def __repr__(self) -> str:
@@ -132,7 +131,7 @@ class FixedKL(KLController):
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class AdaptiveKL(KLController):
-    """A KL coefficient that steers the KL toward a target (detail N21).
+    """A KL coefficient that steers the KL toward a target (details N21, M11).
 
         error = clip(kl / target - 1, -0.2, 0.2)
         coef <- coef * (1 + error * episodes / horizon)
@@ -188,4 +187,5 @@ class AdaptiveKL(KLController):
         self.coef.assign(self.coef.numpy() * max(1.0 + error * episodes / self.horizon, 0.1))
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments; `coef` is the initial coefficient."""
         return {**super().get_config(), "target": self.target, "horizon": self.horizon}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -97,7 +98,7 @@ class TextBatches:
     """
 
     def __init__(self, texts: LanguageModeling | None, limits: Limits) -> None:
-        self._batches = None
+        self._batches: Iterator[Any] | None = None
         if texts is not None:
             self._batches = Guard(limits).batches(texts.data.repeat())
 
@@ -106,14 +107,15 @@ class TextBatches:
 
         Args:
             count: int.
-            micro_batches, replicas: int, what the rows of every batch are divided between.
+            micro_batches: int, at least 1. Divides the rows of every batch.
+            replicas: int, at least 1. Divides them further.
 
         Raises:
             ValueError: If there are no texts, or rows cannot be divided into parts of equal size.
         """
         if self._batches is None:
             return [None] * count
-        batches = [self._next() for _ in range(count)]
+        batches = [self._next(self._batches) for _ in range(count)]
         for _, _, weights in batches:
             replica.check_division(
                 "texts of `LanguageModeling`",
@@ -128,11 +130,12 @@ class TextBatches:
 
     def skip(self, count: int) -> None:
         """Passes over the batches of updates that were done before a resume."""
-        for _ in range(count if self._batches is not None else 0):
-            self._next()
+        if self._batches is not None:
+            for _ in range(count):
+                self._next(self._batches)
 
-    def _next(self) -> tuple[Any, Tensor, Tensor]:
-        batch = next(self._batches, None)
+    def _next(self, batches: Iterator[Any]) -> tuple[Any, Tensor, Tensor]:
+        batch = next(batches, None)
         if batch is None:
             raise ValueError(
                 "`data` of `LanguageModeling` has no batches. A batch size above the number of "

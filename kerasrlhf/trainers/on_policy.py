@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import time
 import types
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import replica, signatures, tokens
+from kerasrlhf import adapters, replica, signatures, tokens
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
@@ -40,6 +41,7 @@ from kerasrlhf.types import (
     require_bool,
     require_choice,
     require_instance,
+    require_instance_or_none,
     require_int,
     require_number,
     require_optional,
@@ -140,6 +142,7 @@ class OnPolicyTrainer(IterativeModel):
         cls.__signature__ = signatures.expanded(cls, cls.__mro__[1])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Checks the names of arguments before anything else."""
         signatures.check_names(cls, kwargs)
         return super().__new__(cls, *args, **kwargs)
 
@@ -185,12 +188,13 @@ class OnPolicyTrainer(IterativeModel):
         self.target_kl = require_optional("target_kl", target_kl)
         self.importance_cap = require_optional("importance_cap", importance_cap)
         self.mask_overlong = require_bool("mask_overlong", mask_overlong)
-        self.shaping = require_instance("shaping", shaping or RewardShaping(), RewardShaping)
-        self.texts = require_instance("texts", texts, LanguageModeling, optional=True)
-        self.prompt_prediction = require_instance(
-            "prompt_prediction", prompt_prediction, PromptPrediction, optional=True
+        shaping = RewardShaping() if shaping is None else shaping
+        self.shaping = require_instance("shaping", shaping, RewardShaping)
+        self.texts = require_instance_or_none("texts", texts, LanguageModeling)
+        self.prompt_prediction = require_instance_or_none(
+            "prompt_prediction", prompt_prediction, PromptPrediction
         )
-        self.memory = require_instance("memory", memory, RolloutMemory, optional=True)
+        self.memory = require_instance_or_none("memory", memory, RolloutMemory)
         self.reward_timeout = require_optional("reward_timeout", reward_timeout)
         self.seed = require_seed(seed)
         self.sampler = self._require_policy_sampler(sampler)
@@ -202,7 +206,9 @@ class OnPolicyTrainer(IterativeModel):
         # what changes every iteration.
         self._untracked = types.SimpleNamespace(
             reference=Reference.of(actor.causal_lm, reference),
+            given_reference=reference,
             reward=reward,
+            shows_frozen=False,
             text_batches=TextBatches(texts, actor.limits()),
             statistics={},
             last=None,
@@ -550,8 +556,9 @@ class OnPolicyTrainer(IterativeModel):
     def _moments(self, raw_scores: np.ndarray | None = None) -> RunningMoments:
         """Moments of all scores so far, those of this rollout included if they are given."""
         moments = RunningMoments(*self.score_moments.numpy())
-        counts = raw_scores is not None and self.shaping.running_scale
-        return moments.including(raw_scores) if counts else moments
+        if raw_scores is None or not self.shaping.running_scale:
+            return moments
+        return moments.including(raw_scores)
 
     def _shaped(self, collected: Collected, moments: RunningMoments) -> Collected:
         """A rollout whose scores are shaped, with coefficient and number of the iteration."""
@@ -578,14 +585,16 @@ class OnPolicyTrainer(IterativeModel):
 
     def _next_texts(self, iteration: int) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
         """The texts of an iteration: one for each update or Nones, and those of steps alone."""
+        if self.texts is None:
+            return itertools.repeat(None), []
         with_updates, alone = self._texts_of(iteration)
+        replicas = replica.replicas(self.distribute_strategy)
         batches = self._untracked.text_batches.next(
-            with_updates + alone,
-            self.micro_batches,
-            replica.replicas(self.distribute_strategy),
+            with_updates + alone, self.micro_batches, replicas
         )
-        with_updates = batches[:with_updates] or itertools.repeat(None)
-        return iter(with_updates), batches[len(batches) - alone :]
+        if not with_updates:
+            return itertools.repeat(None), batches
+        return iter(batches[:with_updates]), batches[with_updates:]
 
     def _texts_of(self, iteration: int) -> tuple[int, int]:
         """How many batches of text go with updates, and how many with steps on text alone."""
@@ -599,6 +608,7 @@ class OnPolicyTrainer(IterativeModel):
         return (1 + reused) * self.update_epochs * self.num_minibatches
 
     def pass_over(self, iteration: int) -> None:
+        """Skips the texts of an iteration that was done before a resume."""
         self._untracked.text_batches.skip(sum(self._texts_of(iteration)))
 
     @property
@@ -641,6 +651,7 @@ class OnPolicyTrainer(IterativeModel):
         return self._untracked.last
 
     def limits(self) -> Limits:
+        """Returns which prompts the actor can take and answer."""
         return self.actor.limits(self.sampler)
 
     def reset(self, seed: int = 0) -> None:
@@ -669,6 +680,7 @@ class OnPolicyTrainer(IterativeModel):
         return settings.flat(
             {
                 **settings.arguments_of(self),
+                "memory": None if self.memory is None else {"reuse": self.memory.reuse},
                 "optimizer": settings.describe(self.optimizer),
                 "reward": settings.describe_rewards(self.reward),
                 "reference": settings.fingerprint(frozen),
@@ -717,9 +729,90 @@ class OnPolicyTrainer(IterativeModel):
         counter = self.iteration.numpy()
         super().set_weights([*weights[:place], counter, *weights[place:]])
 
+    # As one `.keras` file.
+
+    def check_savable(self) -> None:
+        """Raises a `ValueError` for what a `.keras` file cannot hold.
+
+        These are LoRA adapters, the dataset of `texts`, and rewards that Keras cannot serialize.
+        """
+        reason = None
+        if adapters.adapted_layers(self.actor):
+            reason = "of its LoRA adapters"
+        elif self.texts is not None:
+            reason = "`texts` has a dataset"
+        else:
+            try:
+                self.get_config()
+            except (TypeError, ValueError) as error:
+                reason = f"of its reward ({error})"
+        if reason is not None:
+            raise ValueError(f"{fitting.saving_advice(self)} The reason: {reason}.")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, networks and rewards included; a memory without its rollouts."""
+        names = inspect.signature(type(self)).parameters
+        arguments = {name: getattr(self, name) for name in names}
+        arguments["reference"] = self._untracked.given_reference
+        return {name: keras.saving.serialize_keras_object(x) for name, x in arguments.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> OnPolicyTrainer:
+        """Returns a trainer with the arguments of `get_config`, whose networks are new.
+
+        Args:
+            config: dict.
+        """
+        return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """Returns the arguments of `compile`."""
+        if not self.compiled:
+            return None
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "jit_compile": self.jit_compile,
+            "run_eagerly": self.run_eagerly,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with the arguments of `get_compile_config`.
+
+        Args:
+            config: dict.
+        """
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def save_assets(self, dir_path: str) -> None:
+        """Has Keras write the frozen networks next; called for whole models, not for weights.
+
+        Args:
+            dir_path: str, unused.
+        """
+        self._untracked.shows_frozen = True
+
+    def load_assets(self, dir_path: str) -> None:
+        """Has Keras load the frozen networks next.
+
+        Args:
+            dir_path: str, unused.
+        """
+        self._untracked.shows_frozen = True
+
+    @property
+    def frozen_networks(self) -> list[keras.Model]:
+        """The reference and the reward models."""
+        rewards = [part.reward for part in weighted.parts_of(self.reward)]
+        return [self.reference.causal_lm, *(x for x in rewards if isinstance(x, Scorer))]
+
     def __dir__(self) -> list[str]:
-        # Keras saves every model that an attribute in this list returns.
-        return [name for name in super().__dir__() if name != "reward"]
+        # Keras saves every model that an attribute in this list returns: the frozen networks are
+        # part of a whole model, and not of its weights.
+        hidden = {"reward", "frozen_networks"}
+        if vars(self).get("_untracked") and self._untracked.shows_frozen:
+            self._untracked.shows_frozen = False
+            hidden = {"reward"}
+        return [name for name in super().__dir__() if name not in hidden]
 
     def _trained_networks(self) -> list[keras.Model]:
         networks = (self.actor.causal_lm.backbone, self.actor.critic)

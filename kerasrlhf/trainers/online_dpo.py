@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import keras
 from keras import ops
 
 from kerasrlhf.functional import masking
@@ -16,6 +17,7 @@ from kerasrlhf.trainers.options import require_group
 from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, require_choice
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class OnlineDPO(OnPolicyTrainer):
     """Iterated DPO: sample, let the reward say which response is better, learn from the pair.
 
@@ -86,6 +88,7 @@ class OnlineDPO(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
+        """Pairs the best and the worst response to each prompt."""
         size = self.group_size
         scores = ops.reshape(rollout.total_scores, (-1, size))
         best, worst = ops.argmax(scores, axis=1), ops.argmin(scores, axis=1)
@@ -108,6 +111,7 @@ class OnlineDPO(OnPolicyTrainer):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss of each pair, on the tokens of both responses."""
         extras, mask = minibatch.extras, minibatch.response_mask
         ratios = masking.masked_sum(stats.logprobs - minibatch.ref_logprobs, mask, axis=-1)
         signed = ops.reshape(extras["side"] * ratios, (-1, self.group_size))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from kerasrlhf.types import require_int, require_number
+from kerasrlhf.types import require_int, require_number, serializable
 
 
+@serializable
 @dataclasses.dataclass(frozen=True)
 class CriticWarmup:
     """Iterations at the start of `PPO` that fit the critic and keep the policy in place.
@@ -35,6 +36,7 @@ class CriticWarmup:
         require_number("kl_coef", self.kl_coef, minimum=0.0)
 
 
+@serializable
 @dataclasses.dataclass(frozen=True)
 class PromptPrediction:
     """Prediction of the prompt from the response: reverse language modeling.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import keras
 from keras import ops
 
 from kerasrlhf.functional import masking, policy_losses, returns, value_losses
@@ -20,12 +21,13 @@ from kerasrlhf.types import (
     Tensor,
     TokenStats,
     require_bool,
-    require_instance,
+    require_instance_or_none,
     require_number,
     require_optional,
 )
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class PPO(OnPolicyTrainer):
     """PPO-RLHF: clipped policy and value losses on rewards that carry a KL penalty.
 
@@ -120,7 +122,7 @@ class PPO(OnPolicyTrainer):
         self.vf_coef = require_number("vf_coef", vf_coef, minimum=0.0)
         self.whiten_rewards = require_bool("whiten_rewards", whiten_rewards)
         self.whiten_advantages = require_bool("whiten_advantages", whiten_advantages)
-        self.warmup = require_instance("warmup", warmup, CriticWarmup, optional=True)
+        self.warmup = require_instance_or_none("warmup", warmup, CriticWarmup)
         super().__init__(
             actor,
             reward,
@@ -135,6 +137,7 @@ class PPO(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
+        """Whitens rewards, estimates advantages by GAE, and whitens them."""
         mask = rollout.response_mask
         rewards = self.rewards(rollout)  # N18
         if self.whiten_rewards:
@@ -152,6 +155,7 @@ class PPO(OnPolicyTrainer):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes clipped policy and value losses; during the warmup, that of the critic."""
         policy_loss, policy_clipped = policy_losses.clipped_policy_loss(  # N20
             stats.logprobs,
             minibatch.logprobs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import keras
 from keras import ops
 
 from kerasrlhf.functional import baselines, masking, policy_losses, returns
@@ -25,6 +26,7 @@ from kerasrlhf.types import (
 )
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class REINFORCEPlusPlus(OnPolicyTrainer):
     """REINFORCE++: returns to come, whitened over the whole batch, and PPO's clipping.
 
@@ -34,8 +36,8 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
 
     Args:
         actor: `ActorCritic` without a critic of its own.
-        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in the reward, by k1;
-            with `group_baseline` in the loss, by k2, as in the paper.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
+            the reward, by k1; with `group_baseline` in the loss, by k2, as in the paper.
         gamma: float in [0, 1]. Discount per token. Defaults to 1.
         cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
             Defaults to 0.2.
@@ -107,6 +109,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
+        """Computes whitened sums of the rewards from each token on."""
         mask = rollout.response_mask
         if self.group_baseline:
             scores = baselines.group_mean(rollout.total_scores, self.group_size)
@@ -117,6 +120,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the clipped policy loss."""
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import keras
 from keras import ops
 
 from kerasrlhf.functional import baselines, policy_losses
@@ -16,6 +17,7 @@ from kerasrlhf.trainers.options import require_group
 from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, require_optional
 
 
+@keras.saving.register_keras_serializable("kerasrlhf")
 class RLOO(OnPolicyTrainer):
     """REINFORCE leave-one-out: a response is as good as it beats the others to its prompt.
 
@@ -25,8 +27,8 @@ class RLOO(OnPolicyTrainer):
 
     Args:
         actor: `ActorCritic` without a critic of its own.
-        reward, reference, sampler, kl: as in `OnPolicyTrainer`. The KL is in the reward by default, by
-            k1.
+        reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
+            the reward, by k1.
         group_size: int, at least 2. Responses to every prompt. Defaults to 4.
         update_epochs: int, at least 1. 1 stays on policy. Defaults to 1.
         cliprange: float, above 0, or None. The ratio is clipped as in PPO, for more than one
@@ -86,12 +88,14 @@ class RLOO(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
+        """Computes each return minus the mean return of the other responses."""
         worth = ops.sum(self.rewards(rollout), axis=-1)
         return self.experience(rollout, baselines.leave_one_out(worth, self.group_size))
 
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the policy gradient loss, clipped if `cliprange` is set."""
         given = stats.logprobs, minibatch.logprobs, minibatch.advantages
         if self.cliprange is None:
             loss = policy_losses.policy_gradient_loss(*given)

@@ -32,7 +32,7 @@ def arguments_of(instance: Any) -> dict[str, Any]:
         >>> arguments_of(rlhf.RolloutMemory(4))
         {'capacity': 4, 'directory': None, 'reuse': 1}
     """
-    names = [name for name in inspect.signature(type(instance)).parameters]
+    names = inspect.signature(type(instance)).parameters
     return {
         name: describe(getattr(instance, name))
         for name in names
@@ -132,10 +132,10 @@ def _flat(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _config(value):
+def _config(value: Any) -> Any:
     """The config of a Keras object without names; empty where it has none."""
 
-    def without_names(config):
+    def without_names(config: Any) -> Any:
         if not isinstance(config, dict):
             return describe(config)
         return {k: without_names(v) for k, v in config.items() if k not in _OF_KERAS}
@@ -152,7 +152,7 @@ def _describe_reward(reward: Scorer | Callable) -> Any:
     return describe(reward)
 
 
-def _describe_function(function):
+def _describe_function(function: Callable) -> str:
     """Its name, and a checksum of its code where it has one."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     inner = getattr(function, "__func__", function)
@@ -166,7 +166,7 @@ def _describe_function(function):
     return f"{name} of code {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _code(code):
+def _code(code: types.CodeType) -> list[Any]:
     constants = [
         _code(x) if isinstance(x, types.CodeType) else describe(x)
         for x in code.co_consts
@@ -175,7 +175,7 @@ def _code(code):
     return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
 
 
-def _enclosed(value):
+def _enclosed(value: Any) -> Any:
     """Plain values as they are, functions by name, of all else the class: it may refer to us."""
     if isinstance(value, (dict, list, tuple)):
         entries = value.items() if isinstance(value, dict) else value
@@ -185,7 +185,7 @@ def _enclosed(value):
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _is_filled(cell):
+def _is_filled(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not cell
     except ValueError:

@@ -29,8 +29,8 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     """Returns statistics of the sampled responses, means over the whole batch of all replicas.
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
-    is the score after `RewardShaping`, `objective/raw_score` before. Padding counts in none (S4, M9). With
-    `Sampler(epsilon=...)` all are means over samples from the mixture; KL and entropy are
+    is the score after `RewardShaping`, `objective/raw_score` before. Padding counts in none (S4,
+    M9). With `Sampler(epsilon=...)` all are means over samples from the mixture; KL and entropy are
     importance-weighted per token, so that they describe the policy after each sampled prefix
     (M7). With `importance_cap` they are weighted by the ratio of training to sampling
     probabilities.

@@ -5,7 +5,7 @@ import keras
 import keras_hub
 
 import kerasrlhf as rlhf
-from kerasrlhf.trainers.replay import Replay
+from kerasrlhf.trainers.iterative import Replay
 
 TEXTS = ["ab", "cde", "f", "gh", "ijk", "l", "mn", "op"]
 
@@ -49,11 +49,10 @@ class Run:
             rlhf.ActorCritic(language_model),
             lambda prompts, responses: self.reward(prompts, responses),
             sampler=rlhf.Sampler(length=4),
-            kl=rlhf.AdaptiveKL(0.2, target=0.05, horizon=20),
             update_epochs=2,
             num_minibatches=2,
             seed=seed,
-            **options,
+            **{"kl": rlhf.AdaptiveKL(0.2, target=0.05, horizon=20), **options},
         )
         optimizer = optimizer or keras.optimizers.Adam(1e-2)
         self.trainer.compile(optimizer, jit_compile=jit_compile)
@@ -68,10 +67,10 @@ class Run:
 
     def again(self, reward=None):
         """This run as it was before its first iteration."""
+        self.trainer.reset(self.trainer.seed)
+        self.trainer.replay = Replay()
         for variable, value in zip(self._variables(), self._start, strict=True):
             variable.assign(value)
-        self.trainer.replay = Replay()
-        self.trainer._parts.last = None
         self._load_data()
         self.reward = reward or letters
         return self

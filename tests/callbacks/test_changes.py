@@ -30,10 +30,6 @@ def kl(other):
     return change
 
 
-def part(name, value):
-    return lambda run, patch: patch.setattr(run.trainer._parts, name, value(run))
-
-
 def prompts(texts, batch_size):
     def change(run, patch):
         preprocessor = run.trainer.actor.causal_lm.preprocessor
@@ -53,15 +49,18 @@ CHANGES = {
     "kl": (kl(rlhf.FixedKL(0.2)), r"kl\.class was 'AdaptiveKL' and is 'FixedKL'"),
     "coef": (kl(rlhf.AdaptiveKL(0.3, 0.05, 20)), r"kl\.coef was 0\.2 and is 0\.3"),
     "target": (kl(rlhf.AdaptiveKL(0.2, 0.06, 20)), r"kl\.target was 0\.05 and is 0\.06"),
-    "reward": (part("reward", lambda run: letters), r"reward\.0\.is was 'Run.* and is 'let"),
-    "rules": (
-        part("rules", lambda run: run.trainer._parts.rules._replace(clip=2.0)),
-        r"rules\.clip was None and is 2\.0",
+    "reward": (
+        lambda run, patch: patch.setattr(rlhf.PPO, "reward", property(lambda trainer: letters)),
+        r"reward\.0\.is was 'Run.* and is 'let",
+    ),
+    "shaping": (
+        attributes(shaping=rlhf.RewardShaping(clip=2.0)),
+        r"shaping\.clip was None and is 2\.0",
     ),
     "rate": (rate(0.02), r"optimizer\.learning_rate was 0\.0099\S* and is 0\.0199"),
     "reference": (
         lambda run, patch: patch.setattr(
-            run.trainer._parts.reference, "causal_lm", run.trainer.actor.causal_lm
+            run.trainer.reference, "causal_lm", run.trainer.actor.causal_lm
         ),
         "reference was",
     ),
@@ -126,16 +125,37 @@ def test_a_rate_that_another_callback_lowered_is_no_change(run, tmp_path):
 def test_a_reference_that_shares_the_actors_weights_is_compared_by_its_own(trained, tmp_path):
     """By the copies of trained adapters; the weights that it shares are saved and loaded."""
     run = Run(lora=True, trained=trained)
-    before = settings.settings_of(run.trainer)
+    before = run.trainer.settings()
     run.fit(1)
-    assert settings.settings_of(run.trainer) == before
+    assert run.trainer.settings() == before
     base = run.trainer.actor.causal_lm.backbone.token_embedding.embeddings
     base.assign_add(keras.ops.ones_like(base))
-    assert settings.settings_of(run.trainer) == before
+    assert run.trainer.settings() == before
     reference = run.trainer.reference
     reference._values = [(variable, value + 1.0) for variable, value in reference._values]
-    changed = settings.changes(before, settings.settings_of(run.trainer))
+    changed = settings.changes(before, run.trainer.settings())
     assert set(changed) == {"reference"}
+
+
+def test_options_of_objects_have_names_of_their_own():
+    """`reuse` is compared, the folder of a memory is not."""
+
+    def found(coef, estimator, reuse, directory, iterations):
+        run = Run(
+            kl=rlhf.FixedKL(0.1, place="loss", estimator=estimator),
+            memory=rlhf.RolloutMemory(2, directory, reuse),
+            prompt_prediction=rlhf.PromptPrediction(coef),
+            warmup=rlhf.CriticWarmup(iterations),
+        )
+        return run.trainer.settings()
+
+    changed = settings.changes(found(0.1, "k2", 1, None, 1), found(0.2, "k3", 2, "there", 3))
+    assert changed == {
+        "kl.estimator": ("k2", "k3"),
+        "memory.reuse": (1, 2),
+        "prompt_prediction.coef": (0.1, 0.2),
+        "warmup.iterations": (1, 3),
+    }
 
 
 def weighing(weight, scale=1.0):

@@ -115,7 +115,7 @@ def texts(preprocessor=None):
         lambda: compiled().fit(pairs(), validation_data=pairs(OTHER), verbose=0),
         lambda: LM.fit(texts(OTHER), verbose=0),
         lambda: ppo().fit(rlhf.data.prompts(["b", "c"], OTHER, 2), verbose=0),
-        lambda: ppo(ptx_coef=1.0, ptx_data=texts(OTHER)),
+        lambda: ppo(texts=rlhf.LanguageModeling(texts(OTHER), coef=1.0)),
     ],
     ids=["dpo", "reward", "validation", "lm", "ppo", "ptx"],
 )
@@ -163,7 +163,7 @@ class TestIdsOutsideTheVocabulary:
         x, *rest = arrays(texts())[0]
         x = {**x, "token_ids": x["token_ids"] + 21}
         data = tf.data.Dataset.from_tensors((x, *rest))
-        made = ppo(ptx_coef=1.0, ptx_data=data)
+        made = ppo(texts=rlhf.LanguageModeling(data, coef=1.0))
         with pytest.raises(ValueError, match="below 23"):
             made.iterate(helpers.prompts([2, 3]))
 

@@ -37,6 +37,25 @@ def test_odd_rows_are_refused_or_skipped_and_named(gpt2, name):
         np.testing.assert_equal(one, other)
 
 
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"shuffle": "no"}, "`shuffle` must be True or False"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"drop_remainder": 1}, "`drop_remainder` must be True or False"),
+        ({"template": "other"}, "Unknown template 'other'"),
+        ({"preprocessor": None}, "A tokenizer is needed"),
+    ],
+)
+def test_options_are_checked_before_the_source_is_read(gpt2, name, options, message):
+    source = (pytest.fail("The source was read.") for _ in range(1))
+    arguments = {"preprocessor": gpt2, "batch_size": 1} | options
+    with pytest.raises(ValueError, match=message):
+        LOADERS[name](source, **arguments)
+
+
 def test_columns_go_with_their_rows(gpt2):
     """Margins and labels of the rows that are left, in their order."""
     rows = [
@@ -45,12 +64,13 @@ def test_columns_go_with_their_rows(gpt2):
         GOOD | {"margin": 3},
         GOOD | {"chosen": "c" * 20, "margin": 4},
     ]
-    with pytest.warns(UserWarning, match="cannot be used") as caught:
+    with (
+        pytest.warns(UserWarning, match="1 rows are longer than"),
+        pytest.warns(UserWarning, match="1 of 4 rows cannot be used"),
+    ):
         found = data.preferences(rows, gpt2, 2, shuffle=False, on_error="skip", drop_longer_than=9)
     assert next(found.as_numpy_iterator())[1].tolist() == [1, 3]
     assert (found.report.skipped, found.report.dropped) == ((1,), 1)
-    said = " ".join(str(warning.message) for warning in caught)
-    assert "1 of 4 rows cannot be used" in said and "1 rows are longer than" in said
 
 
 def test_nothing_left_is_an_error(gpt2):

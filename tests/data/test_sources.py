@@ -147,7 +147,7 @@ def test_an_unknown_name_is_refused_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", refuse_the_network)
     for name in ("no_such_data_set_qx", "tfds:no_such_data_set_qx", "Tom's", "你好"):
         with pytest.raises(ValueError, match=f"no TFDS dataset of that name.*{tmp_path}"):
-            sources.read(name, data_dir=str(tmp_path))
+            data.read(name, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["Tom was sad.", "Tom and/or Lily.", "", "Tom\n", "a. b " * 3000])
@@ -295,13 +295,22 @@ def test_tfds(tfds_dir, gpt2, name, split, labels):
 )
 def test_tfds_splits(tfds_dir, split, message):
     with pytest.raises(ValueError, match=message):
-        sources.read("tiny_rlhf_questions", split=split, data_dir=tfds_dir)
+        data.read("tiny_rlhf_questions", split=split, data_dir=tfds_dir)
+
+
+def test_loaders_read_the_split_for_training_of_a_name(tfds_dir, gpt2, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    load = tfds.load
+    monkeypatch.setattr(
+        tfds, "load", lambda name, data_dir, **o: load(name, data_dir=tfds_dir, **o)
+    )
+    assert data.prompts("tiny_rlhf_questions", gpt2, 1).report.rows == 3
 
 
 def test_a_prepared_folder_is_known_without_its_builder(tfds_dir, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(tfds, "list_builders", lambda **kwargs: [])
-    assert len(sources.read("tiny_rlhf_questions", split="test", data_dir=tfds_dir)) == 2
+    assert len(data.read("tiny_rlhf_questions", split="test", data_dir=tfds_dir)) == 2
 
 
 def test_only_line_feeds_end_a_record(tmp_path):

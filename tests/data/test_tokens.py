@@ -79,6 +79,11 @@ def test_a_tokenizer_without_special_tokens():
     assert tokens.pad_id(preprocessor) == 0
 
 
+def test_a_model_without_preprocessor_pads_with_zero_and_stops_nowhere():
+    assert tokens.pad_id(None) == 0
+    assert tokens.stop_ids(None) == ()
+
+
 class TestCutFront:
     def cut(self, text, budget, preprocessor):
         (kept,), (ids,) = cutting.cut_front([text], [budget], preprocessor)

@@ -176,7 +176,9 @@ def test_n17_four_epochs_each_a_fresh_permutation():
     assert (following != order).any()
     made.compile(keras.optimizers.SGD(0.0), jit_compile=False)
     seen, read, step = [], [], made.train_step
-    made.train_step = lambda update: seen.extend(np.array(update.minibatch.token_ids)) or step(update)
+    made.train_step = lambda update: (
+        seen.extend(np.array(update.minibatch.token_ids)) or step(update)
+    )
     for _ in range(2):
         made.iterate(BATCH)
         rows = np.array(made.last.rollout.token_ids).tolist()

@@ -135,13 +135,12 @@ def test_parts_must_divide_the_text_too(rows, parts, replicas):
     strategy = None
     if replicas > 1:
         strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-    made = trainer(
-        strategy=strategy, micro_batches=parts, ptx_coef=0.5, ptx_data=trajectories.texts(rows)
-    )
-    made._parts.collect = None
+    texts = rlhf.LanguageModeling(trajectories.texts(rows), coef=0.5)
+    made = trainer(strategy=strategy, micro_batches=parts, texts=texts)
+    made.collector = None
     message = (
-        f"{rows} texts of `ptx_data` cannot be divided into {parts} micro-batches on {replicas} "
-        f"replicas.*multiple of {parts * replicas}"
+        f"{rows} texts of `LanguageModeling` cannot be divided into {parts} micro-batches on "
+        f"{replicas} replicas.*multiple of {parts * replicas}"
     )
     with pytest.raises(ValueError, match=message):
         made.iterate(dict(trajectories.BATCHES[0]))
@@ -149,7 +148,8 @@ def test_parts_must_divide_the_text_too(rows, parts, replicas):
 
 def test_rows_that_replicas_cannot_share_are_refused():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    double = replica.rowwise(lambda x: 2 * x, strategy, jit_compile=False)
+    execution = replica.Execution(strategy, jit_compile=False)
+    double = replica.rowwise(lambda x: 2 * x, execution)
     assert double(tf.constant([1, 2])).numpy().tolist() == [2, 4]
     with pytest.raises(ValueError, match="3 rows cannot be divided between 2 replicas"):
         double(tf.constant([1, 2, 3]))

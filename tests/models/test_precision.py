@@ -1,11 +1,13 @@
 """Optimizers whose averages do not move in few bits are refused where training is set up."""
 
+import contextlib
+
 import helpers
 import keras
 import numpy as np
 import pytest
 
-from kerasrlhf.models.precision import check_optimizer
+from kerasrlhf.models.precision import check_optimizer, check_replicated
 from kerasrlhf.models.reward_model import RewardModel
 
 
@@ -38,3 +40,20 @@ def test_trainers_and_reward_models_refuse_it_at_compile():
     acting = helpers.ActorCritic(helpers.lm(dtype="bfloat16"))
     with pytest.raises(ValueError, match="bfloat16"):
         helpers.ppo(acting).compile(jit_compile=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "jit_compile", "works"),
+    [
+        ("float16", False, False),
+        ("float16", True, False),
+        ("mixed_float16", True, False),
+        ("mixed_float16", False, True),
+        ("mixed_bfloat16", True, True),
+    ],
+)
+def test_float16_on_replicas_needs_float32_weights_and_no_xla(dtype, jit_compile, works):
+    networks = [helpers.backbone(num_layers=1), helpers.backbone(num_layers=1, dtype=dtype)]
+    error = pytest.raises(ValueError, match="float16 does not work under a distribution")
+    with contextlib.nullcontext() if works else error:
+        check_replicated(networks, jit_compile)

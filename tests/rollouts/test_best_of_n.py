@@ -193,6 +193,7 @@ def test_the_bound_by_hand():
 WRONG = {
     "one": ({"n": 1}, "`n` must be at least 2"),
     "greedy": ({"sampler": Sampler(length=2, temperature=0)}, "temperature 0"),
+    "schedule": ({"sampler": Sampler(length=2, temperature=lambda i: 1.0)}, "is a schedule"),
     "no_prompts": ({"prompts": []}, "at least one"),
     "no_strings": ({"prompts": [3]}, "list of strings"),
     "no_batch": ({"batch_size": 0}, "`batch_size`"),

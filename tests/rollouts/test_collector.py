@@ -8,10 +8,11 @@ import tensorflow as tf
 from kerasrlhf import replica, tokens
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import minibatches
 from kerasrlhf.rollouts.collector import Collector
-from kerasrlhf.rollouts.shaping import ScoreRules
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.rollouts.weighted import WeightedReward
+from kerasrlhf.trainers import update_step
+from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.statistics import reward_statistics
 from kerasrlhf.types import Sampler
 
@@ -19,19 +20,27 @@ SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
 BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
 
 
-def collect(actor, reward, reference=None, rules=ScoreRules(), **options):  # noqa: B008
+EXECUTION = replica.Execution(tf.distribute.get_strategy(), jit_compile=False)
+TEMPERATURE = tf.constant(SAMPLER.temperature)
+
+
+def collect(actor, reward, reference=None, **options):
     reference = Reference.of(actor.causal_lm, reference)
-    collector = Collector(
-        actor,
-        reward=reward,
-        reference=reference,
-        sampler=SAMPLER,
-        rules=rules,
-        strategy=tf.distribute.get_strategy(),
-        jit_compile=False,
-        **options,
-    )
-    return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), 0.25)
+    reward = WeightedReward(reward, actor)
+    collector = Collector(actor, reference, reward, SAMPLER, EXECUTION, **options)
+    return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), TEMPERATURE)
+
+
+def shaped(acting, reward, **shaping):
+    """What a trainer collects with a `RewardShaping`; two of the eight responses end."""
+    options = {"sampler": SAMPLER, "kl": FixedKL(0.25), "shaping": RewardShaping(**shaping)}
+    trainer = helpers.ppo(acting, reward, **options)
+    trainer.compile(run_eagerly=True)
+    return trainer.collect(BATCH, index=6)
+
+
+def half_longer(response_ids):
+    return [len(row) + 0.5 for row in response_ids]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +48,7 @@ def collected():
     """A reward function of ids, a reference and a critic of their own."""
     actor = helpers.actor(critic=helpers.backbone("llama", seed=3))
     reference = helpers.lm(seed=5)
-    rules = ScoreRules(scale=2.0, missing_end_score=-1.0)
-    result = collect(
-        actor, lambda response_ids: [len(r) + 0.5 for r in response_ids], reference, rules
-    )
-    return actor, reference, result
+    return actor, reference, collect(actor, half_longer, reference)
 
 
 def test_reference_and_critic_read_the_responses(collected):
@@ -64,8 +69,18 @@ def test_reference_and_critic_read_the_responses(collected):
         assert np.all(np.array(found)[inside] != 0)
 
 
-def test_scores_before_and_after_the_rules(collected):
+def test_a_collector_returns_scores_as_they_are(collected):
     _, _, result = collected
+    counts = np.sum(result.rollout.response_mask, axis=1)
+    np.testing.assert_allclose(result.raw_scores, counts + 0.5)
+    np.testing.assert_array_equal(result.rollout.scores, result.raw_scores)
+    assert float(result.rollout.kl_coef) == 0.0
+    assert {*result.seconds} == {"rollout", "score"}
+
+
+def test_a_trainer_collects_shaped_scores_and_its_coefficient(collected):
+    actor, _, _ = collected
+    result = shaped(actor, half_longer, scale=2.0, missing_end_score=-1.0)
     counts = np.sum(result.rollout.response_mask, axis=1)
     ended = np.array(result.rollout.ended)
     assert ended.any() and not ended.all()
@@ -82,21 +97,21 @@ ROWS = {
     "overlong_buffer": lambda row: -2.0 * max(len(row) - 2, 0) / 2,
     "per_token": lambda row: 7.0 / len(row) - 7.0,
 }
-RULES = {
+SHAPINGS = {
     "repetition_penalty": {"repetition_penalty": 0.5, "repetition_ngram": 1},
     "overlong_buffer": {"overlong_buffer": 2, "overlong_penalty": 2.0},
     "per_token": {"per_token": True},
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_rules_that_count_tokens_count_those_of_the_response(collected, rule):
+@pytest.mark.parametrize("name", SHAPINGS)
+def test_shaping_that_counts_tokens_counts_those_of_the_response(collected, name):
     """Behind prompts of other lengths, whose tokens repeat too."""
-    actor, reference, _ = collected
-    result = collect(actor, lambda response_ids: [7.0] * 8, reference, ScoreRules(**RULES[rule]))
+    actor, _, _ = collected
+    result = shaped(actor, lambda response_ids: [7.0] * 8, **SHAPINGS[name])
     mask = np.array(result.rollout.response_mask)
     rows = [list(r) for r in tokens.masked_rows(np.array(result.rollout.token_ids), mask)]
-    expected = [7.0 + ROWS[rule](row) for row in rows]
+    expected = [7.0 + ROWS[name](row) for row in rows]
     assert len({len(row) for row in rows}) > 1 and len(set(expected)) > 1
     np.testing.assert_allclose(result.rollout.scores, expected, rtol=1e-5)
     np.testing.assert_array_equal(result.raw_scores, np.full(8, 7.0))
@@ -153,16 +168,9 @@ def half(response_ids):
 def rewarded():
     """A function from rewards to the collector of groups of two with them, traced once."""
     actor = helpers.actor(num_layers=1)
-    collector = Collector(
-        actor,
-        reward=never,
-        reference=Reference.of(actor.causal_lm, None),
-        sampler=SAMPLER,
-        rules=ScoreRules(),
-        strategy=tf.distribute.get_strategy(),
-        jit_compile=False,
-        group_size=2,
-    )
+    reference = Reference.of(actor.causal_lm, None)
+    reward = WeightedReward(never, actor, group_size=2)
+    collector = Collector(actor, reference, reward, SAMPLER, EXECUTION)
 
     def exchange(reward):
         collector.reward = WeightedReward(reward, actor, group_size=2)
@@ -177,7 +185,7 @@ UNIFORMS = replica.uniforms(0, 0, 16, SAMPLER.length)
 def test_a_response_that_no_reward_applies_to_is_neither_good_nor_bad(rewarded):
     collector = rewarded(every_third)
     with pytest.warns(UserWarning, match="10 of 16 responses have no score: `every_third`"):
-        result = collector(BATCH, UNIFORMS, 0.25)
+        result = collector(BATCH, UNIFORMS, TEMPERATURE)
     lengths = np.sum(result.rollout.response_mask, axis=1) + 1.0
     applies = np.arange(16) % 3 == 0
     np.testing.assert_array_equal(result.unscored, ~applies)
@@ -188,13 +196,14 @@ def test_a_response_that_no_reward_applies_to_is_neither_good_nor_bad(rewarded):
     expected = np.where(np.isnan(groups), means[:, None], groups).reshape(-1)
     np.testing.assert_allclose(result.raw_scores, expected, rtol=1e-6)
     assert reward_statistics(result) == {"objective/unscored": 10 / 16}
-    collector(BATCH, UNIFORMS, 0.25)  # The warning appears once: another one would be an error.
+    # The warning appears once: another one would be an error.
+    collector(BATCH, UNIFORMS, TEMPERATURE)
 
 
 def test_parts_that_do_not_apply_add_nothing(rewarded):
     """No warning: another part has a score for every response."""
     parts = {"half": (half, 4.0), "ones": lambda response_ids: [1] * len(response_ids)}
-    result = rewarded({**parts, "never": never})(BATCH, UNIFORMS, 0.25)
+    result = rewarded({**parts, "never": never})(BATCH, UNIFORMS, TEMPERATURE)
     assert result.raw_scores.tolist() == [3.0] * 8 + [1.0] * 8 and result.unscored is None
     assert reward_statistics(result) == {"reward/half": 0.5, "reward/ones": 1.0}
 
@@ -203,7 +212,7 @@ def test_without_any_score_all_are_zero(rewarded):
     """A part of weight 0 is watched only: that it applies is no score."""
     ones = (lambda response_ids: [1] * len(response_ids), 0.0)
     with pytest.warns(UserWarning, match="no score: `never`, `never` returned None"):
-        result = rewarded([never, ones, never])(BATCH, UNIFORMS, 0.25)
+        result = rewarded([never, ones, never])(BATCH, UNIFORMS, TEMPERATURE)
     assert not result.raw_scores.any() and result.unscored.all()
     assert reward_statistics(result) == {"reward/lambda": 1.0, "objective/unscored": 1.0}
 
@@ -215,17 +224,17 @@ def test_functions_know_the_iteration_and_log(rewarded):
         log_extra("length", [len(row) for row in response_ids])
         return [0.0] * len(response_ids)
 
-    result = rewarded(logs)(BATCH, UNIFORMS, 0.25, 3)
+    result = rewarded(logs)(BATCH, UNIFORMS, TEMPERATURE, iteration=3)
     assert reward_statistics(result) == {"reward/step": (3 + 3 * 16) / 2}
     counts = np.sum(result.rollout.response_mask, axis=1)
     assert result.episodes.columns == {"length": counts.tolist()}
     with pytest.raises(ValueError, match=r"metrics \['step'\], which are names of parts"):
-        rewarded({"step": logs})(BATCH, UNIFORMS, 0.25)
+        rewarded({"step": logs})(BATCH, UNIFORMS, TEMPERATURE)
 
 
 def test_an_epoch_reads_every_row_once():
     """N17: a fresh permutation each epoch."""
-    order = minibatches.permutations(3, 5, rows=24, update_epochs=4, num_minibatches=6)
+    order = update_step.permutations(3, 5, rows=24, update_epochs=4, num_minibatches=6)
     assert order.shape == (24, 4) and order.dtype == "int32"
     epochs = order.reshape(4, 24)
     for epoch in epochs:
@@ -236,7 +245,7 @@ def test_an_epoch_reads_every_row_once():
 
 def test_permutations_follow_seed_and_iteration():
     def order(seed, iteration):
-        return minibatches.permutations(seed, iteration, 24, 2, 2).tolist()
+        return update_step.permutations(seed, iteration, 24, 2, 2).tolist()
 
     assert order(0, 1) == order(0, 1)
     assert len({str(order(s, i)) for s in range(3) for i in range(3)}) == 9
@@ -244,6 +253,6 @@ def test_permutations_follow_seed_and_iteration():
 
 def test_rows_are_taken_from_every_tensor():
     experience = (tf.range(4), tf.reshape(tf.range(8), (4, 2)))
-    first, second = minibatches.take(experience, np.array([2, 0], "int32"))
+    first, second = update_step.take(experience, np.array([2, 0], "int32"))
     assert first.numpy().tolist() == [2, 0]
     assert second.numpy().tolist() == [[4, 5], [0, 1]]

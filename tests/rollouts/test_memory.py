@@ -1,6 +1,4 @@
-"""A bounded memory of rollouts: what it keeps, what it draws, and how old rollouts are learned."""
-
-import functools
+"""A bounded memory of rollouts: what it keeps, what it samples, how old rollouts are learned."""
 
 import helpers
 import keras
@@ -10,7 +8,7 @@ import tensorflow as tf
 
 import kerasrlhf as rlhf
 from kerasrlhf.rollouts.memory import RolloutMemory
-from kerasrlhf.trainers import updates
+from kerasrlhf.trainers.ppo import PPO
 from kerasrlhf.types import Rollout, Sampler
 
 
@@ -29,8 +27,8 @@ def numbered(iteration):
     )
 
 
-def filled(count, capacity=3, directory=None):
-    memory = RolloutMemory(capacity, directory)
+def filled(count, capacity=3, directory=None, reuse=2):
+    memory = RolloutMemory(capacity, directory, reuse)
     for iteration in range(count):
         memory.add(iteration, numbered(iteration))
     return memory
@@ -65,7 +63,7 @@ def test_it_can_be_put_back(tmp_path, on_disk):
 def test_on_disk_is_as_in_memory(tmp_path):
     kept, written = filled(8), filled(8, directory=tmp_path / "new" / "folder")
     for iteration in range(8, 12):
-        ours, theirs = (m.draw(5, iteration, 2) for m in (kept, written))
+        ours, theirs = (m.sample(5, iteration) for m in (kept, written))
         assert len(ours) == len(theirs) == 2
         for left, right in zip(ours, theirs, strict=True):
             for name in Rollout._fields:
@@ -78,51 +76,49 @@ def test_on_disk_is_as_in_memory(tmp_path):
     assert numbers(again) == numbers(written)
 
 
-def test_draws_are_of_the_past_without_repetition_and_follow_the_seed():
+def test_samples_are_of_the_past_without_repetition_and_follow_the_seed():
     memory = filled(6)
-    assert memory.draw(0, 0, 2) == []
-    assert numbers(filled(1).draw(0, 1, 2)) == [0]
-    draws = [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
-    assert draws == [tuple(numbers(memory.draw(seed, 6, 2))) for seed in range(40)]
-    assert all(a != b for a, b in draws)
-    assert {x for draw in draws for x in draw} == {3, 4, 5}
-    assert sorted(numbers(memory.draw(0, 6, 9))) == [3, 4, 5]
-    assert memory.draw(0, 6, 0) == []
+    assert memory.sample(0, 0) == []
+    assert numbers(filled(1).sample(0, 1)) == [0]
+    samples = [tuple(numbers(memory.sample(seed, 6))) for seed in range(40)]
+    assert samples == [tuple(numbers(memory.sample(seed, 6))) for seed in range(40)]
+    assert all(a != b for a, b in samples)
+    assert {x for sample in samples for x in sample} == {3, 4, 5}
+    assert sorted(numbers(filled(6, reuse=9).sample(0, 6))) == [3, 4, 5]
+    assert filled(6, reuse=0).sample(0, 6) == []
 
 
 def test_a_capacity_of_none_is_refused():
     with pytest.raises(ValueError, match="`capacity` must be at least 1"):
         RolloutMemory(0)
+    with pytest.raises(ValueError, match="`reuse` must be at least 0"):
+        RolloutMemory(1, reuse=-1)
 
 
 BATCHES = [helpers.prompts([2, 4, 3, 1], seed=seed) for seed in range(4)]
 SAMPLER = Sampler(length=3, temperature=0.8, stop_token_ids=(0, 4))
 
 
-def make(memory, **options):
+def make(memory, run_eagerly=False, **options):
     made = helpers.ppo(
-        helpers.actor(num_layers=1),
-        sampler=SAMPLER,
-        update_epochs=1,
-        memory=memory,
-        memory_reuse=2,
-        **options,
+        helpers.actor(num_layers=1), sampler=SAMPLER, update_epochs=1, memory=memory, **options
     )
-    made.compile(keras.optimizers.SGD(0.02), jit_compile=False)
+    made.compile(keras.optimizers.SGD(0.02), jit_compile=False, run_eagerly=run_eagerly)
     return made
 
 
 @pytest.fixture(scope="module")
 def learned():
-    """A trainer after three iterations, with what every `learn` was given."""
-    made, calls, original = make(RolloutMemory(2), importance_cap=1.1), [], updates.learn
+    """A trainer after three iterations, with every rollout that it learned from."""
+    calls, original = [], PPO.estimate
 
-    def learn(trainer, rollout, iteration, *args, **kwargs):
-        calls.append((iteration, rollout, trainer.estimate(rollout)))
-        return original(trainer, rollout, iteration, *args, **kwargs)
+    def estimate(trainer, rollout):
+        calls.append((int(rollout.iteration), rollout, original(trainer, rollout)))
+        return calls[-1][-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(updates, "learn", learn)
+        patch.setattr(PPO, "estimate", estimate)
+        made = make(RolloutMemory(2, reuse=2), run_eagerly=True, importance_cap=1.1)
         for batch in BATCHES[:3]:
             made.iterate(batch)
     return made, calls
@@ -161,10 +157,11 @@ def test_older_rollouts_are_seen_as_the_policy_is_now_and_weighted(learned):
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "reinforce++"])
 def test_a_token_that_was_rare_and_is_likely_counts_once_at_most(algorithm):
     """1e-4 to 0.9 would be a weight of 9,000 by itself; and a response that is gone, nothing."""
-    options = {"sampler": SAMPLER, "kl": rlhf.FixedKL(0.1), "group_size": 2, "reference": None}
+    kl = rlhf.FixedKL(0.1, place="loss" if algorithm == "grpo" else None)
+    options = {"sampler": SAMPLER, "kl": kl, "group_size": 2, "reference": None}
     made = {
         "rloo": rlhf.RLOO,
-        "grpo": functools.partial(rlhf.GRPO, kl_in="loss"),
+        "grpo": rlhf.GRPO,
         "reinforce++": rlhf.REINFORCEPlusPlus,
     }[algorithm](
         helpers.actor(num_layers=1), helpers.token_reward, memory=RolloutMemory(2), **options
@@ -212,7 +209,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
     """The state is of two iterations before the end: the memory has gone on meanwhile."""
 
     def trainer(name):
-        return make(RolloutMemory(1, tmp_path / name if on_disk else None))
+        return make(RolloutMemory(1, tmp_path / name if on_disk else None, reuse=2))
 
     def run(made, directory, *callbacks):
         resume = rlhf.callbacks.Resume(tmp_path / directory, every=2)
@@ -228,7 +225,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     with pytest.raises(ValueError, match="its memory is 1, and here it is 2"):
-        run(make(RolloutMemory(2)), "cut")
+        run(make(RolloutMemory(2, reuse=2)), "cut")
 
 
 def test_text_goes_into_every_update_and_nothing_follows_the_last():
@@ -240,9 +237,10 @@ def test_text_goes_into_every_update_and_nothing_follows_the_last():
             np.ones((4, 3), "float32"),
         )
     )
-    made, texts = make(RolloutMemory(3), ptx_coef=0.1, ptx_data=text), []
+    memory = RolloutMemory(3, reuse=2)
+    made, texts = make(memory, texts=rlhf.LanguageModeling(text, coef=0.1)), []
     original = made.train_step
-    made.train_step = lambda batch, text, heat: texts.append(text) or original(batch, text, heat)
+    made.train_step = lambda batch: texts.append(batch.text) or original(batch)
     counts = [made.iterate(batch)["policy/updates"] for batch in BATCHES[:3]]
     assert counts == [1, 2, 3] and len(texts) == 6 == made.updates_in(3)
     assert None not in texts
@@ -253,12 +251,18 @@ def test_text_goes_into_every_update_and_nothing_follows_the_last():
 
 
 def test_an_older_rollout_is_read_at_the_temperature_of_now():
-    trainer = helpers.ppo(sampler=Sampler(length=4), memory=RolloutMemory(2), memory_reuse=2)
-    trainer.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    def compiled(temperature):
+        sampler = Sampler(length=4, temperature=temperature)
+        made = helpers.ppo(sampler=sampler, memory=RolloutMemory(2, reuse=2))
+        made.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+        return made
+
+    trainer = compiled(temperature=1.0)
     old = trainer.collect(helpers.prompts([2, 3, 6, 1])).rollout
-    unchanged = trainer._parts.collect.refreshed(old)
+    unchanged = trainer.collector.refreshed(old, tf.constant(1.0))
     np.testing.assert_array_equal(unchanged.ref_logprobs, old.ref_logprobs)
-    cooler = trainer._parts.collect.refreshed(old, tf.constant(0.5))
+    trainer = compiled(temperature=lambda iteration: 0.5)
+    cooler = trainer.collector.refreshed(old, tf.constant(0.5))
     rows = old.token_ids, old.padding_mask, old.prompt_lengths
     for name, model in (("logprobs", trainer.actor.token_stats), ("ref_logprobs", None)):
         read = model or trainer.reference.logprobs
@@ -269,7 +273,7 @@ def test_an_older_rollout_is_read_at_the_temperature_of_now():
 
 
 def test_rates_that_fall_count_the_updates_of_older_rollouts():
-    trainer = helpers.ppo(memory=RolloutMemory(2), memory_reuse=2, num_minibatches=2)
+    trainer = helpers.ppo(memory=RolloutMemory(2, reuse=2), num_minibatches=2)
     trainer.compile(keras.optimizers.SGD(0.0), jit_compile=False)
     for _ in range(3):
         trainer.iterate(helpers.prompts([1, 2, 3, 4]))

@@ -16,10 +16,8 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collector import Collector
-from kerasrlhf.rollouts.shaping import ScoreRules
-from kerasrlhf.rollouts.weighted import filled, parts_of
-from kerasrlhf.trainers.checks import check_parts, check_reward_is_fixed
-from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.rollouts.shaping import RewardShaping
+from kerasrlhf.rollouts.weighted import WeightedReward, check_fixed, filled, parts_of
 from kerasrlhf.types import Sampler
 
 SAMPLER = Sampler(length=6, temperature=0.8, stop_token_ids=(0, 3, 6))
@@ -50,17 +48,21 @@ def ensemble():
     return RewardEnsemble([reward_model(seed=seed) for seed in (2, 3)], penalty=0.5)
 
 
-def collect(actor, reward, rules=ScoreRules(), **options):  # noqa: B008
-    collector = Collector(
+def collector_of(actor, reward, sampler=SAMPLER, jit_compile=False, **options):
+    return Collector(
         actor,
-        reward=reward,
-        reference=Reference.of(actor.causal_lm, None),
-        sampler=SAMPLER,
-        rules=rules,
-        strategy=tf.distribute.get_strategy(),
-        **{"jit_compile": False, **options},
+        Reference.of(actor.causal_lm, None),
+        WeightedReward(reward, actor),
+        sampler,
+        replica.Execution(tf.distribute.get_strategy(), jit_compile),
+        **options,
     )
-    return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), 0.25)
+
+
+def collect(actor, reward, **options):
+    collector = collector_of(actor, reward, **options)
+    uniforms = replica.uniforms(0, 0, 8, SAMPLER.length)
+    return collector(BATCH, uniforms, tf.constant(SAMPLER.temperature))
 
 
 def test_an_ensemble_reads_the_sampled_ids(actor, ensemble):
@@ -112,16 +114,9 @@ def test_typed_markers_are_text_for_another_tokenizer_too(is_conversation):
         template="chatml",
     )
     sampler = Sampler(length=4, stop_token_ids=None)
-    collector = Collector(
-        actor,
-        Reference.of(actor.causal_lm, None),
-        reward,
-        sampler,
-        ScoreRules(),
-        tf.distribute.get_strategy(),
-        jit_compile=False,
-    )
-    found = collector(next(iter(batch)), replica.uniforms(0, 0, 2, sampler.length), 0.0)
+    collector = collector_of(actor, reward, sampler)
+    uniforms = replica.uniforms(0, 0, 2, sampler.length)
+    found = collector(next(iter(batch)), uniforms, tf.constant(1.0))
     expected = reward.score(prompts, found.episodes.responses, ended=False, template="chatml")
     np.testing.assert_allclose(found.raw_scores, expected, rtol=1e-5)
     parsed = reward.score(
@@ -163,7 +158,7 @@ def test_a_response_has_the_sum_of_its_steps(stepped):
 def test_the_returns_of_a_token_are_the_steps_to_come(actor, process, stepped):
     """PPO, gamma = lam = 1: the return is what scores and penalties from here on add up to."""
     trainer = helpers.ppo(actor, process, sampler=SAMPLER, lam=1.0)
-    experience = trainer.estimate(stepped.rollout)
+    experience = trainer.estimate(stepped.rollout._replace(kl_coef=np.float32(0.25)))
     rollout = helpers.arrays(stepped.rollout)
     inside = rollout["response_mask"]
     rewards = rollout["scores"] - 0.25 * (rollout["logprobs"] - rollout["ref_logprobs"]) * inside
@@ -177,7 +172,7 @@ ENDED = np.array([True, False])
 
 
 @pytest.mark.parametrize(
-    ("rules", "expected"),
+    ("options", "expected"),
     [
         ({"scale": 2.0}, [[0, 6, 0, -2], [4, 1, 0, 0]]),
         ({"scale": 2.0, "clip": 3.0}, [[0, 3, 0, -2], [3, 1, 0, 0]]),
@@ -185,18 +180,18 @@ ENDED = np.array([True, False])
         ({"missing_end_penalty": 1.5}, [[0, 3, 0, -1], [2, -1, 0, 0]]),
     ],
 )
-def test_rules_of_scores_per_token(rules, expected):
-    found = ScoreRules(**rules).apply(SCORES, ENDED, LAST)
+def test_shaping_of_scores_per_token(options, expected):
+    found = RewardShaping(**options).apply(SCORES, ENDED, LAST)
     assert found.dtype == "float32"
     np.testing.assert_array_equal(found, expected)
-    whole = ScoreRules(**rules).apply(SCORES.sum(axis=1), ENDED)
-    if "clip" not in rules:
+    whole = RewardShaping(**options).apply(SCORES.sum(axis=1), ENDED)
+    if "clip" not in options:
         np.testing.assert_array_equal(whole, found.sum(axis=1))
 
 
 def test_trainers_take_all_kinds(actor, process, ensemble):
     for reward in (process, ensemble, reward_model()):
-        check_parts(actor, reward, SAMPLER, FixedKL(0.1))
+        assert helpers.ppo(actor, reward, sampler=SAMPLER).reward is reward
 
 
 def test_scores_of_steps_need_the_actor_s_tokenizer(actor):
@@ -286,16 +281,18 @@ def test_parts_have_names(ensemble):
         ([helpers.lm(num_layers=1)], "a Keras model of type GPT2CausalLM"),
     ],
 )
-def test_other_rewards_are_refused_before_anything_is_built(actor, reward, message):
+def test_other_rewards_are_refused_before_anything_is_built(actor, reward, message, monkeypatch):
+    monkeypatch.setattr(Reference, "of", None)  # the copy of the actor is what takes long
     with pytest.raises(ValueError, match=message):
-        check_parts(actor, reward, SAMPLER, FixedKL(0.1))
+        helpers.ppo(actor, reward, sampler=SAMPLER)
 
 
 def test_a_part_that_training_would_change_is_refused(actor):
     shared = RewardModel(actor.causal_lm)
     with pytest.raises(ValueError, match=r"`reward` shares \d+ weights"):
-        check_reward_is_fixed(actor, {"length": length, "shared": (shared, 0.5)})
-    check_reward_is_fixed(actor, [length, RewardModel.from_causal_lm(actor.causal_lm)])
+        check_fixed({"length": length, "shared": (shared, 0.5)}, actor.trainable_variables)
+    copied = RewardModel.from_causal_lm(actor.causal_lm)
+    check_fixed([length, copied], actor.trainable_variables)
 
 
 @pytest.mark.parametrize(

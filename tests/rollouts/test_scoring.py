@@ -1,4 +1,4 @@
-"""How reward functions are called, what they may return, and the rules behind them."""
+"""How reward functions are called, what they may return, and how scores are shaped."""
 
 import asyncio
 import functools
@@ -12,7 +12,7 @@ import tensorflow as tf
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.scoring import Episodes, RewardLog, TrainerState
-from kerasrlhf.rollouts.shaping import ScoreRules
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.types import Responses
 
 PROMPTS, RESPONSES = ["p0", "p1", "p2"], ["r0", "r1", "r2"]
@@ -20,7 +20,7 @@ EPISODES = Episodes(PROMPTS, RESPONSES, {"label": [10, 20, None]})
 LENGTHS, COUNTS = np.array([1, 2, 3]), np.array([2, 1, 0])
 COLUMNS = np.arange(5)[None]
 PADDING = (LENGTHS + COUNTS)[:, None] > COLUMNS
-RESPONSES = Responses(
+SAMPLED = Responses(
     token_ids=np.arange(15, dtype="int32").reshape(3, 5),
     padding_mask=PADDING,
     response_mask=PADDING & (LENGTHS[:, None] <= COLUMNS),
@@ -28,6 +28,7 @@ RESPONSES = Responses(
     ended=np.array([True, False, True]),
     logprobs=np.zeros((3, 5), "float32"),
     values=np.zeros((3, 5), "float32"),
+    behavior_logprobs=np.zeros((3, 5), "float32"),
 )
 PROMPT_IDS, RESPONSE_IDS = [[0], [5, 6], [10, 11, 12]], [[1, 2], [7], []]
 EVERYTHING = {
@@ -51,7 +52,7 @@ def called(wrap, episodes=EPISODES):
         received.append((args, kwargs))
         return [0.0, 0.0, 0.0]
 
-    scoring.call_reward(wrap(record), episodes, RESPONSES)
+    scoring.call_reward(wrap(record), episodes, SAMPLED)
     ((args, kwargs),) = received
     loggers = {name: kwargs.pop(name) for name in ("log_metric", "log_extra") if name in kwargs}
     assert all(map(callable, loggers.values()))
@@ -149,7 +150,7 @@ class Opaque:
 
 
 def test_a_builtin_without_a_signature_is_called_by_position():
-    assert scoring.call_reward(Opaque(), EPISODES, RESPONSES).tolist() == [1.0, 2.0, 3.0]
+    assert scoring.call_reward(Opaque(), EPISODES, SAMPLED).tolist() == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_builtin_without_a_signature_is_called_by_position():
 )
 def test_missing_columns_are_named_and_the_others_listed(function, missing):
     with pytest.raises(ValueError, match=f"{missing}.*completions.*label.*prompts"):
-        scoring.call_reward(function, EPISODES, RESPONSES)
+        scoring.call_reward(function, EPISODES, SAMPLED)
 
 
 def test_without_a_tokenizer_there_are_token_ids():
@@ -180,7 +181,7 @@ def test_without_a_tokenizer_there_are_token_ids():
     }
     for function in (lambda responses: [], lambda x, y: [], lambda *args: [], Opaque()):
         with pytest.raises(ValueError, match="response_ids"):
-            scoring.call_reward(function, episodes, RESPONSES)
+            scoring.call_reward(function, episodes, SAMPLED)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +198,12 @@ def test_without_a_tokenizer_there_are_token_ids():
 )
 def test_fractions_survive_in_any_container(result):
     """The mistake of an array made like the token ids, which cuts fractions off."""
-    scores = scoring.call_reward(lambda responses: result, EPISODES, RESPONSES)
+    scores = scoring.call_reward(lambda responses: result, EPISODES, SAMPLED)
     assert scores.dtype == "float32" and scores.tolist() == [0.25, -1.5, 3.0]
 
 
 def test_truth_values_are_numbers():
-    scores = scoring.call_reward(lambda responses: [True, False, True], EPISODES, RESPONSES)
+    scores = scoring.call_reward(lambda responses: [True, False, True], EPISODES, SAMPLED)
     assert scores.tolist() == [1.0, 0.0, 1.0]
 
 
@@ -212,7 +213,7 @@ def test_what_is_no_finite_number_is_named_with_its_row(bad):
         return [1.0, bad, 2.0]
 
     with pytest.raises(ValueError, match=r"`my_reward`.*1 of 3 rows are neither: row 1"):
-        scoring.call_reward(my_reward, EPISODES, RESPONSES)
+        scoring.call_reward(my_reward, EPISODES, SAMPLED)
 
 
 @pytest.mark.parametrize(
@@ -225,23 +226,23 @@ def test_what_is_no_finite_number_is_named_with_its_row(bad):
 def test_one_number_per_response(result):
     """Mappings, sets and strings too: their keys and letters are no scores."""
     with pytest.raises(ValueError, match=r"one number per response\. Expected 3"):
-        scoring.call_reward(lambda responses: result, EPISODES, RESPONSES)
+        scoring.call_reward(lambda responses: result, EPISODES, SAMPLED)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "bool"])
 def test_tensors_of_any_number_type(dtype):
     result = tf.cast([1, 0, 1], dtype)
-    scores = scoring.call_reward(lambda responses: result, EPISODES, RESPONSES)
+    scores = scoring.call_reward(lambda responses: result, EPISODES, SAMPLED)
     assert scores.tolist() == [1.0, 0.0, 1.0]
 
 
 def test_none_is_where_a_function_does_not_apply():
-    scores = scoring.call_reward(lambda responses: [None, 2.0, None], EPISODES, RESPONSES)
+    scores = scoring.call_reward(lambda responses: [None, 2.0, None], EPISODES, SAMPLED)
     np.testing.assert_array_equal(scores, np.float32([np.nan, 2.0, np.nan]))
 
 
 def test_one_response_without_a_score_is_not_a_function_without_a_return():
-    one = Responses(*(None if x is None else x[:1] for x in RESPONSES))
+    one = Responses(*(None if x is None else x[:1] for x in SAMPLED))
     episodes = Episodes(["p"], ["r"], {})
     assert np.isnan(scoring.call_reward(lambda responses: [None], episodes, one))
     with pytest.raises(ValueError, match="received None of type NoneType"):
@@ -268,7 +269,7 @@ def test_a_function_may_change_the_messages_it_gets():
         return [0.0] * 3
 
     before = [{**message} for message in ASKED]
-    scoring.call_reward(careless, DIALOGUE, RESPONSES)
+    scoring.call_reward(careless, DIALOGUE, SAMPLED)
     assert before == ASKED and DIALOGUE.responses == RESPONSES
 
 
@@ -295,12 +296,12 @@ ASYNCHRONOUS = [slowly, SlowJudge(), SlowJudge().method, functools.partial(slowl
 
 @pytest.mark.parametrize("function", ASYNCHRONOUS)
 def test_asynchronous_functions_run_to_completion(function):
-    assert scoring.call_reward(function, EPISODES, RESPONSES).tolist() == [10.0, 20.0, 5.0]
+    assert scoring.call_reward(function, EPISODES, SAMPLED).tolist() == [10.0, 20.0, 5.0]
 
 
 def test_asynchronous_functions_run_where_a_loop_runs_already():
     async def notebook():
-        return scoring.call_reward(slowly, EPISODES, RESPONSES)
+        return scoring.call_reward(slowly, EPISODES, SAMPLED)
 
     assert asyncio.run(notebook()).tolist() == [10.0, 20.0, 5.0]
 
@@ -318,7 +319,7 @@ def test_asynchronous_functions_wait_together_and_keep_their_places():
             await asyncio.sleep(0)
 
     first, last = (functools.partial(meet, barrier=both) for _ in range(2))
-    scores = scoring.call_rewards([first, lambda responses: [7] * 3, last], EPISODES, RESPONSES)
+    scores = scoring.call_rewards([first, lambda responses: [7] * 3, last], EPISODES, SAMPLED)
     expected = [[1.0, 2.0, np.nan], [7.0] * 3, [1.0, 2.0, np.nan]]
     np.testing.assert_array_equal(scores, np.float32(expected))
 
@@ -332,7 +333,7 @@ def test_asynchronous_functions_share_one_loop():
         return [0.0] * 3
 
     for _ in range(2):
-        scoring.call_reward(remembers, EPISODES, RESPONSES)
+        scoring.call_reward(remembers, EPISODES, SAMPLED)
     assert loops[0] is loops[1]
 
 
@@ -344,20 +345,20 @@ def test_errors_of_asynchronous_functions_are_seen():
         raise OSError("disk")
 
     with pytest.raises(KeyError, match="no such judge"):
-        scoring.call_rewards([slowly, fails], EPISODES, RESPONSES)
+        scoring.call_rewards([slowly, fails], EPISODES, SAMPLED)
     with pytest.raises(OSError, match="disk"):  # and no warning of what was never awaited
-        scoring.call_rewards([slowly, broken], EPISODES, RESPONSES)
+        scoring.call_rewards([slowly, broken], EPISODES, SAMPLED)
 
 
 def test_the_state_of_training_says_what_it_has():
     state = TrainerState(global_step=3, episodes=12)
     scores = scoring.call_reward(
         lambda trainer_state: [trainer_state.global_step, trainer_state.episodes, 0],
-        *(EPISODES, RESPONSES, state),
+        *(EPISODES, SAMPLED, state),
     )
     assert scores.tolist() == [3.0, 12.0, 0.0]
     with pytest.raises(AttributeError, match=r"no 'max_steps'.*global_step.*episodes"):
-        scoring.call_reward(lambda trainer_state: trainer_state.max_steps, EPISODES, RESPONSES)
+        scoring.call_reward(lambda trainer_state: trainer_state.max_steps, EPISODES, SAMPLED)
     with pytest.raises(AttributeError):
         state.global_step = 4
 
@@ -370,11 +371,11 @@ def test_what_functions_log():
         return [0.0] * 3
 
     log = RewardLog(3)
-    scoring.call_reward(logs, EPISODES, RESPONSES, log=log)
+    scoring.call_reward(logs, EPISODES, SAMPLED, log=log)
     assert log.metrics == {"accuracy": [1.0, 0.5]} and log.columns == {
         "verdict": ["R0", "R1", "R2"]
     }
-    scoring.call_reward(logs, EPISODES, RESPONSES)
+    scoring.call_reward(logs, EPISODES, SAMPLED)
     with pytest.raises(ValueError, match=r"one entry per response. Expected 3 .*'x', received 2"):
         log.extra("x", [1, 2])
     with pytest.raises(ValueError, match=r"a name and a number. Received: 'x', 'high'"):
@@ -385,7 +386,7 @@ ENDED = np.array([True, False, True, False])
 
 
 @pytest.mark.parametrize(
-    ("rules", "expected"),
+    ("options", "expected"),
     [
         ({}, [0.5, 4.0, -3.25, -0.5]),
         ({"scale": 2.0}, [1.0, 8.0, -6.5, -1.0]),
@@ -398,37 +399,41 @@ ENDED = np.array([True, False, True, False])
         ({"missing_end_score": 0.0}, [0.5, 0.0, -3.25, 0.0]),
     ],
 )
-def test_rules_in_their_order(rules, expected):
+def test_shaping_has_an_order(options, expected):
     """N15 in both published forms; the penalty is neither scaled nor clipped."""
-    scores = ScoreRules(**rules).apply(np.array([0.5, 4.0, -3.25, -0.5]), ENDED)
+    scores = RewardShaping(**options).apply(np.array([0.5, 4.0, -3.25, -0.5]), ENDED)
     assert scores.dtype == "float32" and scores.tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("rules", "can_end", "message"),
+    ("options", "message"),
     [
-        ({"missing_end_score": -1.0, "missing_end_penalty": 1.0}, True, "give one of them"),
-        ({"missing_end_score": -1.0}, False, "needs stop tokens"),
-        ({"missing_end_penalty": 0.0}, False, "needs stop tokens"),
-        ({"clip": 0.0}, True, "`score_clip`"),
-        ({"scale": "big"}, True, "`score_scale`"),
-        ({"missing_end_score": float("nan")}, True, "`missing_end_score`"),
-        ({"missing_end_penalty": "1"}, True, "`missing_end_penalty`"),
+        ({"missing_end_score": -1.0, "missing_end_penalty": 1.0}, "pass one of them"),
+        ({"clip": 0.0}, "`clip`"),
+        ({"scale": "big"}, "`scale`"),
+        ({"missing_end_score": float("nan")}, "`missing_end_score`"),
+        ({"missing_end_penalty": "1"}, "`missing_end_penalty`"),
     ],
 )
-def test_rules_that_contradict_are_refused(rules, can_end, message):
+def test_options_that_contradict_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ScoreRules(**rules).check(can_end)
+        RewardShaping(**options)
 
 
-def test_rules_that_make_sense_pass():
-    ScoreRules(missing_end_score=-1.0, clip=2.0).check(True)
-    ScoreRules().check(False)
+@pytest.mark.parametrize("options", [{"missing_end_score": -1.0}, {"missing_end_penalty": 0.0}])
+def test_missing_ends_need_stop_tokens(options):
+    with pytest.raises(ValueError, match="need stop tokens"):
+        RewardShaping(**options).check_sampler(length=4, can_end=False)
+
+
+def test_options_that_make_sense_pass():
+    RewardShaping(missing_end_score=-1.0, clip=2.0).check_sampler(length=4, can_end=True)
+    RewardShaping().check_sampler(length=4, can_end=False)
 
 
 def test_texts_and_columns_are_read_off_a_batch():
     preprocessor = helpers.preprocessor()
-    samples = RESPONSES._replace(token_ids=RESPONSES.token_ids % 5 + 1)  # letters a to e
+    samples = SAMPLED._replace(token_ids=SAMPLED.token_ids % 5 + 1)  # letters a to e
     batch = {
         "prompt": tf.constant(["é one", "two", "three"]),
         "record": tf.constant(['{"prompt": "é one", "n": 1}', '{"n": 2, "m": "x"}', "{}"]),

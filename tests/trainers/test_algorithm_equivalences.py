@@ -1,4 +1,4 @@
-"""Algorithms as special cases of each other, and groups that nothing tears.
+"""Algorithms as special cases of each other, and groups that stay together.
 
 Gradients are compared with one forward pass over whole rows, written apart from the trainers.
 """
@@ -11,14 +11,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 import trajectories
 
 import kerasrlhf as rlhf
 from kerasrlhf.functional import baselines
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.rollouts import minibatches
-from kerasrlhf.trainers.gradients import Counts, Gradients
-from kerasrlhf.types import Experience, Sampler
+from kerasrlhf.trainers.update_step import permutations
+from kerasrlhf.types import Sampler
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text("utf-8")
 COEF = 0.3
@@ -45,7 +45,7 @@ def learner(algorithm, optimizer=None, jit_compile=None, strategy=None, **option
 
 @pytest.mark.parametrize("updates", [1, 2, 5])
 def test_groups_stay_together(updates):
-    order = minibatches.permutations(3, 1, 60, 2, updates, 3)
+    order = permutations(3, 1, 60, 2, updates, 3)
     assert order.shape == (2 * updates, 60 // updates)
     groups = order.reshape(-1, 3)
     assert (groups % 3 == np.arange(3)).all()
@@ -57,12 +57,10 @@ def test_groups_stay_together(updates):
 def first_update(made, moved=False):
     """The rollout and the gradient of an iteration's first update, or of a later one (`moved`)."""
     rollout = made.collect(BATCH).rollout
-    batch = Experience(*made.estimate(rollout))
+    experience = made.estimate(rollout)
     if moved:
         helpers.filled(made.actor.causal_lm, seed=1)
-    counts = Counts.of(batch, made.loss_reduction, made.sampler.length)
-    gradients, _ = Gradients(made).of_minibatch(batch, counts, None, None)
-    return rollout, [np.asarray(g) for g in gradients]
+    return rollout, tiny.gradients(made, experience)[0]
 
 
 def policy_gradient(made, rollout, advantages, divisor):
@@ -181,7 +179,7 @@ def test_a_group_reads_its_prompt_once(monkeypatch):
 
 
 def test_a_group_is_the_prompt_repeated():
-    """It shares the prompt's forward pass and draws what repeated prompts would draw."""
+    """It shares the prompt's forward pass and samples what repeated prompts would sample."""
     grouped = learner(rlhf.PPO).collect(BATCH)
     repeated = learner(rlhf.PPO, group_size=1).collect(
         {name: np.repeat(x, 2, axis=0) for name, x in BATCH.items()}
@@ -206,8 +204,8 @@ def test_minibatches_are_of_whole_groups_and_leave_out_what_did_not_end():
             optimizer=keras.optimizers.SGD(0.0),
         )
         seen[overlong] = batches = []
-        made.train_step = lambda batch, *rest, made=made, batches=batches: (
-            batches.append(batch) or type(made).train_step(made, batch, *rest)
+        made.train_step = lambda batch, made=made, batches=batches: (
+            batches.append(batch.minibatch) or type(made).train_step(made, batch)
         )
         made.iterate(BATCH)
         ended = made.last.rollout.ended.numpy()
@@ -224,7 +222,7 @@ def test_minibatches_are_of_whole_groups_and_leave_out_what_did_not_end():
 
 @pytest.mark.parametrize("algorithm", [rlhf.RLOO, rlhf.GRPO, rlhf.OnlineDPO])
 def test_micro_batches_have_the_gradient_of_the_whole(algorithm):
-    """The sums are divided by counts over all of them, and no group is torn."""
+    """The sums are divided by counts over all of them, and groups stay together."""
     _, whole = first_update(learner(algorithm), moved=True)
     _, parts = first_update(learner(algorithm, micro_batches=2), moved=True)
     assert_same_gradients(parts, whole)
@@ -232,7 +230,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(algorithm):
 
 @pytest.fixture(scope="module")
 def eager():
-    """Three iterations of pairs that an update must not tear, line by line."""
+    """Three iterations of pairs that an update must not divide, eagerly."""
     return trajectories.run(learner(rlhf.OnlineDPO, update_epochs=2, num_minibatches=2))
 
 

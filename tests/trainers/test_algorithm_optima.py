@@ -47,11 +47,11 @@ def model():
     return helpers.lm(vocab=VOCAB, positions=8, **shape)
 
 
-def trained(algorithm, epsilon=0.0, **options):
+def trained(algorithm, epsilon=0.0, place=None, **options):
     """Log-probabilities of the policy after training; one setting for all algorithms."""
     keras.utils.set_random_seed(0)
     sampler = rlhf.Sampler(length=LENGTH, stop_token_ids=[STOP], epsilon=epsilon)
-    actor, kl = rlhf.ActorCritic(model()), rlhf.FixedKL(COEF)
+    actor, kl = rlhf.ActorCritic(model()), rlhf.FixedKL(COEF, place=place)
     trainer = algorithm(actor, reward, sampler=sampler, kl=kl, update_epochs=1, **options)
     rate = keras.optimizers.schedules.PolynomialDecay(RATE, ITERATIONS, 0.0)  # N5
     trainer.compile(keras.optimizers.Adam(rate, epsilon=1e-5))
@@ -72,7 +72,7 @@ REACHING = {
     "dr_grpo": (rlhf.GRPO, {"variant": "dr_grpo", "group_size": 4}),
     "reinforce++": (rlhf.REINFORCEPlusPlus, {}),
     # At the best policy all responses are worth the same, so that there is nothing to divide.
-    "grpo_kl_in_reward": (rlhf.GRPO, {"kl_in": "reward", "group_size": 8}),
+    "grpo_kl_in_reward": (rlhf.GRPO, {"place": "reward", "group_size": 8}),
     "online_dpo": (rlhf.OnlineDPO, {"group_size": 2, "labels": "soft"}),
 }
 

@@ -1,4 +1,4 @@
-"""`fit` is Keras's own: epochs, history, validation, stock callbacks, text beside RL."""
+"""`fit` is that of Keras: epochs, history, validation, stock callbacks; texts and shaping."""
 
 import helpers
 import keras
@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.language_modeling import LanguageModeling
 from kerasrlhf.types import Sampler
 
 SAMPLER = Sampler(length=3)
 ROWS = helpers.prompts([1, 2, 3, 4] * 3)
 PROMPTS = tf.data.Dataset.from_tensor_slices(ROWS).batch(4)  # three iterations
-SHOWN = {"loss", "score", "kl", "kl_coef", "clipfrac", "length"}
+SHOWN = ["score", "kl", "kl_coef", "length", "clipfrac", "loss"]
 VALIDATED = {"val_score", "val_kl", "val_length"}
 
 
@@ -53,7 +55,7 @@ def fitted(tmp_path_factory):
 def test_a_batch_of_prompts_is_an_iteration(fitted):
     made, record, history, _ = fitted
     assert len(record) == 2 * 3 == int(made.iteration.numpy())
-    assert {*history} == SHOWN | VALIDATED
+    assert {*history} == {*SHOWN} | VALIDATED
     assert all(len(values) == 2 and np.isfinite(values).all() for values in history.values())
 
 
@@ -148,14 +150,14 @@ def texts():
 
 
 def test_no_text_is_no_end_of_prompts():
-    made = trainer(ptx_coef=2.0, ptx_data=texts().take(0))
-    with pytest.raises(ValueError, match="`ptx_data` has no batches"):
+    made = trainer(texts=LanguageModeling(texts().take(0), coef=2.0))
+    with pytest.raises(ValueError, match="`data` of `LanguageModeling` has no batches"):
         made.fit(PROMPTS, verbose=0)
 
 
-def test_language_modeling_beside_rl():
+def test_language_modeling_in_addition_to_reinforcement():
     """PPO-ptx: the loss on text falls, and its first value is the text's own."""
-    made = trainer(ptx_coef=2.0, ptx_data=texts(), update_epochs=2)
+    made = trainer(texts=LanguageModeling(texts(), coef=2.0), update_epochs=2)
     inputs, _, weights = next(iter(texts()))
     stats = made.actor.token_stats(inputs["token_ids"], inputs["padding_mask"])
     expected = -float(np.sum(stats.logprobs[:, 1:] * weights[:, :-1]) / np.sum(weights))
@@ -173,28 +175,27 @@ def test_language_modeling_beside_rl():
     )
 
 
-def test_rules_reach_the_scores_that_are_trained_on():
-    """`score_scale`, `score_clip`, `missing_end_score`, `missing_end_penalty`."""
+def test_shaping_reaches_the_scores_that_are_trained_on():
     sampler = Sampler(length=3, stop_token_ids=[4, 13])
     batch = {k: x[:4] for k, x in ROWS.items()}
-    for rules in (
-        {"score_scale": 0.5},
-        {"score_clip": 0.1},
-        {"missing_end_score": -1.0},
-        {"missing_end_penalty": 2.0},
+    for name, value in (
+        ("scale", 0.5),
+        ("clip", 0.1),
+        ("missing_end_score", -1.0),
+        ("missing_end_penalty", 2.0),
     ):
-        made = trainer(sampler=sampler, **rules)
+        made = trainer(sampler=sampler, shaping=RewardShaping(**{name: value}))
         made.iterate(dict(batch))
         collected = made.last
         raw, scores = collected.raw_scores, np.array(collected.rollout.scores)
         ended = np.array(collected.rollout.ended)
         expected = {
-            "score_scale": raw * 0.5,
-            "score_clip": np.clip(raw, -0.1, 0.1),
+            "scale": raw * 0.5,
+            "clip": np.clip(raw, -0.1, 0.1),
             "missing_end_score": np.where(ended, raw, -1.0),
             "missing_end_penalty": np.where(ended, raw, raw - 2.0),
         }
-        np.testing.assert_allclose(scores, expected[next(iter(rules))], atol=1e-6)
+        np.testing.assert_allclose(scores, expected[name], atol=1e-6)
         assert np.any(scores != raw)
         assert made.statistics["objective/score"] == pytest.approx(scores.mean(), abs=1e-5)
         assert made.statistics["objective/raw_score"] == pytest.approx(raw.mean(), abs=1e-5)

@@ -1,4 +1,6 @@
-"""What options change in an iteration: its end, the rows that teach, temperature, text, scores."""
+"""What options change in an iteration: its end, the rows in the loss, temperature, texts, scores."""
+
+import dataclasses
 
 import helpers
 import keras
@@ -6,22 +8,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from tiny import MASK
 
-from kerasrlhf.callbacks import resume
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.trainers import updates
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.shaping import RewardShaping
+from kerasrlhf.trainers.language_modeling import LanguageModeling, TextBatches
+from kerasrlhf.trainers.options import PromptPrediction
 from kerasrlhf.types import Sampler
 
 BATCH = helpers.prompts([2, 4, 3, 1])
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4, 7, 9))
 
 
-def make(acting=None, compiled=True, **options):
+def make(acting=None, compiled=True, run_eagerly=False, **options):
     options = {"sampler": SAMPLER, "update_epochs": 2, "num_minibatches": 2, **options}
     made = helpers.ppo(helpers.actor(num_layers=1) if acting is None else acting, **options)
     if compiled:
-        made.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+        made.compile(keras.optimizers.SGD(0.01), jit_compile=False, run_eagerly=run_eagerly)
     return made
 
 
@@ -30,11 +33,11 @@ def weights(made):
 
 
 def scripted(made, moved=()):
-    """Minibatches that `made` is going to update on; `approxkl` of its updates is given."""
+    """What `made` is going to update on; nothing is updated, and `approxkl` is given."""
     seen, changes = [], iter(moved)
 
-    def train_step(minibatch, *_):
-        seen.append(minibatch)
+    def train_step(batch):
+        seen.append(batch)
         logs = dict.fromkeys(("policy/ratio_error", "policy/skipped", "loss/total"), 0.0)
         return {**logs, "policy/approxkl": next(changes, 0.0)}
 
@@ -58,38 +61,44 @@ def acting():
     ],
 )
 def test_an_iteration_stops_after_the_epoch_that_goes_too_far(acting, target, moved, expected):
-    made = make(acting, update_epochs=3, target_kl=target)
-    seen = scripted(made, moved)
-    found, far = updates.learn(made, tiny.rollout(acting), iteration=0)
-    assert len(seen) == expected == found["policy/updates"]
-    assert far == (target is not None and expected in (2, 4))
+    """And then does not learn from older rollouts either."""
+    memory = RolloutMemory(1)
+    made = make(acting, run_eagerly=True, update_epochs=3, target_kl=target, memory=memory)
+    seen = scripted(made, [0.0] * 6 + moved)
+    assert made.iterate(BATCH)["policy/updates"] == 6
+    found = made.iterate(BATCH)
+    is_far = target is not None and expected in (2, 4)
+    assert found["policy/updates"] == len(seen) - 6 == expected + (0 if is_far else 6)
     assert found["policy/approxkl"] == pytest.approx(np.mean(moved[:expected]))
 
 
-def test_responses_without_a_stop_token_teach_nothing(acting):
-    rollout = tiny.rollout(acting)
+def test_responses_without_a_stop_token_are_not_in_the_loss(acting):
     seen = {}
     for mask_overlong in (False, True):
-        made = make(acting, mask_overlong=mask_overlong, num_minibatches=1)
+        made = make(acting, run_eagerly=True, mask_overlong=mask_overlong, num_minibatches=1)
         batches = scripted(made)
-        updates.learn(made, rollout, iteration=0)
-        order = np.argsort(np.array(batches[0].prompt_lengths))
+        made.iterate(BATCH)
+        minibatch = batches[0].minibatch
+        order = np.argsort(np.array(minibatch.prompt_lengths))
         fields = ("response_mask", "advantages")
-        seen[mask_overlong] = [np.array(getattr(batches[0], name))[order] for name in fields]
-    order = np.argsort(rollout.prompt_lengths)
-    np.testing.assert_array_equal(seen[False][0], MASK[order])
-    np.testing.assert_array_equal(seen[True][0], (MASK & rollout.ended[:, None])[order])
+        seen[mask_overlong] = [np.array(getattr(minibatch, name))[order] for name in fields]
+    rollout = made.last.rollout
+    order = np.argsort(np.array(rollout.prompt_lengths))
+    inside, ended = (np.array(x)[order] for x in (rollout.response_mask, rollout.ended))
+    assert 0 < ended.sum() < len(ended)
+    np.testing.assert_array_equal(seen[False][0], inside)
+    np.testing.assert_array_equal(seen[True][0], inside & ended[:, None])
     np.testing.assert_array_equal(seen[True][1], seen[False][1])
     with pytest.raises(ValueError, match=r"`mask_overlong` .* no stop tokens"):
         make(acting, False, mask_overlong=True, sampler=Sampler(length=4))
 
 
 def ramp(iteration):
-    return (0.8, 1.5)[iteration]
+    return (0.8, 1.5, 0.0)[iteration]
 
 
 def test_the_temperature_follows_its_schedule():
-    plain, made = make(), make(temperature_schedule=ramp)
+    plain, made = make(), make(sampler=dataclasses.replace(SAMPLER, temperature=ramp))
     plain.iterate(BATCH)
     made.iterate(BATCH)
     for ours, theirs in zip(weights(made), weights(plain), strict=True):
@@ -102,7 +111,6 @@ def test_the_temperature_follows_its_schedule():
     expected = made.reference.logprobs(*window, 1.5)
     np.testing.assert_allclose(rollout.ref_logprobs, np.where(inside, expected, 0), atol=1e-5)
     assert made.iterate(BATCH)["policy/ratio_error"] < 1e-5
-    made.temperature_schedule = lambda iteration: 0.0
     with pytest.raises(ValueError, match="`temperature` must be above 0"):
         made.iterate(BATCH)
 
@@ -124,63 +132,84 @@ def cross_entropy(made, token):
 
 
 def test_steps_of_language_modeling_come_every_so_many_iterations():
-    made = make(lm_every=2, lm_steps=3, ptx_data=numbered(), vf_coef=0.0)
-    taken, original = [], made._parts.learn_text
+    made = make(texts=LanguageModeling(numbered(), every=2, steps=3), vf_coef=0.0)
+    updated, original = [], made.train_step
 
-    def learn_text(*text):
-        token = int(text[1][0, 0])
-        expected = tiny.gradients_of(lambda: cross_entropy(made, token), made.trainable_variables)
-        loss, before = float(cross_entropy(made, token)), weights(made)
-        found = original(*text)
-        taken.append((token, loss, float(found["loss/ptx"])))
-        steps = [a - b for a, b in zip(before, weights(made), strict=True)]
-        tiny.assert_close([s / 0.01 for s in steps], expected, atol=1e-4)
-        return found
+    def train_step(batch):
+        assert batch.text is None
+        logs = original(batch)
+        updated.append(weights(made))
+        return logs
 
-    made._parts.learn_text = learn_text
-    steps, logs = [], []
-    for _ in range(4):
+    made.train_step = train_step
+    steps, logs, tokens = [], [], iter(range(6))
+    for iteration in range(4):
         logs.append(made.iterate(BATCH))
         steps.append(int(made.optimizer.iterations.numpy()))
+        if iteration % 2:
+            check_text_steps(made, updated[-1], [next(tokens) for _ in range(3)], logs[-1])
+        else:
+            for ours, theirs in zip(weights(made), updated[-1], strict=True):
+                np.testing.assert_array_equal(ours, theirs)
     assert steps == [4, 11, 15, 22] == [made.updates_in(n) for n in range(1, 5)]
-    assert [token for token, _, _ in taken] == [0, 1, 2, 3, 4, 5]
-    for _, expected, found in taken:
-        assert found == pytest.approx(expected, rel=1e-4)
     assert ["loss/lm" in x for x in logs] == [False, True, False, True]
-    assert logs[1]["loss/lm"] == pytest.approx(np.mean([x[2] for x in taken[:3]]))
 
 
-def test_passing_over_iterations_reads_the_text_that_they_read(acting):
+def check_text_steps(made, before, tokens, logs):
+    """The last steps of `made` were those of SGD on the texts of these tokens, in order."""
+    after, losses = weights(made), []
+    for token in tokens:
+        assign(made, before)
+        losses.append(float(cross_entropy(made, token)))
+        found = tiny.gradients_of(lambda t=token: cross_entropy(made, t), made.trainable_variables)
+        before = [w - 0.01 * g for w, g in zip(before, found, strict=True)]
+    start = weights(made)
+    steps, expected = ([(a - b) / 0.01 for a, b in zip(start, x)] for x in (after, before))
+    tiny.assert_close(steps, expected, atol=1e-4)
+    assert logs["loss/lm"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assign(made, after)
+
+
+def assign(made, values):
+    for variable, value in zip(made.trainable_variables, values, strict=True):
+        variable.assign(value)
+
+
+def test_passing_over_iterations_takes_the_texts_that_they_took(acting):
     """Two updates with text each, and three texts more after every second iteration."""
-    options = {"update_epochs": 2, "num_minibatches": 1, "ptx_coef": 0.5}
     for done, following in ((1, 2), (2, 7), (3, 9), (4, 2)):
-        made = make(acting, False, **options, lm_every=2, lm_steps=3, ptx_data=numbered())
+        texts = LanguageModeling(numbered(), coef=0.5, every=2, steps=3)
+        made = make(acting, run_eagerly=True, num_minibatches=1, texts=texts)
+        seen = scripted(made)
         for iteration in range(done):
             made.pass_over(iteration)
-        (text,) = made._parts.ptx_batches(1, 1, 1)
-        assert int(text[1][0, 0]) == following
+        made.iterate(BATCH)
+        tokens = [int(batch.text.targets[0, 0]) for batch in seen]
+        assert tokens == [following, following + 1]
 
 
-def test_text_beside_the_updates_is_a_term_of_the_loss(acting):
-    made = make(acting, False, ptx_coef=0.5, ptx_data=numbered())
-    (text,) = made._parts.ptx_batches(1, 1, 1)
+def test_a_text_of_an_update_is_a_term_of_the_loss(acting):
+    made = make(acting, False, texts=LanguageModeling(numbered(), coef=0.5))
+    (text,) = TextBatches(made.texts, acting.limits()).next(1, micro_batches=1, replicas=1)
     minibatch = tiny.experience(acting)
-    counts = tiny.Counts.of(minibatch, made.loss_reduction, made.sampler.length)
-    gradients = tiny.Gradients(made)
-    plain, _ = gradients.of_minibatch(minibatch, counts, None, None)
-    found, _ = gradients.of_minibatch(minibatch, counts, text, None)
-    alone, _ = gradients.of_text(*text)
+    plain, logs = tiny.gradients(made, minibatch)
+    found, sums = tiny.gradients(made, minibatch, text)
+    alone, loss = made.update_step().text_gradients(text)
     for with_text, without, of_text in zip(found, plain, alone, strict=True):
         np.testing.assert_allclose(with_text - without, 0.5 * of_text, atol=2e-5)
+    assert sums["loss/ptx"] == pytest.approx(float(loss["loss/ptx"]), rel=1e-6)
+    assert sums["loss/ptx"] == pytest.approx(float(cross_entropy(made, 0)), rel=1e-4)
+    total = logs["loss/total"] + 0.5 * sums["loss/ptx"]
+    assert sums["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
-def test_where_training_and_sampling_agree_the_cap_is_without_effect(acting):
+def test_where_training_and_sampling_agree_the_cap_has_no_effect(acting):
     made = make(acting, importance_cap=5.0)
     rollout = made.collect(BATCH).rollout
     found, plain = made.estimate(rollout), make(acting, False).estimate(rollout)
     np.testing.assert_allclose(found.advantages, plain.advantages, atol=1e-5)
-    drawn = helpers.arrays(rollout)
-    np.testing.assert_allclose(drawn["logprobs"], drawn["behavior_logprobs"], atol=1e-5)
+    found = helpers.arrays(rollout)
+    np.testing.assert_allclose(found["logprobs"], found["behavior_logprobs"], atol=1e-5)
 
 
 def test_a_sampler_that_disagrees_is_corrected(monkeypatch):
@@ -188,9 +217,9 @@ def test_a_sampler_that_disagrees_is_corrected(monkeypatch):
     original = ActorCritic.sample
 
     def sample(self, *args):
-        drawn = original(self, *args)
-        shifted = drawn.logprobs + tf.where(drawn.response_mask, 0.5, 0.0)
-        return drawn._replace(logprobs=shifted, behavior_logprobs=shifted)
+        sampled = original(self, *args)
+        shifted = sampled.logprobs + tf.where(sampled.response_mask, 0.5, 0.0)
+        return sampled._replace(logprobs=shifted, behavior_logprobs=shifted)
 
     monkeypatch.setattr(ActorCritic, "sample", sample)
     made = make(importance_cap=5.0)
@@ -203,8 +232,8 @@ def test_a_sampler_that_disagrees_is_corrected(monkeypatch):
         make().iterate(BATCH)
 
 
-def test_the_reverse_reward_is_what_the_response_tells_the_reference_of_its_prompt():
-    plain, made = make(), make(reverse_reward=0.5)
+def test_the_prompt_reward_is_the_log_probability_of_the_prompt_given_the_response():
+    plain, made = make(), make(prompt_prediction=PromptPrediction(reward=0.5))
     before, after = plain.collect(BATCH), made.collect(BATCH)
     rollout = after.rollout
     ids, inside = rollout.token_ids.numpy(), rollout.response_mask.numpy()
@@ -219,8 +248,8 @@ def test_the_reverse_reward_is_what_the_response_tells_the_reference_of_its_prom
     assert np.abs(after.raw_scores - before.raw_scores).min() > 0.01
 
 
-def test_scores_are_divided_by_the_running_deviation_of_the_run(tmp_path):
-    made = make(score_running_scale=True, update_epochs=1, num_minibatches=1)
+def test_scores_are_divided_by_the_running_standard_deviation_of_the_run(tmp_path):
+    made = make(shaping=RewardShaping(running_scale=True), update_epochs=1, num_minibatches=1)
     so_far = []
     for seed in range(3):
         made.iterate(helpers.prompts([2, 4, 3, 1], seed=seed))
@@ -233,7 +262,7 @@ def test_scores_are_divided_by_the_running_deviation_of_the_run(tmp_path):
     validated = made.collect(BATCH)
     np.testing.assert_allclose(validated.scores, validated.raw_scores / np.std(so_far), rtol=1e-5)
     np.testing.assert_array_equal(made.score_moments, moments)
-    assert any(v is made.score_moments for v in resume._variables(made))
+    assert any(v is made.score_moments for v in made.variables), "`Resume` saves these"
     made.save_weights(tmp_path / "run.weights.h5")
     made.score_moments.assign(np.zeros(3))
     made.load_weights(tmp_path / "run.weights.h5")

@@ -21,7 +21,7 @@ def test_every_variable_moves_and_none_of_the_reference(plain):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_optimiser_steps_are_counted(plain):
+def test_optimizer_steps_are_counted(plain):
     """`num_minibatches` that changes nothing is a known mistake."""
     made = plain.trainer
     assert made.updates_per_iteration == 4

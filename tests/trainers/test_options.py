@@ -9,11 +9,13 @@ import tensorflow as tf
 from kerasrlhf.functional import masking
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.dpo import DPO
-from kerasrlhf.trainers.gradients import policy_logs
 from kerasrlhf.trainers.kl_control import FixedKL
+from kerasrlhf.trainers.language_modeling import LanguageModeling
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.trainers.ppo import PPO
+from kerasrlhf.trainers.update_step import policy_logs
 from kerasrlhf.types import Experience, Rollout, Sampler, TokenStats
 
 RNG = np.random.default_rng(5)
@@ -178,14 +180,9 @@ def test_padding_changes_no_estimate(make):
         ({"num_minibatches": 0}, "num_minibatches"),
         ({"micro_batches": 0}, "micro_batches"),
         ({"seed": -1}, "seed"),
-        ({"ptx_coef": -1.0}, "ptx_coef"),
-        ({"ptx_coef": 0.5}, "ptx_data"),
-        ({"ptx_data": tf.data.Dataset.range(3)}, "must be a dataset as `rlhf.data.demonstrations`"),
-        ({"ptx_data": tf.data.Dataset.from_tensors((IDS, IDS, IDS))}, "inputs with `token_ids`"),
-        ({"ptx_data": TEXTS}, "`ptx_coef` above 0 or `lm_every`"),
-        ({"score_clip": 0.0}, "score_clip"),
-        ({"score_scale": None}, "score_scale"),
-        ({"missing_end_score": -1.0}, "stop"),
+        ({"shaping": RewardShaping(missing_end_score=-1.0)}, "stop"),
+        ({"shaping": RewardShaping(missing_end_penalty=1.0)}, "stop"),
+        ({"texts": TEXTS}, "`texts` must be a LanguageModeling"),
         ({"sampler": Sampler(length=4, temperature=0)}, "temperature"),
         ({"sampler": Sampler(length=4, top_k=5)}, "top_k"),
         ({"sampler": Sampler(length=4, top_p=0.5)}, "top_p"),
@@ -199,6 +196,35 @@ def test_padding_changes_no_estimate(make):
 def test_bad_arguments_are_refused_at_once(make, options, named):
     with pytest.raises(ValueError, match=named):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("make_option", "named"),
+    [
+        (lambda: LanguageModeling(TEXTS, coef=-1.0), "`coef` must be at least 0"),
+        (lambda: LanguageModeling(None, coef=0.5), "`data` of `LanguageModeling`"),
+        (
+            lambda: LanguageModeling(tf.data.Dataset.range(3), coef=0.5),
+            "must be a dataset as `rlhf.data.demonstrations`",
+        ),
+        (
+            lambda: LanguageModeling(tf.data.Dataset.from_tensors((IDS, IDS, IDS)), coef=0.5),
+            "inputs with `token_ids`",
+        ),
+        (lambda: LanguageModeling(TEXTS), "Set `coef` above 0, or `every`"),
+        (lambda: RewardShaping(clip=0.0), "`clip` must be above 0"),
+        (lambda: RewardShaping(scale=None), "`scale` must be a finite number"),
+        (lambda: RewardShaping(overlong_penalty=2.0), "no effect without `overlong_buffer`"),
+        (lambda: RewardShaping(repetition_ngram=2), "no effect without `repetition_penalty`"),
+        (
+            lambda: RewardShaping(missing_end_score=-1.0, missing_end_penalty=1.0),
+            "pass one of them",
+        ),
+    ],
+)
+def test_bad_values_are_refused_by_the_option_that_holds_them(make_option, named):
+    with pytest.raises(ValueError, match=named):
+        make_option()
 
 
 def test_a_response_has_one_token_at_least():
@@ -223,14 +249,14 @@ BATCH = helpers.prompts([1, 2, 3, 4, 5, 6])
 
 @pytest.fixture(scope="module")
 def untouched(acting):
-    """A compiled trainer that may not begin anything: sampling raises."""
+    """A compiled trainer that must not start anything: sampling raises."""
     trainer = helpers.ppo(acting, num_minibatches=2, micro_batches=1)
     trainer.compile(jit_compile=False)
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise AssertionError("work was done before the check")
 
-    trainer._parts.collect = fail
+    trainer.collector = fail
     return trainer
 
 
@@ -271,7 +297,7 @@ def test_float16_is_refused(dtype):
             helpers.ppo(actor).compile()
 
 
-def test_an_optimiser_that_scales_is_refused(acting):
+def test_an_optimizer_that_scales_is_refused(acting):
     """Keras makes one of any optimizer under a global policy of "mixed_float16"."""
     made = helpers.ppo(acting)
     with pytest.raises(ValueError, match="an optimizer LossScaleOptimizer"):

@@ -39,8 +39,6 @@ def sound(request):
     yield
     for (variable, _), (_, value) in zip(variables(shared), before, strict=True):
         variable.assign(value)
-    if shared is not None:
-        shared._parts.skipped.in_a_row = 0
 
 
 def variables(ppo):
@@ -70,6 +68,7 @@ def check_skipped(ppo):
         np.testing.assert_array_equal(old, new, err_msg=name)
     assert ppo.optimizer.iterations == 2
     ppo.actor.value_head.kernel.assign(kernel)
+    assert ppo.iterate(BATCH)["policy/updates"] == 2, "training goes on"
 
 
 def test_an_update_that_is_not_finite_changes_nothing(ppo):
@@ -82,14 +81,13 @@ def test_nor_does_it_on_two_replicas():
 
 def scaled_rewards(ppo, monkeypatch, factors):
     """Multiplies the loss of each update by the next factor."""
-    update, factors = ppo._parts.update, iter(factors)
+    train_step, factors = ppo.train_step, iter(factors)
 
-    def scaled(minibatch, *rest):
-        factor = next(factors)
-        advantages = minibatch.advantages * factor
-        return update(minibatch._replace(advantages=advantages), *rest)
+    def scaled(batch):
+        advantages = batch.minibatch.advantages * next(factors)
+        return train_step(batch._replace(minibatch=batch.minibatch._replace(advantages=advantages)))
 
-    monkeypatch.setattr(ppo._parts, "update", scaled)
+    monkeypatch.setattr(ppo, "train_step", scaled)
 
 
 def test_skipped_updates_are_counted_and_shown_in_the_loss(ppo, monkeypatch):
@@ -197,7 +195,7 @@ def scores_of(kind):
     reward.gain.assign(math.nan if kind == "model" else 1e25)
     if kind == "weight":
         reward.gain.assign(1.0)
-        return {"one": (reward, 1e30)}, "reward, after weights and rules"
+        return {"one": (reward, 1e30)}, "reward, after weights and `RewardShaping`,"
     return {"one": reward}, "reward `one`"
 
 
