@@ -55,6 +55,8 @@ class Kit:
     dpo = functools.cached_property(lambda self: self.compiled(rlhf.DPO(self.lm)))
     ppo = functools.cached_property(lambda self: self.compiled(self.make()))
     prompts = functools.cached_property(lambda self: rlhf.data.prompts(["ab", "cd"], self.prep, 2))
+    texts = functools.cached_property(lambda self: rlhf.LanguageModeling(self.demos, coef=0.1))
+    with_texts = functools.cached_property(lambda self: self.compiled(self.make(texts=self.texts)))
     pairs = functools.cached_property(lambda self: rlhf.data.preferences([PAIR], self.prep, 1))
 
     @functools.cached_property
@@ -280,14 +282,6 @@ FIT = {
         lambda k: ([k.prompts], {"callbacks": "tensorboard"}),
         "Received: 'tensorboard' of type str",
     ),
-    "checkpoint of a whole model": (
-        lambda k: ([k.prompts], {"callbacks": checkpoint("x.keras")}),
-        "save_weights_only=True",
-    ),
-    "checkpoint with the way out": (
-        lambda k: ([k.prompts], {"callbacks": checkpoint("x.keras")}),
-        "`rlhf.callbacks.Resume(directory)`, or the policy with `trainer.actor.save_to_preset",
-    ),
 }
 USES |= {
     f"fit: {name}": (lambda k, f=f: k.ppo.fit(*f(k)[0], **f(k)[1]), m)
@@ -301,7 +295,22 @@ USES |= {
     ),
     "evaluate: pairs": (lambda k: k.ppo.evaluate(k.pairs), "`rlhf.data.preferences`"),
     "predict": (lambda k: k.ppo.predict(k.prompts), "`trainer.actor.generate(prompts, sampler)`"),
-    "save": (lambda k: k.ppo.save("x.keras"), "PPO cannot be saved as one Keras model"),
+    "fit: checkpoint of a whole model": (
+        lambda k: k.with_texts.fit(k.prompts, callbacks=checkpoint("x.keras")),
+        "save_weights_only=True",
+    ),
+    "fit: checkpoint with the way out": (
+        lambda k: k.with_texts.fit(k.prompts, callbacks=checkpoint("x.keras")),
+        "`rlhf.callbacks.Resume(directory)`, or the policy with `trainer.actor.save_to_preset",
+    ),
+    "save": (
+        lambda k: k.with_texts.save("x.keras"),
+        "PPO cannot be saved as one Keras model",
+    ),
+    "save with the reason": (
+        lambda k: k.with_texts.save("x.keras"),
+        "The reason: `texts` has a dataset",
+    ),
     "iterate: texts": (lambda k: k.ppo.iterate(["a"]), "Received: ['a'] of type list"),
     "iterate: dataset": (lambda k: k.ppo.iterate(k.prompts), "of type TokenizedDataset"),
     "actor: fit": (lambda k: k.actor.fit(k.demos), "call `compile()`"),
@@ -681,6 +690,7 @@ def kit():
     made.compiled(made.reward)
     # What a call may need but must not make itself.
     assert [made.ppo, made.dpo, made.reward, made.prompts, made.pairs, made.demos, made.labeled]
+    assert made.with_texts
     return made
 
 

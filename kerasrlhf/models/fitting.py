@@ -142,6 +142,10 @@ class FittedModel(adapters.AdaptedModel):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `ValueError`: the model cannot be one `.keras` file."""
+        self.check_savable()
+
+    def check_savable(self) -> None:
+        """Raises a `ValueError`: the model cannot be one `.keras` file."""
         raise ValueError(saving_advice(self))
 
 

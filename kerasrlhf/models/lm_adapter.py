@@ -436,16 +436,6 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Tensor) -> Iter
             attention.rotary_embedding_layer = rotation
 
 
-def pad_token_id(causal_lm: keras.Model) -> int:
-    """Returns the id that pads rows; any id will do, as masks and not ids mark padding (N2).
-
-    Args:
-        causal_lm: keras-hub `CausalLM`.
-    """
-    tokenizer = getattr(causal_lm.preprocessor, "tokenizer", None)
-    return int(getattr(tokenizer, "pad_token_id", None) or 0)
-
-
 def copy(causal_lm: keras.Model) -> keras.Model:
     """Returns a frozen copy with weights of its own, the same preprocessor and merged adapters.
 

@@ -134,5 +134,5 @@ class Reference:
 
     def _frozen(self) -> contextlib.AbstractContextManager:
         if self._adapters:
-            return lora.with_values(self._values)
+            return lora.with_values(self._values) if self._values else contextlib.nullcontext()
         return lora.adapters_off(self.causal_lm.backbone, self._values)

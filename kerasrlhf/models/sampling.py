@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kerasrlhf import tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.types import Responses, Sampler, Tensor
@@ -243,7 +244,7 @@ def sample(
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
     choice = _Choice(lengths, uniforms, sampler, temperature, stop_token_ids, value_head)
-    pad = lm_adapter.pad_token_id(causal_lm)
+    pad = tokens.pad_id(causal_lm.preprocessor)
     prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
     position, token, cache, state = _begin(causal_lm, prompt, choice, pad)
 

@@ -11,7 +11,6 @@ from kerasrlhf.types import (
     Tensor,
     changed_fields,
     require_bool,
-    require_finite_scores,
     require_int,
     require_number,
     require_optional,
@@ -151,9 +150,6 @@ class RewardShaping:
 
         Returns:
             Float32, shaped as `scores`.
-
-        Raises:
-            ValueError: If a shaped score is not finite.
         """
         with np.errstate(over="ignore"):
             scores = np.asarray(scores, "float32") * np.float32(self.scale / std)
@@ -171,9 +167,7 @@ class RewardShaping:
         if self.missing_end_score is not None:
             replaced = np.where(is_last, np.float32(self.missing_end_score), 0.0)
             scores = np.where(column(ended), scores, replaced)
-        scores = scores.astype("float32")
-        require_finite_scores(scores, "The reward, after weights and `RewardShaping`,")
-        return scores
+        return scores.astype("float32")
 
     def _penalties(self, responses: list[list[int]], ended: np.ndarray, length: int) -> np.ndarray:
         """Returns what is subtracted from each response's score, float `(batch,)`."""

@@ -12,15 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import adapters, replica
+from kerasrlhf import replica
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.models import fitting
 from kerasrlhf.trainers import statistics
+from kerasrlhf.trainers.held import HeldTrainer
 from kerasrlhf.trainers.interruption import Interruption
 
 
-class IterativeModel(adapters.AdaptedModel):
+class IterativeModel(HeldTrainer):
     """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
     `fit`, callbacks, history and validation are those of Keras: only what happens to a batch is
@@ -28,8 +29,6 @@ class IterativeModel(adapters.AdaptedModel):
     methods check arguments, so that a mistake is found before the first batch, let signals end
     `fit` between iterations, and call Keras.
     """
-
-    iteration: keras.Variable
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -103,20 +102,6 @@ class IterativeModel(adapters.AdaptedModel):
             "`trainer.actor.generate(prompts, sampler)`, for logits and values "
             "`trainer.actor(batch)`."
         )
-
-    @functools.wraps(keras.Model.save)
-    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the trainer with all networks as one `.keras` file; see `keras.Model.save`.
-
-        Raises:
-            ValueError: As `check_savable`.
-        """
-        self.check_savable()
-        super().save(filepath, *args, **kwargs)
-
-    def check_savable(self) -> None:
-        """Raises a `ValueError` for a trainer that cannot be saved as one file, with the reason."""
-        raise ValueError(fitting.saving_advice(self))
 
     def _check_scope(self) -> None:
         """Everything that training changes must belong to the strategy that it runs under."""

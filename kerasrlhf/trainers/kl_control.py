@@ -48,7 +48,7 @@ class KLController(keras.layers.Layer):
             raise ValueError(
                 f"`estimator` must be one of {sorted(ESTIMATORS)}. Received: {estimator!r}."
             )
-        self.place, self.estimator = place, estimator
+        self.place, self.estimator, self._initial = place, estimator, coef
         if place is not None:
             self.resolve(place)
         self.coef = self.add_weight(

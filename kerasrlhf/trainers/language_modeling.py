@@ -93,17 +93,15 @@ class TextBatches:
     """The batches of text of a run, one after the other, from the start again after the last.
 
     Args:
-        texts: `LanguageModeling` or None: then every batch is None.
+        texts: `LanguageModeling`.
         limits: `Limits` of the actor; texts that it cannot take are refused.
     """
 
-    def __init__(self, texts: LanguageModeling | None, limits: Limits) -> None:
-        self._batches: Iterator[Any] | None = None
-        if texts is not None:
-            self._batches = Guard(limits).batches(texts.data.repeat())
+    def __init__(self, texts: LanguageModeling, limits: Limits) -> None:
+        self._batches: Iterator[Any] = Guard(limits).batches(texts.data.repeat())
 
-    def next(self, count: int, micro_batches: int, replicas: int) -> list[TextBatch | None]:
-        """Returns the next `count` batches, or `count` times None without texts.
+    def next(self, count: int, micro_batches: int, replicas: int) -> list[TextBatch]:
+        """Returns the next `count` batches.
 
         Args:
             count: int.
@@ -113,9 +111,7 @@ class TextBatches:
         Raises:
             ValueError: If there are no texts, or rows cannot be divided into parts of equal size.
         """
-        if self._batches is None:
-            return [None] * count
-        batches = [self._next(self._batches) for _ in range(count)]
+        batches = [self._next() for _ in range(count)]
         for _, _, weights in batches:
             replica.check_division(
                 "texts of `LanguageModeling`",
@@ -130,12 +126,11 @@ class TextBatches:
 
     def skip(self, count: int) -> None:
         """Passes over the batches of updates that were done before a resume."""
-        if self._batches is not None:
-            for _ in range(count):
-                self._next(self._batches)
+        for _ in range(count):
+            self._next()
 
-    def _next(self, batches: Iterator[Any]) -> tuple[Any, Tensor, Tensor]:
-        batch = next(batches, None)
+    def _next(self) -> tuple[Any, Tensor, Tensor]:
+        batch = next(self._batches, None)
         if batch is None:
             raise ValueError(
                 "`data` of `LanguageModeling` has no batches. A batch size above the number of "

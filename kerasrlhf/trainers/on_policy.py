@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
@@ -14,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import adapters, replica, signatures, tokens
+from kerasrlhf import replica, signatures, tokens
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking, policy_losses, returns
@@ -26,7 +24,7 @@ from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.shaping import RewardShaping, RunningMoments
-from kerasrlhf.trainers import settings, soundness, statistics, summaries
+from kerasrlhf.trainers import soundness, statistics
 from kerasrlhf.trainers.iterative import IterativeModel
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.language_modeling import LanguageModeling, TextBatch, TextBatches
@@ -40,6 +38,7 @@ from kerasrlhf.types import (
     TokenStats,
     require_bool,
     require_choice,
+    require_finite_scores,
     require_instance,
     require_instance_or_none,
     require_int,
@@ -48,6 +47,8 @@ from kerasrlhf.types import (
     require_sampler,
     require_seed,
 )
+
+_NO_SHAPING = RewardShaping()
 
 
 class OnPolicyOptions(TypedDict, total=False):
@@ -202,17 +203,8 @@ class OnPolicyTrainer(IterativeModel):
         self.score_moments = keras.Variable(
             np.zeros(3), dtype="float32", trainable=False, name="score_moments"
         )
-        # In one opaque object: Keras would put frozen networks into every checkpoint, and track
-        # what changes every iteration.
-        self._untracked = types.SimpleNamespace(
-            reference=Reference.of(actor.causal_lm, reference),
-            given_reference=reference,
-            reward=reward,
-            shows_frozen=False,
-            text_batches=TextBatches(texts, actor.limits()),
-            statistics={},
-            last=None,
-        )
+        self.hold(reward, Reference.of(actor.causal_lm, reference), reference)
+        self._text_batches = self._new_text_batches()
         self.built = True
 
     def _check_critic(self) -> None:
@@ -432,7 +424,7 @@ class OnPolicyTrainer(IterativeModel):
         self.iteration.assign_add(1)
         seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
         logs |= statistics.time_statistics(seconds, logs["objective/length"] * episodes)
-        self._untracked.statistics, self._untracked.last = logs, collected
+        self._held.statistics, self._held.last = logs, collected
         return logs
 
     def _learn(
@@ -563,17 +555,20 @@ class OnPolicyTrainer(IterativeModel):
     def _shaped(self, collected: Collected, moments: RunningMoments) -> Collected:
         """A rollout whose scores are shaped, with coefficient and number of the iteration."""
         rollout, shaping = collected.rollout, self.shaping
-        responses = None
-        if shaping.counts_tokens:
-            responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
-        scores = shaping.apply(
-            rollout.scores.numpy(),
-            rollout.ended.numpy(),
-            masking.last_true_mask(rollout.response_mask).numpy(),
-            responses,
-            self.sampler.length,
-            moments.std if shaping.running_scale else 1.0,
-        )
+        scores = rollout.scores.numpy()
+        if shaping != _NO_SHAPING:
+            responses = None
+            if shaping.counts_tokens:
+                responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+            scores = shaping.apply(
+                scores,
+                rollout.ended.numpy(),
+                masking.last_true_mask(rollout.response_mask).numpy(),
+                responses,
+                self.sampler.length,
+                moments.std if shaping.running_scale else 1.0,
+            )
+        require_finite_scores(scores, "The reward, after weights and `RewardShaping`,")
         rollout = rollout._replace(
             scores=tf.constant(scores),
             kl_coef=tf.constant(self.kl.coef.numpy(), tf.float32),
@@ -585,16 +580,17 @@ class OnPolicyTrainer(IterativeModel):
 
     def _next_texts(self, iteration: int) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
         """The texts of an iteration: one for each update or Nones, and those of steps alone."""
-        if self.texts is None:
+        if self._text_batches is None:
             return itertools.repeat(None), []
         with_updates, alone = self._texts_of(iteration)
         replicas = replica.replicas(self.distribute_strategy)
-        batches = self._untracked.text_batches.next(
-            with_updates + alone, self.micro_batches, replicas
-        )
+        batches = self._text_batches.next(with_updates + alone, self.micro_batches, replicas)
         if not with_updates:
             return itertools.repeat(None), batches
         return iter(batches[:with_updates]), batches[with_updates:]
+
+    def _new_text_batches(self) -> TextBatches | None:
+        return None if self.texts is None else TextBatches(self.texts, self.actor.limits())
 
     def _texts_of(self, iteration: int) -> tuple[int, int]:
         """How many batches of text go with updates, and how many with steps on text alone."""
@@ -609,7 +605,8 @@ class OnPolicyTrainer(IterativeModel):
 
     def pass_over(self, iteration: int) -> None:
         """Skips the texts of an iteration that was done before a resume."""
-        self._untracked.text_batches.skip(sum(self._texts_of(iteration)))
+        if self._text_batches is not None:
+            self._text_batches.skip(sum(self._texts_of(iteration)))
 
     @property
     def updates_per_iteration(self) -> int:
@@ -628,28 +625,6 @@ class OnPolicyTrainer(IterativeModel):
         )
         return sum(self._updates_of(i) for i in range(iterations)) + sum(alone)
 
-    # What the trainer holds, and what others see of it.
-
-    @property
-    def reference(self) -> Reference:
-        """The frozen model that the KL is measured against."""
-        return self._untracked.reference
-
-    @property
-    def reward(self) -> Any:
-        """What scores responses, as it was passed."""
-        return self._untracked.reward
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Statistics of the last iteration by name."""
-        return self._untracked.statistics
-
-    @property
-    def last(self) -> Collected | None:
-        """Rollout and texts of the last iteration."""
-        return self._untracked.last
-
     def limits(self) -> Limits:
         """Returns which prompts the actor can take and answer."""
         return self.actor.limits(self.sampler)
@@ -664,155 +639,8 @@ class OnPolicyTrainer(IterativeModel):
         self.score_moments.assign(np.zeros(3))
         if self.memory is not None:
             self.memory.restore({})
-        self._untracked.text_batches = TextBatches(self.texts, self.actor.limits())
-        self._untracked.statistics, self._untracked.last = {}, None
-
-    def settings(self) -> dict[str, Any]:
-        """Returns everything that determines a run besides its data and what it has learned.
-
-        Returns:
-            Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
-            numbers, strings, booleans, lists and None; networks and rewards are fingerprints.
-        """
-        saved = {id(v) for v in self.variables}
-        # With adapters the reference is made of weights that are saved and loaded with the actor's.
-        frozen = [v for v in self.reference.frozen_values() if id(v) not in saved]
-        return settings.flat(
-            {
-                **settings.arguments_of(self),
-                "memory": None if self.memory is None else {"reuse": self.memory.reuse},
-                "optimizer": settings.describe(self.optimizer),
-                "reward": settings.describe_rewards(self.reward),
-                "reference": settings.fingerprint(frozen),
-            }
-        )
-
-    def summary(self, print_fn: Callable[[str], Any] | None = None) -> None:
-        """Prints actor, critic, reference and rewards: parameters, trained or frozen, and bytes.
-
-        Args:
-            print_fn: callable that takes the text. Defaults to None: standard output.
-        """
-        summaries.show(summaries.table(self._networks()), print_fn)
-
-    def _networks(self) -> dict[str, list[Any]]:
-        """Variables of each network by its name."""
-        networks = {"actor": self.actor.causal_lm, "value head": self.actor.value_head}
-        if self.actor.critic is not None:
-            networks["critic"] = self.actor.critic
-        found = {name: network.variables for name, network in networks.items()}
-        found["reference"] = self.reference.frozen_values()
-        for part in weighted.parts_of(self.reward):
-            if isinstance(part.reward, Scorer):
-                found[f"reward {part.name}"] = part.reward.variables
-        return found
-
-    def __repr__(self) -> str:
-        parts = weighted.parts_of(self.reward)
-        names = [part.name if part.weight == 1 else (part.name, part.weight) for part in parts]
-        reward = names if isinstance(self.reward, (list, dict)) else names[0]
-        shaping = None if self.shaping == RewardShaping() else self.shaping
-        values = {"reward": reward, "reference": None, "shaping": shaping}
-        return summaries.described(self, values)
-
-    def get_weights(self) -> list[np.ndarray]:
-        """Returns the values of all weights but the iteration counter.
-
-        So callbacks that restore the best weights do not bring back the random numbers of
-        iterations that are done. `save_weights` and `callbacks.Resume` keep the counter.
-        """
-        return [v.numpy() for v in self.weights if v is not self.iteration]
-
-    def set_weights(self, weights: list[np.ndarray]) -> None:
-        """Sets what `get_weights` returned; the iteration counter stays as it is."""
-        place = next(i for i, v in enumerate(self.weights) if v is self.iteration)
-        counter = self.iteration.numpy()
-        super().set_weights([*weights[:place], counter, *weights[place:]])
-
-    # As one `.keras` file.
-
-    def check_savable(self) -> None:
-        """Raises a `ValueError` for what a `.keras` file cannot hold.
-
-        These are LoRA adapters, the dataset of `texts`, and rewards that Keras cannot serialize.
-        """
-        reason = None
-        if adapters.adapted_layers(self.actor):
-            reason = "of its LoRA adapters"
-        elif self.texts is not None:
-            reason = "`texts` has a dataset"
-        else:
-            try:
-                self.get_config()
-            except (TypeError, ValueError) as error:
-                reason = f"of its reward ({error})"
-        if reason is not None:
-            raise ValueError(f"{fitting.saving_advice(self)} The reason: {reason}.")
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments, networks and rewards included; a memory without its rollouts."""
-        names = inspect.signature(type(self)).parameters
-        arguments = {name: getattr(self, name) for name in names}
-        arguments["reference"] = self._untracked.given_reference
-        return {name: keras.saving.serialize_keras_object(x) for name, x in arguments.items()}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> OnPolicyTrainer:
-        """Returns a trainer with the arguments of `get_config`, whose networks are new.
-
-        Args:
-            config: dict.
-        """
-        return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """Returns the arguments of `compile`."""
-        if not self.compiled:
-            return None
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
-            "jit_compile": self.jit_compile,
-            "run_eagerly": self.run_eagerly,
-        }
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles with the arguments of `get_compile_config`.
-
-        Args:
-            config: dict.
-        """
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def save_assets(self, dir_path: str) -> None:
-        """Has Keras write the frozen networks next; called for whole models, not for weights.
-
-        Args:
-            dir_path: str, unused.
-        """
-        self._untracked.shows_frozen = True
-
-    def load_assets(self, dir_path: str) -> None:
-        """Has Keras load the frozen networks next.
-
-        Args:
-            dir_path: str, unused.
-        """
-        self._untracked.shows_frozen = True
-
-    @property
-    def frozen_networks(self) -> list[keras.Model]:
-        """The reference and the reward models."""
-        rewards = [part.reward for part in weighted.parts_of(self.reward)]
-        return [self.reference.causal_lm, *(x for x in rewards if isinstance(x, Scorer))]
-
-    def __dir__(self) -> list[str]:
-        # Keras saves every model that an attribute in this list returns: the frozen networks are
-        # part of a whole model, and not of its weights.
-        hidden = {"reward", "frozen_networks"}
-        if vars(self).get("_untracked") and self._untracked.shows_frozen:
-            self._untracked.shows_frozen = False
-            hidden = {"reward"}
-        return [name for name in super().__dir__() if name not in hidden]
+        self._text_batches = self._new_text_batches()
+        self._held.statistics, self._held.last = {}, None
 
     def _trained_networks(self) -> list[keras.Model]:
         networks = (self.actor.causal_lm.backbone, self.actor.critic)

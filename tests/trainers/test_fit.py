@@ -1,5 +1,7 @@
 """`fit` is that of Keras: epochs, history, validation, stock callbacks; texts and shaping."""
 
+import re
+
 import helpers
 import keras
 import numpy as np
@@ -68,6 +70,23 @@ def test_epoch_logs_are_means_over_its_iterations(fitted):
             mean = np.mean(entries[3 * epoch : 3 * epoch + 3])
             assert history[name][epoch] == pytest.approx(mean, abs=1e-5), name
     assert len({entry["objective/score"] for entry, _ in record}) == 6
+
+
+def test_the_progress_bar_shows_the_score_first_and_the_loss_last(capsys):
+    """Numbers of each iteration, and at the end those of the history: means of the epoch."""
+    made = trainer()
+    made.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    record, callback = seen(made)
+    history = made.fit(PROMPTS, validation_data=PROMPTS.take(1), callbacks=[callback]).history
+    lines = capsys.readouterr().out.replace("\r", "\n").splitlines()
+    bars = [dict(re.findall(r" (\w+): (\S+)", line)) for line in lines]
+    *iterations, epoch = [bar for bar in bars if bar]
+    assert [*iterations[0]] == [*iterations[-1]] == SHOWN
+    assert [*epoch] == [*SHOWN, "val_score", "val_kl", "val_length"]
+    for bar, (statistics, _) in ((iterations[0], record[0]), (iterations[-1], record[-1])):
+        assert float(bar["score"]) == pytest.approx(statistics["objective/score"], abs=1e-3)
+    assert float(epoch["score"]) == pytest.approx(history["score"][0], abs=1e-3)
+    assert history["score"][0] != pytest.approx(record[-1][0]["objective/score"], abs=0.01)
 
 
 def test_checkpoints_of_keras_are_written(fitted):

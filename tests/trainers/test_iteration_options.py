@@ -1,4 +1,4 @@
-"""What options change in an iteration: its end, the rows in the loss, temperature, texts, scores."""
+"""What options change in an iteration: its end, rows in the loss, temperature, texts, scores."""
 
 import dataclasses
 
@@ -157,14 +157,15 @@ def test_steps_of_language_modeling_come_every_so_many_iterations():
 
 def check_text_steps(made, before, tokens, logs):
     """The last steps of `made` were those of SGD on the texts of these tokens, in order."""
-    after, losses = weights(made), []
+    start, after, losses = before, weights(made), []
     for token in tokens:
         assign(made, before)
         losses.append(float(cross_entropy(made, token)))
         found = tiny.gradients_of(lambda t=token: cross_entropy(made, t), made.trainable_variables)
         before = [w - 0.01 * g for w, g in zip(before, found, strict=True)]
-    start = weights(made)
-    steps, expected = ([(a - b) / 0.01 for a, b in zip(start, x)] for x in (after, before))
+    steps, expected = (
+        [(a - b) / 0.01 for a, b in zip(start, x, strict=True)] for x in (after, before)
+    )
     tiny.assert_close(steps, expected, atol=1e-4)
     assert logs["loss/lm"] == pytest.approx(np.mean(losses), rel=1e-4)
     assign(made, after)

@@ -272,7 +272,5 @@ def test_values_without_a_meaning_are_refused(make, case):
 
 
 def test_an_unknown_argument_is_refused_with_the_nearest_name(make):
-    with pytest.raises(
-        TypeError, match="`RLOO` has no argument `kl_target`. Did you mean `target_kl`"
-    ):
+    with pytest.raises(TypeError, match=r"no argument `kl_target`\. Did you mean `target_kl`"):
         make(kl_target=1.0)

@@ -1,0 +1,229 @@
+"""What a trainer holds in addition to the weights it trains, and what others see and save of it."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasrlhf.adapters import AdaptedModel, adapted_layers
+from kerasrlhf.models import fitting
+from kerasrlhf.models.actor_critic import ActorCritic
+from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts import weighted
+from kerasrlhf.rollouts.collector import Collected
+from kerasrlhf.rollouts.memory import RolloutMemory
+from kerasrlhf.rollouts.shaping import RewardShaping
+from kerasrlhf.trainers import settings, summaries
+from kerasrlhf.trainers.language_modeling import LanguageModeling
+
+
+class HeldTrainer(AdaptedModel):
+    """A trainer whose checkpoints hold what is trained, and whose files hold all of it; abstract.
+
+    Frozen networks are in one opaque object: Keras would put them into every checkpoint.
+
+    A subclass has the attributes below and calls `hold`.
+    """
+
+    actor: ActorCritic
+    iteration: keras.Variable
+    shaping: RewardShaping
+    texts: LanguageModeling | None
+    memory: RolloutMemory | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._held = types.SimpleNamespace(shows_frozen=False, statistics={}, last=None)
+
+    def hold(self, reward: Any, reference: Reference, given_reference: Any) -> None:
+        """Keeps the frozen networks.
+
+        Args:
+            reward: as `rollouts.weighted.parts_of` describes.
+            reference: `Reference`.
+            given_reference: CausalLM that it was made from, or None.
+        """
+        self._held.reward, self._held.reference = reward, reference
+        self._held.given_reference = given_reference
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen model that the KL is measured against."""
+        return self._held.reference
+
+    @property
+    def reward(self) -> Any:
+        """What scores responses, as it was passed."""
+        return self._held.reward
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Statistics of the last iteration by name."""
+        return self._held.statistics
+
+    @property
+    def last(self) -> Collected | None:
+        """Rollout and texts of the last iteration."""
+        return self._held.last
+
+    def settings(self) -> dict[str, Any]:
+        """Returns everything that determines a run besides its data and what it has learned.
+
+        Returns:
+            Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
+            numbers, strings, booleans, lists and None; networks and rewards are fingerprints.
+        """
+        saved = {id(v) for v in self.variables}
+        # With adapters the reference is made of weights that are saved and loaded with the actor's.
+        frozen = [v for v in self.reference.frozen_values() if id(v) not in saved]
+        return settings.flat(
+            {
+                **settings.arguments_of(self),
+                "memory": None if self.memory is None else {"reuse": self.memory.reuse},
+                "optimizer": settings.describe(self.optimizer),
+                "reward": settings.describe_rewards(self.reward),
+                "reference": settings.fingerprint(frozen),
+            }
+        )
+
+    def summary(self, print_fn: Callable[[str], Any] | None = None) -> None:
+        """Prints actor, critic, reference and rewards: parameters, trained or frozen, and bytes.
+
+        Args:
+            print_fn: callable that takes the text. Defaults to None: standard output.
+        """
+        summaries.show(summaries.table(self._networks()), print_fn)
+
+    def _networks(self) -> dict[str, list[Any]]:
+        """Variables of each network by its name."""
+        networks = {"actor": self.actor.causal_lm, "value head": self.actor.value_head}
+        if self.actor.critic is not None:
+            networks["critic"] = self.actor.critic
+        found = {name: network.variables for name, network in networks.items()}
+        found["reference"] = self.reference.frozen_values()
+        for part in weighted.parts_of(self.reward):
+            if isinstance(part.reward, Scorer):
+                found[f"reward {part.name}"] = part.reward.variables
+        return found
+
+    def __repr__(self) -> str:
+        parts = weighted.parts_of(self.reward)
+        names = [part.name if part.weight == 1 else (part.name, part.weight) for part in parts]
+        reward = names if isinstance(self.reward, (list, dict)) else names[0]
+        shaping = None if self.shaping == RewardShaping() else self.shaping
+        values = {"reward": reward, "reference": None, "shaping": shaping}
+        return summaries.described(self, values)
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Returns the values of all weights but the iteration counter.
+
+        So callbacks that restore the best weights do not bring back the random numbers of
+        iterations that are done. `save_weights` and `callbacks.Resume` keep the counter.
+        """
+        return [v.numpy() for v in self.weights if v is not self.iteration]
+
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        """Sets what `get_weights` returned; the iteration counter stays as it is."""
+        place = next(i for i, v in enumerate(self.weights) if v is self.iteration)
+        counter = self.iteration.numpy()
+        super().set_weights([*weights[:place], counter, *weights[place:]])
+
+    # As one `.keras` file.
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the trainer with all networks as one `.keras` file; see `keras.Model.save`.
+
+        Raises:
+            ValueError: As `check_savable`.
+        """
+        self.check_savable()
+        super().save(filepath, *args, **kwargs)
+
+    def check_savable(self) -> None:
+        """Raises a `ValueError` for what a `.keras` file cannot hold.
+
+        These are LoRA adapters, the dataset of `texts`, and rewards that Keras cannot serialize.
+        """
+        reason = None
+        if adapted_layers(self.actor):
+            reason = "of its LoRA adapters"
+        elif self.texts is not None:
+            reason = "`texts` has a dataset"
+        else:
+            try:
+                self.get_config()
+            except (TypeError, ValueError) as error:
+                reason = f"of its reward ({error})"
+        if reason is not None:
+            raise ValueError(f"{fitting.saving_advice(self)} The reason: {reason}.")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, networks and rewards included; a memory without its rollouts."""
+        names = inspect.signature(type(self)).parameters
+        arguments = {name: getattr(self, name) for name in names}
+        arguments["reference"] = self._held.given_reference
+        return {name: keras.saving.serialize_keras_object(x) for name, x in arguments.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> HeldTrainer:
+        """Returns a trainer with the arguments of `get_config`, whose networks are new.
+
+        Args:
+            config: dict.
+        """
+        return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """Returns the arguments of `compile`."""
+        if not self.compiled:
+            return None
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "jit_compile": self.jit_compile,
+            "run_eagerly": self.run_eagerly,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with the arguments of `get_compile_config`.
+
+        Args:
+            config: dict.
+        """
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def save_assets(self, dir_path: str) -> None:
+        """Has Keras write the frozen networks next; called for whole models, not for weights.
+
+        Args:
+            dir_path: str, unused.
+        """
+        self._held.shows_frozen = True
+
+    def load_assets(self, dir_path: str) -> None:
+        """Has Keras load the frozen networks next.
+
+        Args:
+            dir_path: str, unused.
+        """
+        self._held.shows_frozen = True
+
+    @property
+    def frozen_networks(self) -> list[keras.Model]:
+        """The reference and the reward models."""
+        rewards = [part.reward for part in weighted.parts_of(self.reward)]
+        return [self.reference.causal_lm, *(x for x in rewards if isinstance(x, Scorer))]
+
+    def __dir__(self) -> list[str]:
+        # Keras saves every model that an attribute in this list returns: the frozen networks are
+        # part of a whole model, and not of its weights.
+        hidden = {"reward", "frozen_networks"}
+        if "_held" in vars(self) and self._held.shows_frozen:
+            self._held.shows_frozen = False
+            hidden = {"reward"}
+        return [name for name in super().__dir__() if name not in hidden]
