@@ -1,6 +1,7 @@
 """How far a reader has to go: files and frames of one iteration, and arguments of the trainers."""
 
 import inspect
+import itertools
 import pathlib
 import sys
 
@@ -67,7 +68,7 @@ def test_from_the_batch_to_the_objective_it_is_eight_frames_in_five_files(walk):
         "objective",
     ]
     files = [file for file, _ in way]
-    assert sum(a != b for a, b in zip(files, files[1:], strict=False)) == 4
+    assert sum(a != b for a, b in itertools.pairwise(files)) == 4
 
 
 def test_files_of_an_iteration(walk):
@@ -79,7 +80,7 @@ def test_files_of_an_iteration(walk):
 
 
 @pytest.mark.parametrize(
-    "kind, most",
+    ("kind", "most"),
     [
         (rlhf.PPO, 30),
         (rlhf.GRPO, 23),

@@ -177,7 +177,14 @@ class HeldTrainer(AdaptedModel):
         Args:
             config: dict.
         """
-        return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
+        found = {n: keras.saving.deserialize_keras_object(x) for n, x in config.items()}
+        reward = found["reward"]
+        # JSON has no tuples.
+        if isinstance(reward, list):
+            reward = [tuple(x) if isinstance(x, list) else x for x in reward]
+        elif isinstance(reward, dict):
+            reward = {n: tuple(x) if isinstance(x, list) else x for n, x in reward.items()}
+        return cls(**{**found, "reward": reward})
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """Returns the arguments of `compile`."""
