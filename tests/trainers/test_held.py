@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kerasrlhf as rlhf
+from kerasrlhf import replica
 
 BATCH = {
     "token_ids": np.array([[0, 3, 4, 5], [0, 6, 7, 0]], "int32"),
@@ -163,11 +164,8 @@ def test_reset_starts_a_run_of_another_seed():
     assert made.last is None
     assert not made.score_moments.numpy().any()
     made.reset(seed=7)
-    tokens = made.collector(
-        made.actor.padded_prompts([[0, 3], [0, 4]], made.sampler) and BATCH,
-        rlhf.replica.uniforms(7, 0, 2, 3),
-        1.0,
-    ).rollout.token_ids
+    uniforms = replica.uniforms(7, iteration=0, rows=2, length=3)
+    tokens = made.collector(BATCH, uniforms, temperature=1.0).rollout.token_ids
     made.iterate(BATCH)
     np.testing.assert_array_equal(made.last.rollout.token_ids, tokens)
     assert first["objective/length"] <= 3
@@ -175,7 +173,6 @@ def test_reset_starts_a_run_of_another_seed():
 
 def test_evaluate_and_the_bar_have_the_score_first(capsys):
     made = trainer()
-    data = [{name: x for name, x in BATCH.items()}]
     data = rlhf.data.prompts(["ab", "ba"], made.actor.causal_lm.preprocessor, 2, shuffle=False)
     values = made.evaluate(data, verbose=0)
     named = made.evaluate(data, verbose=2, return_dict=True)
