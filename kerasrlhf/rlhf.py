@@ -36,6 +36,26 @@ ALGORITHMS: dict[str, Callable] = {
 _NORMALIZED = 256
 
 
+def _check_algorithm(algorithm: str, options: dict[str, Any]) -> None:
+    """Refuses an unknown algorithm, and options that it does not take."""
+    if algorithm not in ALGORITHMS:
+        near = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
+        raise ValueError(
+            f"Unknown algorithm {algorithm!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
+            f"There are {list(ALGORITHMS)}."
+        )
+    made = sorted({"actor", "sampler", "kl"} & set(options))
+    if made:
+        raise ValueError(
+            f"`RLHF` makes {made} itself, of `preset`, `length`, `temperature` and `kl_coef`. "
+            "For others use the classes behind it, for example "
+            "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
+        )
+    trainer = ALGORITHMS[algorithm]
+    kind: Any = getattr(trainer, "func", trainer)
+    signatures.check_names(kind, options)
+
+
 class RLHF:
     """Supervised fine-tuning, reward model and reinforcement learning behind one object.
 
@@ -103,27 +123,12 @@ class RLHF:
         template: Any = "plain",
         **options: Any,
     ) -> None:
-        if algorithm not in ALGORITHMS:
-            near = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
-            raise ValueError(
-                f"Unknown algorithm {algorithm!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
-                f"There are {list(ALGORITHMS)}."
-            )
+        _check_algorithm(algorithm, options)
         if (reward is None) == (preferences is None):
             raise ValueError(
                 "Give either `reward`, which scores responses, or `preferences`, on which a reward "
                 f"model is trained. Received {'neither' if reward is None else 'both'}."
             )
-        made = sorted({"actor", "sampler", "kl"} & set(options))
-        if made:
-            raise ValueError(
-                f"`RLHF` makes {made} itself, of `preset`, `length`, `temperature` and `kl_coef`. "
-                "For others use the classes behind it, for example "
-                "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
-            )
-        trainer = ALGORITHMS[algorithm]
-        kind: Any = getattr(trainer, "func", trainer)
-        signatures.check_names(kind, options)
         if not isinstance(preset, str | pathlib.Path):
             raise ValueError(
                 "`preset` must be a keras-hub name or handle, or a folder. Received: "
