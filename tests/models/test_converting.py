@@ -192,7 +192,7 @@ def test_encoders_are_said_to_be_left_out(tmp_path, capsys):
 
 def test_windows_of_gpt_oss_are_said_to_be_elsewhere(tmp_path):
     folder = huggingface.folder(tmp_path / "hf", family="gpt_oss")
-    with pytest.warns(UserWarning, match="behind the first 64 tokens"):
+    with pytest.warns(UserWarning, match="after the first 64 tokens"):
         loading.load_causal_lm(folder)
 
 
