@@ -118,3 +118,13 @@ def test_training_weighs_what_was_explored(acting):
     found = made.experience(rollout, np.ones(shape, "float32")).advantages
     weights = [[0.5 / (0.7 * 0.5 + 0.06)], [0.01 / (0.7 * 0.01 + 0.06)]]
     np.testing.assert_allclose(found, np.where(inside, weights, 0.0), rtol=1e-5)
+
+
+def test_validation_does_not_explore(acting):
+    made = helpers.ppo(acting, sampler=SAMPLER, update_epochs=1)
+    made.compile(run_eagerly=True)
+    seen = made.collect(BATCH).rollout
+    np.testing.assert_array_equal(seen.behavior_logprobs, seen.logprobs)
+    made.iterate(BATCH)
+    explored = made.last.rollout
+    assert np.abs(np.array(explored.behavior_logprobs - explored.logprobs)).max() > 0.1
