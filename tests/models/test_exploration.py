@@ -96,7 +96,7 @@ def test_a_share_outside_its_range_is_refused(epsilon):
 
 
 def test_there_is_nothing_to_mix_with_at_temperature_zero():
-    with pytest.raises(ValueError, match=r"`epsilon` mixes draws .* temperature above 0"):
+    with pytest.raises(ValueError, match=r"`epsilon` mixes samples .* temperature above 0"):
         Sampler(length=1, epsilon=0.1, temperature=0.0)
 
 

@@ -410,7 +410,7 @@ ERRORS = {
     "coef": (lambda: rlhf.ORPO(LM, coef=-0.1), "`coef` must be at least 0"),
     "length": (lambda: rlhf.ORPO(LM, response_length=0), "`response_length` must be at least 1"),
     "no response mask": (lambda: rlhf.ORPO(LM)(without("response_mask")), "`response_mask`"),
-    "no dict": (lambda: rlhf.ORPO(LM)(X["token_ids"]), "Expected batches as `rlhf.data.prefer"),
+    "no dict": (lambda: rlhf.ORPO(LM)(X["token_ids"]), "Expected batches of `rlhf.data.prefer"),
     "one axis less": (
         lambda: rlhf.ORPO(LM)({name: value[:, 0] for name, value in X.items()}),
         "of one shape",
