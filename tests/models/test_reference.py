@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasrlhf import tokens
 from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.trainers.dpo import DPO
@@ -255,7 +256,7 @@ def test_what_the_adapter_reads_off_a_model():
     assert lm_adapter.width(gpt2) == lm_adapter.width(llama.backbone) == 16
     assert lm_adapter.vocabulary_size(gpt2) == 23
     assert (lm_adapter.max_length(gpt2), lm_adapter.max_length(llama)) == (32, None)
-    assert lm_adapter.pad_token_id(llama) == 0
+    assert tokens.pad_id(llama.preprocessor) == 0
     for model, units in ((gpt2, 8), (llama, 4)):
         parts = tf.nest.flatten(lm_adapter.empty_cache(model, 3, 7))
         assert all(part.shape[0] == 3 and 7 in part.shape and not np.any(part) for part in parts)
