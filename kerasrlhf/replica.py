@@ -50,18 +50,13 @@ class Execution:
     run_eagerly: bool. Whether to run Python line by line instead, to debug.
 
     Example:
-        >>> Execution(tf.distribute.get_strategy(), jit_compile=False).replicas
-        1
+        >>> Execution(tf.distribute.get_strategy(), jit_compile=False).is_distributed
+        False
     """
 
     strategy: tf.distribute.Strategy
     jit_compile: bool = True
     run_eagerly: bool = False
-
-    @property
-    def replicas(self) -> int:
-        """How many replicas divide a batch between them."""
-        return replicas(self.strategy)
 
     @property
     def is_distributed(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -332,7 +333,7 @@ def require_int(
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"`{name}` must be an integer. Received: {_described(value)}.")
-    _check_range(name, value, minimum, None, maximum)
+    _check_range(name, value, minimum, None, maximum, None)
     return int(value)
 
 
@@ -447,24 +448,20 @@ def require_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _check_range(
-    name: str,
-    value: Any,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Refuses a number outside its bounds, all of which the message names."""
-    bounds = [
-        (minimum, "at least", lambda bound: value >= bound),
-        (above, "above", lambda bound: value > bound),
-        (maximum, "at most", lambda bound: value <= bound),
-        (below, "below", lambda bound: value < bound),
-    ]
-    given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
-    if not all(holds(bound) for bound, _, holds in given):
-        expected = " and ".join(f"{words} {bound}" for bound, words, _ in given)
+_RANGES: dict[str, Callable[[Any, Any], bool]] = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+
+def _check_range(name: str, value: Any, *bounds: float | None) -> None:
+    """Refuses a number outside its bounds, in the order of `_RANGES`, which the message names."""
+    named = zip(_RANGES, bounds, strict=True)
+    given = {words: bound for words, bound in named if bound is not None}
+    if not all(_RANGES[words](value, bound) for words, bound in given.items()):
+        expected = " and ".join(f"{words} {bound}" for words, bound in given.items())
         raise ValueError(f"`{name}` must be {expected}. Received: {value}.")
 
 

@@ -139,6 +139,11 @@ class HeldTrainer(AdaptedModel):
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the trainer with all networks as one `.keras` file; see `keras.Model.save`.
 
+        Args:
+            filepath: path that ends with ".keras".
+            *args: of `keras.Model.save`.
+            **kwargs: of `keras.Model.save`.
+
         Raises:
             ValueError: As `check_savable`.
         """
@@ -148,7 +153,8 @@ class HeldTrainer(AdaptedModel):
     def check_savable(self) -> None:
         """Raises a `ValueError` for what a `.keras` file cannot hold.
 
-        These are LoRA adapters, the dataset of `texts`, and rewards that Keras cannot serialize.
+        These are LoRA adapters of the actor, the dataset of `texts`, and rewards that Keras cannot
+        serialize: ensembles, process reward models, and objects without `get_config`.
         """
         reason = None
         if adapted_layers(self.actor):
@@ -158,8 +164,9 @@ class HeldTrainer(AdaptedModel):
         else:
             try:
                 self.get_config()
-            except (TypeError, ValueError) as error:
-                reason = f"of its reward ({error})"
+            except (NotImplementedError, TypeError, ValueError) as error:
+                # Ensembles and process reward models have no configuration.
+                reason = f"of its reward ({str(error).strip() or 'Keras cannot serialize it'})"
         if reason is not None:
             raise ValueError(f"{fitting.saving_advice(self)} The reason: {reason}.")
 

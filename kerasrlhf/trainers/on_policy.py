@@ -139,7 +139,7 @@ class OnPolicyTrainer(IterativeModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # `help` and editors show every argument, also those that `**options` stands for.
+        # `help` and editors show every argument, those behind `**options` included.
         cls.__signature__ = signatures.expanded(cls, cls.__mro__[1])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

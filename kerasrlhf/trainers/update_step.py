@@ -125,7 +125,7 @@ class UpdateStep:
         if part.text is None:
             return gradients, sums
         # With a tape of its own, so that the activations of both are never in memory together.
-        more, text_sums = self.text_gradients(part.text, is_part=True)
+        more, text_sums = self._text_part_gradients(part.text)
         total = sums["loss/total"] + self.text_coef * text_sums["loss/ptx"]
         gradients = [a + self.text_coef * b for a, b in zip(gradients, more, strict=True)]
         return gradients, {**sums, **text_sums, "loss/total": total}
@@ -156,20 +156,20 @@ class UpdateStep:
             total = total + self.prompt_coef * sums["loss/reverse"]
         return total, {"loss/total": total, **sums}
 
-    def text_gradients(
-        self, text: TextBatch, index: Tensor | None = None, is_part: bool = False
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def text_gradients(self, text: TextBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Returns the gradients of the cross-entropy of a text, and its value.
 
         Args:
             text: `TextBatch`, or a replica's share of its rows. The loss is in nats per counted
                 token of the whole batch.
-            index: int32 scalar, which micro-batch. Defaults to None: all, one after the other.
-            is_part: bool. Whether `text` is a micro-batch already. Defaults to False.
         """
-        if index is None and self.micro_batches > 1 and not is_part:
-            return replica.accumulated(lambda i: self.text_gradients(text, i), self.micro_batches)
-        part = text if index is None else _part(text, index, self.micro_batches)
+
+        def gradients(index: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+            return self._text_part_gradients(_part(text, index, self.micro_batches))
+
+        return replica.accumulated(gradients, self.micro_batches)
+
+    def _text_part_gradients(self, part: TextBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
         values = [v.value for v in self.variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
@@ -256,6 +256,8 @@ def take(experience: Experience, rows: Tensor) -> Experience:
 
 def _part(batch: Any, index: Tensor, parts: int) -> Any:
     """The `index`-th of `parts` equal shares of all rows, in the same structure."""
+    if parts == 1:
+        return batch
 
     def share(x: Tensor) -> Tensor:
         if x is None or len(x.shape) == 0:

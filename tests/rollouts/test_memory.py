@@ -229,7 +229,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path, on_disk):
 
 
 def test_text_goes_into_every_update_and_nothing_follows_the_last():
-    """A language-modeling loss beside older rollouts too; `target_kl` ends all of them."""
+    """A language-modeling loss with older rollouts too; `target_kl` ends all of them."""
     text = tf.data.Dataset.from_tensors(
         (
             {"token_ids": np.ones((4, 3), "int32"), "padding_mask": np.ones((4, 3), bool)},

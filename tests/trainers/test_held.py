@@ -118,6 +118,13 @@ def test_what_no_file_can_hold_is_refused_before_training(tmp_path):
 
     with pytest.raises(ValueError, match="The reason: of its reward"):
         trainer(reward=Callable()).save(tmp_path / "x.keras")
+    members = [rlhf.RewardModel(helpers.lm(texts=True, seed=seed)) for seed in (1, 2)]
+    for reward in (
+        rlhf.RewardEnsemble(members),
+        rlhf.ProcessRewardModel(helpers.lm(texts=True), separator="a"),
+    ):
+        with pytest.raises(ValueError, match="The reason: of its reward"):
+            trainer(reward=reward).save(tmp_path / "x.keras")
     assert not [*tmp_path.iterdir()]
 
 
