@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf import replica
-from kerasrlhf.models import lm_adapter
+from kerasrlhf import replica, tokens
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.types import Rollout, Sampler
 
@@ -89,7 +88,7 @@ def test_n2_whatever_id_fills_rows_up_samples_and_what_is_read_of_them_are_the_s
     """As padding a stop token, a token of the prompts, and another."""
     found = []
     for pad in (STOPS[0], 3, 5):
-        monkeypatch.setattr(lm_adapter, "pad_token_id", lambda lm, pad=pad: pad)
+        monkeypatch.setattr(tokens, "pad_id", lambda preprocessor, pad=pad: pad)
         made = helpers.ppo(
             helpers.actor(num_layers=1, texts=True), sampler=Sampler(length=4, stop_token_ids=STOPS)
         )
