@@ -1,4 +1,4 @@
-"""Every text family of keras-hub in a tiny shape, and what README's table says of it."""
+"""Every text family of keras-hub in a tiny shape, and the documentation's table of them."""
 
 from typing import NamedTuple
 
@@ -174,7 +174,7 @@ def lm(name: str, seed: int = 0, window: int = 4):
 
 
 def table() -> str:
-    """README's table, in Markdown; `tests/models/test_families.py` verifies every entry."""
+    """Table of `docs/pages/families.md`; `tests/models/test_families.py` verifies every entry."""
     rows = [
         "| family | class | sampling | PPO | reward model | LoRA | save and load |",
         "|---|---|---|---|---|---|---|",

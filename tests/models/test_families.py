@@ -18,7 +18,7 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.types import Sampler
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs/pages/families.md"
 LENGTHS = [1, 3, 6, 5]
 SAMPLER = Sampler(length=4, temperature=0.7, stop_token_ids=(0,))
 BATCH = helpers.prompts(LENGTHS)
@@ -67,8 +67,8 @@ def test_every_text_family_is_here():
         assert made is own or made.backbone_cls is own.backbone_cls
 
 
-def test_readme_says_what_is_verified_here():
-    assert families.table() in README.read_text("utf-8")
+def test_the_documentation_says_what_is_verified_here():
+    assert families.table() in PAGE.read_text("utf-8")
 
 
 def test_logprobs_and_values_are_those_of_teacher_forcing(case):

@@ -20,7 +20,7 @@ from kerasrlhf.models import lm_adapter
 from kerasrlhf.trainers.update_step import permutations
 from kerasrlhf.types import Sampler
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text("utf-8")
+RLOO_PAGE = pathlib.Path(__file__).parents[2] / "docs/pages/algorithms/rloo.md"
 COEF = 0.3
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4, 9, 13))
 BATCH = helpers.prompts([1, 3, 6, 2])
@@ -145,9 +145,10 @@ def test_rloo_with_a_constant_baseline_is_reinforce(monkeypatch, constant):
 
 
 @pytest.mark.parametrize("options", [{}, {"update_epochs": 3, "cliprange": 0.1}], ids=str)
-def test_rloo_is_what_readme_shows(options):
-    """The class of its section for contributors: the same weights after two iterations."""
-    (shown,) = re.findall(r"```python\n(from keras.*?class LeaveOneOut.*?)```", README, re.DOTALL)
+def test_rloo_is_what_its_page_shows(options):
+    """The class on the page: the same weights after two iterations."""
+    page = RLOO_PAGE.read_text("utf-8")
+    (shown,) = re.findall(r"```python\n(from keras.*?class LeaveOneOut.*?)```", page, re.DOTALL)
     names = {}
     exec(shown.split("trainer = ")[0], names)
     weights = []
