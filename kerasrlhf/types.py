@@ -12,9 +12,6 @@ Masks are true where something counts. Statistics are float32, log-probabilities
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -22,13 +19,18 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasrlhf.checks import described
+from kerasrlhf.checks import require_bool as require_bool
+from kerasrlhf.checks import require_choice as require_choice
+from kerasrlhf.checks import require_int as require_int
+from kerasrlhf.checks import require_number as require_number
+
 Tensor: TypeAlias = Any
 """A backend tensor, or whatever `keras.ops` converts to one; docstrings give dtype and shape."""
 
 T = TypeVar("T")
 
 LARGEST_SCORE = 1e15
-_SHOWN = 80
 
 
 def serializable(kind: type[T]) -> type[T]:
@@ -291,7 +293,7 @@ def require_instance(name: str, value: Any, kind: type[T], expected: str | None 
         return value
     hint = f" Pass `{name}={value.__name__}(...)`." if isinstance(value, type) else ""
     raise ValueError(
-        f"`{name}` must be {expected or f'a {kind.__name__}'}. Received: {_described(value)} of "
+        f"`{name}` must be {expected or f'a {kind.__name__}'}. Received: {described(value)} of "
         f"type {type(value).__name__}.{hint}"
     )
 
@@ -320,21 +322,6 @@ def require_constant_sampler(sampler: Any) -> Sampler:
             f"temperature={sampler.temperature!r}."
         )
     return sampler
-
-
-def require_int(
-    name: str, value: Any, minimum: int | None = None, maximum: int | None = None
-) -> int:
-    """Returns `value` as an int, or raises a `ValueError` that names it.
-
-    Example:
-        >>> require_int("batch_size", 8, minimum=1)
-        8
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"`{name}` must be an integer. Received: {_described(value)}.")
-    _check_range(name, value, minimum, None, maximum, None)
-    return int(value)
 
 
 def require_seed(value: Any) -> int:
@@ -380,34 +367,6 @@ def _worst(row: np.ndarray) -> Any:
     return broken[0] if broken.size else row[np.argmax(np.abs(row))]
 
 
-def require_number(
-    name: str,
-    value: Any,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-) -> float:
-    """Returns `value` as a float, or raises a `ValueError` that names it.
-
-    Args:
-        name: str, for the message.
-        value: what must be a finite number; bool is none.
-        minimum: float or None, the smallest value.
-        above: float or None, what the value must be above.
-        maximum: float or None, the largest value.
-        below: float or None, what the value must be below.
-
-    Example:
-        >>> require_number("held_out", 0.5, above=0.0, below=1.0)
-        0.5
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not _is_finite(value):
-        raise ValueError(f"`{name}` must be a finite number. Received: {_described(value)}.")
-    _check_range(name, value, minimum, above, maximum, below)
-    return float(value)
-
-
 def require_optional(name: str, value: Any, above: float = 0.0) -> float | None:
     """Returns None as it is and a number as a float, or raises a `ValueError` that names it.
 
@@ -416,62 +375,3 @@ def require_optional(name: str, value: Any, above: float = 0.0) -> float | None:
         (None, 0.1)
     """
     return None if value is None else require_number(name, value, above=above)
-
-
-def require_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """Returns `value` if it is one of `choices`, or raises a `ValueError` that names it.
-
-    Example:
-        >>> require_choice("labels", "soft", ("soft", "hard"))
-        'soft'
-    """
-    choices = [*choices]
-    if not isinstance(value, str) or value not in choices:
-        listed = " or ".join(f'"{choice}"' for choice in choices)
-        if len(choices) > 2:
-            listed = f"one of {choices}"
-        raise ValueError(f"`{name}` must be {listed}. Received: {_described(value)}.")
-    return value
-
-
-def require_bool(name: str, value: Any) -> bool:
-    """Returns `value` as a bool, or raises a `ValueError` that names it.
-
-    Any object has a truth value, so that `"no"` would count as true.
-
-    Example:
-        >>> require_bool("shuffle", False)
-        False
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"`{name}` must be True or False. Received: {_described(value)}.")
-    return bool(value)
-
-
-_RANGES: dict[str, Callable[[Any, Any], bool]] = {
-    "at least": operator.ge,
-    "above": operator.gt,
-    "at most": operator.le,
-    "below": operator.lt,
-}
-
-
-def _check_range(name: str, value: Any, *bounds: float | None) -> None:
-    """Refuses a number outside its bounds, in the order of `_RANGES`, which the message names."""
-    named = zip(_RANGES, bounds, strict=True)
-    given = {words: bound for words, bound in named if bound is not None}
-    if not all(_RANGES[words](value, bound) for words, bound in given.items()):
-        expected = " and ".join(f"{words} {bound}" for words, bound in given.items())
-        raise ValueError(f"`{name}` must be {expected}. Received: {value}.")
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        return False
-
-
-def _described(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... of type {type(value).__name__}"

@@ -8,7 +8,7 @@ Choosing needs no training and moves the policy by at most `log n - (n - 1) / n`
 that reinforcement learning has to beat. Fine-tuning on the winners (rejection sampling, distilled)
 pays for the n samples once. The report has the scores of one sample and of the best of n on
 held-out prompts, before and after, and how far the distilled policy has gone. `output` receives the
-winners (`winners.jsonl`, demonstrations for `recipes/sft.py`), the policy (`policy`, a keras-hub
+winners (`winners.jsonl`, demonstrations for `recipes/sft.py`), the policy (`model`, a keras-hub
 preset), `report.json` and curves for TensorBoard (`logs`). A trial of seconds:
 `python recipes/best_of_n.py --preset smoke`.
 """
@@ -17,6 +17,8 @@ import dataclasses
 import json
 import pathlib
 from typing import ClassVar
+
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
 import numpy as np
@@ -45,6 +47,7 @@ class Config:
         temperature: Of sampling.
         epochs: Passes over the winners.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
+        overwrite: Remove the results of an earlier run in output.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -62,6 +65,7 @@ class Config:
     temperature: float = 1.0
     epochs: int = 3
     learning_rate: float = 3e-4
+    overwrite: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -74,10 +78,11 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(self, zero=["seed"], at_least={"n": 2})
+        check_ranges(self, zero=["seed"], at_least={"n": 2})
 
 
 def main(config):
+    progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
     actor, start = (rlhf.ActorCritic.from_preset(config.model) for _ in range(2))
     reward = rlhf.load_reward(config.reward)
@@ -103,7 +108,9 @@ def main(config):
             "kl": divergence(actor, start, held_out, sampler, config, template),
         }
 
+    progress.step(f"Sampling {config.n} responses to {len(held_out)} held-out prompts")
     before = measure()
+    progress.step(f"Sampling {config.n} responses to {len(train)} prompts")
     found = sample(train, config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.demonstrations()]
@@ -111,9 +118,11 @@ def main(config):
     winners = found.demonstrations()
     if not winners:
         raise ValueError("Every winner is empty: the policy ends before its first word.")
-    distil(config, actor.causal_lm, winners, template)
+    progress.step(f"Fine-tuning on {len(winners)} winners")
+    distil(config, actor.causal_lm, winners, template, progress.verbose)
+    progress.step("Held-out prompts after training")
     after = measure()
-    actor.save_to_preset(config.output / "policy")
+    actor.save_to_preset(config.output / "model")
 
     bound = rlhf.best_of_n_kl(config.n)
     report = {
@@ -127,11 +136,11 @@ def main(config):
     for name in before:
         print(f"{name:<20}{before[name]:>10.3f}{after[name]:>12.3f}")
     print(f"choosing the best of {config.n} is a KL of at most {bound:.3f} nats a response")
-    rlhf.files.write_json(config.output / "report.json", report)
+    progress.finish(report)
     return report
 
 
-def distil(config, lm, winners, template):
+def distil(config, lm, winners, template, verbose):
     """Fine-tunes on the best responses."""
     demos = rlhf.data.demonstrations(
         winners,
@@ -156,7 +165,7 @@ def distil(config, lm, winners, template):
         epochs=config.epochs,
         shuffle=False,  # the dataset shuffles itself
         callbacks=[rlhf.callbacks.TensorBoard(config.output / "logs")],
-        verbose=2,
+        verbose=verbose,
     )
 
 
@@ -180,4 +189,4 @@ def divergence(actor, start, prompts, sampler, config, template):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

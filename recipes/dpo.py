@@ -5,7 +5,7 @@
 
 The data has records with `prompt`, `chosen` and `rejected`; a column `source`, if there is one,
 splits the accuracy into groups. DPO, IPO and KTO start from a fine-tuned model and stay near it;
-ORPO fine-tunes on the way. `output` receives the policy (`policy`, a keras-hub preset),
+ORPO fine-tunes on the way. `output` receives the policy (`model`, a keras-hub preset),
 `report.json`, and curves for TensorBoard (`logs`). A trial of seconds:
 `python recipes/dpo.py --preset smoke`.
 """
@@ -13,6 +13,8 @@ ORPO fine-tunes on the way. `output` receives the policy (`policy`, a keras-hub 
 import dataclasses
 import pathlib
 from typing import ClassVar, Literal
+
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
 import numpy as np
@@ -48,6 +50,7 @@ class Config:
             With adapters the reference costs no second model.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         resume: Keep a backup of every epoch, and continue from it if there is one.
+        overwrite: Remove the results of an earlier run in output.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -72,6 +75,7 @@ class Config:
     lora_rank: int = 0
     dtype: str | None = None
     resume: bool = False
+    overwrite: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -90,7 +94,7 @@ class Config:
     }
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self,
             zero=["coef", "label_smoothing", "lora_rank", "samples", "seed"],
             fractions=["held_out"],
@@ -106,6 +110,7 @@ class Config:
 
 
 def main(config):
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     records = rlhf.data.records.load(config.data)
     order = np.random.default_rng(config.seed).permutation(len(records))
@@ -123,19 +128,26 @@ def main(config):
     trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
 
     prompts = read_prompts(config, held_out, template)
-    before, responses_before = measure(config, trainer, actor, unseen, prompts, template)
+    progress.step("Held-out pairs before training")
+    before, responses_before = measure(
+        config, trainer, actor, unseen, prompts, template, progress.verbose
+    )
     callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
     if config.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "state"))
+    progress.step("Training")
     trainer.fit(
         pairs,
         validation_data=unseen,
         epochs=config.epochs,
         shuffle=False,  # the dataset shuffles itself
         callbacks=callbacks,
-        verbose=2,
+        verbose=progress.verbose,
     )
-    after, responses_after = measure(config, trainer, actor, unseen, prompts, template)
+    progress.step("Held-out pairs after training")
+    after, responses_after = measure(
+        config, trainer, actor, unseen, prompts, template, progress.verbose
+    )
     samples = zip(prompts, responses_before, responses_after, strict=True)
     report = {
         "config": dataclasses.asdict(config),
@@ -145,10 +157,9 @@ def main(config):
         "samples": [dict(zip(("prompt", "before", "after"), x, strict=True)) for x in samples],
     }
     show(report)
-    with rlhf.files.replacing_preset(config.output / "policy") as folder:
+    with rlhf.files.replacing_preset(config.output / "model") as folder:
         actor.causal_lm.save_to_preset(str(folder))
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"\npolicy, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -180,9 +191,9 @@ def read_prompts(config, records, template):
     return rlhf.data.records.select(records, read, config.on_error).values[0][: config.samples]
 
 
-def measure(config, trainer, actor, unseen, prompts, template):
+def measure(config, trainer, actor, unseen, prompts, template, verbose):
     """Returns the metrics on held-out pairs, and responses to the prompts."""
-    found = trainer.evaluate(unseen, verbose=0, return_dict=True)
+    found = trainer.evaluate(unseen, verbose=verbose, return_dict=True)
     if not prompts:
         return found, []
     return found, actor.generate(
@@ -248,4 +259,4 @@ def show(report):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

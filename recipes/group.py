@@ -9,7 +9,7 @@ advantage is the score less the mean of the group, in standard deviations of the
 is in the loss. `dr_grpo` divides neither by the standard deviation nor by the length of a response,
 and has the KL in the reward. `rloo` subtracts the mean of the other responses and follows the plain
 gradient. Without options a storyteller learns to continue happily. `output` receives the policy
-(`policy`, a keras-hub preset), `report.json`, curves for TensorBoard (`logs`), and the state of the
+(`model`, a keras-hub preset), `report.json`, curves for TensorBoard (`logs`), and the state of the
 run (`state`), which `--resume` continues. A trial of seconds:
 `python recipes/group.py --preset smoke`.
 """
@@ -17,6 +17,8 @@ run (`state`), which `--resume` continues. A trial of seconds:
 import dataclasses
 import pathlib
 from typing import ClassVar, Literal
+
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
 import numpy as np
@@ -58,6 +60,7 @@ class Config:
         mask_overlong: Leave out responses without end token.
         missing_end_score: Score of a response without end token; none for the reward's own.
         resume: Continue from the state in output.
+        overwrite: Remove the results of an earlier run in output.
         on_change: What to do if settings are not those of the run that is resumed, such as more
             iterations, over which the learning rate falls to 0.
         jit_compile: Compile with XLA.
@@ -89,6 +92,7 @@ class Config:
     mask_overlong: bool = False
     missing_end_score: float | None = None
     resume: bool = False
+    overwrite: bool = False
     on_change: Literal["refuse", "warn"] = "refuse"
     jit_compile: bool = True
     seed: int = 0
@@ -102,7 +106,7 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self,
             zero=["kl_coef", "seed"],
             signed=["missing_end_score"],
@@ -117,17 +121,16 @@ class Config:
 
 
 def main(config):
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     resume = rlhf.callbacks.Resume(
         config.output / "state", every=config.validate_every, on_change=config.on_change
     )
-    if resume.has_state and not config.resume:
-        raise ValueError(
-            f"{config.output} holds a run: continue it with --resume, or change --output."
-        )
     trainer = build(config)
     prompts, unseen = read_prompts(config, trainer.actor.causal_lm.preprocessor)
-    before = trainer.evaluate(unseen, verbose=0, return_dict=True)
+    progress.step("Held-out prompts before training")
+    before = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
+    progress.step("Training")
     trainer.fit(
         prompts.repeat(),
         steps_per_epoch=config.validate_every,
@@ -135,15 +138,15 @@ def main(config):
         validation_data=unseen,
         shuffle=False,  # the dataset shuffles itself
         callbacks=[resume, rlhf.callbacks.TensorBoard(config.output / "logs")],
-        verbose=2,
+        verbose=progress.verbose,
     )
-    after = trainer.evaluate(unseen, verbose=0, return_dict=True)
-    trainer.actor.save_to_preset(config.output / "policy")
+    progress.step("Held-out prompts after training")
+    after = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
+    trainer.actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<8}{before[name]:>10.3f}{after[name]:>10.3f}")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"policy, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -201,4 +204,4 @@ def read_prompts(config, preprocessor):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

@@ -4,7 +4,7 @@
     python recipes/ppo.py --model gpt2_base_en --reward my_reward.py:score --prompts prompts.jsonl
 
 The prompts are records with `prompt`; their other columns reach a reward function by name. `output`
-receives the policy with its critic (`policy`, a keras-hub preset), `report.json`, samples
+receives the policy with its critic (`model`, a keras-hub preset), `report.json`, samples
 (`samples.jsonl`), curves for TensorBoard (`logs`), and the state of the run (`state`): started
 again with `--resume`, an interrupted run continues as if nothing had happened. A trial of seconds:
 `python recipes/ppo.py --preset smoke`.
@@ -14,6 +14,8 @@ import contextlib
 import dataclasses
 import pathlib
 from typing import ClassVar, Literal
+
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
 import numpy as np
@@ -57,6 +59,7 @@ class Config:
         samples: Responses shown at every validation.
         distribute: One replica a GPU.
         resume: Continue from the state in output.
+        overwrite: Remove the results of an earlier run in output.
         on_change: What to do if settings are not those of the run that is resumed, such as more
             iterations, over which the learning rate falls to 0.
         jit_compile: Compile with XLA.
@@ -92,6 +95,7 @@ class Config:
     samples: int = 3
     distribute: bool = False
     resume: bool = False
+    overwrite: bool = False
     on_change: Literal["refuse", "warn"] = "refuse"
     jit_compile: bool = True
     seed: int = 0
@@ -115,7 +119,7 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self,
             zero=["kl_coef", "lora_rank", "seed"],
             signed=["missing_end_score"],
@@ -129,14 +133,11 @@ class Config:
 
 
 def main(config):
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     resume = rlhf.callbacks.Resume(
         config.output / "state", every=config.save_every, on_change=config.on_change
     )
-    if resume.has_state and not config.resume:
-        raise ValueError(
-            f"{config.output} holds a run: continue it with --resume, or change --output."
-        )
     samples = rlhf.callbacks.Samples(
         config.samples, every=config.validate_every, path=config.output / "samples.jsonl"
     )
@@ -144,7 +145,9 @@ def main(config):
     with rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext():
         ppo = build(config)
         prompts, unseen = read_prompts(config, ppo.actor.causal_lm.preprocessor)
-        before, shown_before = measure(ppo, unseen)
+        progress.step("Held-out prompts before training")
+        before, shown_before = measure(ppo, unseen, progress.verbose)
+        progress.step("Training")
         ppo.fit(
             prompts.repeat(),
             steps_per_epoch=config.validate_every,
@@ -152,15 +155,15 @@ def main(config):
             validation_data=unseen,
             shuffle=False,  # the dataset shuffles itself
             callbacks=[resume, curves, samples],
-            verbose=2,
+            verbose=progress.verbose,
         )
-        after, shown_after = measure(ppo, unseen)
-    ppo.actor.save_to_preset(config.output / "policy")
+        progress.step("Held-out prompts after training")
+        after, shown_after = measure(ppo, unseen, progress.verbose)
+    ppo.actor.save_to_preset(config.output / "model")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}
     report["samples"] = pairs(shown_before, shown_after, config.samples)
     show(report)
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"\npolicy, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -216,9 +219,10 @@ def read_prompts(config, preprocessor):
     return prompts, unseen
 
 
-def measure(ppo, unseen):
+def measure(ppo, unseen, verbose):
     """Returns score, KL and length on held-out prompts, and the responses to the first of them."""
-    return ppo.evaluate(unseen, verbose=0, return_dict=True), ppo.collect(next(iter(unseen)))
+    figures = ppo.evaluate(unseen, verbose=verbose, return_dict=True)
+    return figures, ppo.collect(next(iter(unseen)))
 
 
 def pairs(before, after, count):
@@ -246,4 +250,4 @@ def brevity(responses):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

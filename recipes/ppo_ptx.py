@@ -9,7 +9,7 @@
 `lm_every` puts steps of language modeling between the iterations. `reverse_coef` adds the loss of
 predicting the prompt from the response, and `reverse_reward` rewards responses that their prompt
 can be recognized from. The report compares score, KL and the perplexity of held-out texts before
-and after. `output` receives the policy (`policy`, a keras-hub preset), `report.json` and curves for
+and after. `output` receives the policy (`model`, a keras-hub preset), `report.json` and curves for
 TensorBoard (`logs`). A trial of seconds: `python recipes/ppo_ptx.py --preset smoke`.
 """
 
@@ -17,11 +17,12 @@ import dataclasses
 import pathlib
 from typing import ClassVar
 
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
+
 import keras
 import numpy as np
 
 import kerasrlhf as rlhf
-from kerasrlhf.tasks import sentiment, stories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Config:
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
         kl_coef: Score units per nat of KL from the initial policy.
         update_epochs: Passes over the responses of an iteration.
+        overwrite: Remove the results of an earlier run in output.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -80,6 +82,7 @@ class Config:
     learning_rate: float = 3e-4
     kl_coef: float = 0.05
     update_epochs: int = 2
+    overwrite: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -93,7 +96,7 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self,
             zero=["kl_coef", "ptx_coef", "reverse_coef", "reverse_reward", "seed"],
             at_least={"text_length": 9},
@@ -106,32 +109,36 @@ class Config:
 
 
 def main(config):
+    progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
     actor = rlhf.ActorCritic.from_preset(config.model)
     prompts, unseen = read_prompts(config, actor.causal_lm.preprocessor)
+    progress.step("Texts")
     unseen_texts, texts = read_texts(config, actor)
     print(f"{len(texts)} texts, for example\n  {texts[0]!r}")
     ppo, judge = build(config, actor, texts)
 
     def measure():
-        found = judge.evaluate(unseen, verbose=0, return_dict=True)
+        found = judge.evaluate(unseen, verbose=progress.verbose, return_dict=True)
         return {**found, "perplexity": rlhf.evaluation.perplexity(actor.causal_lm, unseen_texts)}
 
+    progress.step("Held-out prompts and texts before training")
     before = measure()
+    progress.step("Training")
     ppo.fit(
         prompts.repeat(),
         steps_per_epoch=config.iterations,
         shuffle=False,  # the dataset shuffles itself
         callbacks=[rlhf.callbacks.TensorBoard(config.output / "logs")],
-        verbose=2,
+        verbose=progress.verbose,
     )
+    progress.step("Held-out prompts and texts after training")
     after = measure()
-    actor.save_to_preset(config.output / "policy")
+    actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<11}{before[name]:>10.3f}{after[name]:>10.3f}")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"policy, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -166,7 +173,7 @@ def build(config, actor, texts):
 
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
-    source = config.prompts or sentiment.unhappy_openings()
+    source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
     template = rlhf.data.dialogue.load_template(config.template)
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
@@ -206,8 +213,8 @@ def read_texts(config, actor):
     openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
     sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)
     written = actor.generate(openings, sampler, config.seed, jit_compile=config.jit_compile)
-    return stories.HELD_OUT, [a + b for a, b in zip(openings, written, strict=True)]
+    return rlhf.tasks.stories.HELD_OUT, [a + b for a, b in zip(openings, written, strict=True)]
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

@@ -49,6 +49,7 @@ class Config:
         learning_rate: Highest rate of the mixture; falls to a tenth in a cosine.
         final_learning_rate: Highest rate of the last phase; falls to zero in a cosine.
         held_out: Real training stories kept back to choose the last epoch.
+        jit_compile: Compile with XLA.
         seed: Of everything random.
     """
 
@@ -70,6 +71,7 @@ class Config:
     learning_rate: float = 4e-3
     final_learning_rate: float = 6e-4
     held_out: int = 72
+    jit_compile: bool = True
     seed: int = 0
 
     def __post_init__(self):
@@ -84,7 +86,7 @@ def read(path):
         return [json.loads(line)["text"] for line in lines]
 
 
-def write(actor, rows, temperature, seed):
+def write(actor, rows, temperature, seed, jit_compile):
     """Lets a language model write.
 
     Returns:
@@ -97,7 +99,7 @@ def write(actor, rows, temperature, seed):
     sampler = rlhf.Sampler(length - 1, temperature, stop_token_ids=stops)
     starts = np.full((rows, 1), tokenizer.start_token_id, "int32")
     prompts = {"token_ids": starts, "padding_mask": np.ones((rows, 1), bool)}
-    samples = actor.generate(prompts, sampler, seed=seed)
+    samples = actor.generate(prompts, sampler, seed=seed, jit_compile=jit_compile)
     inside = samples.response_mask.numpy() & ~np.isin(samples.token_ids, stops)
     ids = zip(samples.token_ids.numpy(), inside, strict=True)
     texts = [tokenizer.detokenize(row[mask].tolist()).strip() for row, mask in ids]
@@ -117,7 +119,8 @@ def teacher_stories(config, teacher):
     if not config.sampled.exists():
         actor, texts = rlhf.ActorCritic(teacher), []
         for i in range(config.rounds):
-            stories = write(actor, config.rows, 0.7 + 0.1 * (i % 4), seed=i)
+            temperature = 0.7 + 0.1 * (i % 4)
+            stories = write(actor, config.rows, temperature, i, config.jit_compile)
             texts += [text for text, ended in stories if ended and is_good(text)]
             print(f"round {i + 1} of {config.rounds}: {len(texts)} stories", flush=True)
         with (
@@ -192,7 +195,7 @@ def dataset(rows, batch_size, tokenizer):
     return data.shuffle(len(rows), seed=0).batch(batch_size, drop_remainder=True)
 
 
-def train(model, data, epochs, learning_rate, end, validation=None):
+def train(model, data, epochs, learning_rate, end, jit_compile, validation=None):
     """Muon for matrices and Adam for the rest, at a rate that falls to `end` times the highest."""
     steps = epochs * len(data)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -202,7 +205,7 @@ def train(model, data, epochs, learning_rate, end, validation=None):
         schedule, weight_decay=0.05, adam_beta_2=0.98, global_clipnorm=1.0
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, weighted_metrics=[], jit_compile=True)
+    model.compile(optimizer, loss, weighted_metrics=[], jit_compile=jit_compile)
     best = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True)
     callbacks = [best] if validation else []
     model.fit(
@@ -243,7 +246,7 @@ def report(config, model, teacher):
     )
     actor = rlhf.ActorCritic(model)
     for temperature in (0.7, 1.0):
-        stories = write(actor, 32, temperature, config.seed)
+        stories = write(actor, 32, temperature, config.seed, config.jit_compile)
         print(f"\n[temperature {temperature}] {sum(ended for _, ended in stories)} of 32 ended")
         print("\n\n".join(text for text, _ in stories[:2]))
 
@@ -264,13 +267,13 @@ def main(config):
     mixture = windows([rows[i] for i in order], config.length)
     print(f"{len(sampled)} sampled stories, {len(real)} real ones, {mixture.size:,} tokens")
     data = dataset(mixture, config.batch_size, tokenizer)
-    train(model, data, config.epochs, config.learning_rate, end=0.1)
+    train(model, data, config.epochs, config.learning_rate, 0.1, config.jit_compile)
     data, validation = (
         dataset(whole_stories(tokenizer, part, config.length), config.batch_size, tokenizer)
         for part in (real, held_out)
     )
     rate = config.final_learning_rate
-    train(model, data, config.final_epochs, rate, end=0.0, validation=validation)
+    train(model, data, config.final_epochs, rate, 0.0, config.jit_compile, validation)
     # Only now, because `fit` would run it on the token ids.
     model.preprocessor = keras_hub.models.Llama3CausalLMPreprocessor(tokenizer, config.length)
     save(model, config.output)

@@ -12,15 +12,14 @@ started from (KL), and what it cost in language ability (perplexity of stories, 
 import dataclasses
 import json
 import pathlib
-import time
 from typing import ClassVar
+
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
 import keras_hub
 
 import kerasrlhf as rlhf
-from kerasrlhf import evaluation
-from kerasrlhf.tasks import sentiment, stories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Config:
 
     Args:
         output: Folder for the report, the curves, the TensorBoard logs and the policy.
+        overwrite: Remove the results of an earlier run in output.
         pairs: Comparisons that the annotator makes.
         noise: The annotator's noise, in units of sentiment (-1 to 1).
         length: Tokens of a continuation.
@@ -44,10 +44,12 @@ class Config:
         kl_target: Nats a continuation that the KL coefficient steers to.
         kl_horizon: Episodes; smaller steers faster.
         held_out: Openings that nothing is trained on, for the report.
+        jit_compile: Compile with XLA.
         seed: Of everything random.
     """
 
-    output: str = "runs/quickstart"
+    output: pathlib.Path = pathlib.Path("runs/quickstart")
+    overwrite: bool = False
     pairs: int = 2048
     noise: float = 0.15
     length: int = 32
@@ -63,34 +65,37 @@ class Config:
     kl_target: float = 6.0
     kl_horizon: float = 400.0
     held_out: int = 256
+    jit_compile: bool = True
     seed: int = 0
 
     presets: ClassVar[dict[str, dict]] = {
         "smoke": {
             "pairs": 64, "length": 8, "reward_epochs": 1, "batch_size": 16, "iterations": 2,
-            "held_out": 16,
+            "held_out": 16, "output": pathlib.Path("runs/smoke/quickstart"),
+            "jit_compile": False,
         }
     }  # fmt: skip
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(self, zero=["noise", "seed"], at_least={"pairs": 8})
+        check_ranges(self, zero=["noise", "seed"], at_least={"pairs": 8})
 
 
 def main(config: Config) -> dict:
     """Runs everything and returns the report."""
+    is_default = config.output == Config.output
+    progress = Progress(config.output, overwrite=config.overwrite or is_default)
     keras.utils.set_random_seed(config.seed)
-    start = time.perf_counter()
-    output = pathlib.Path(config.output)
     lm = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
     actor = rlhf.ActorCritic.from_causal_lm(lm)
     sampler = rlhf.Sampler(config.length, temperature=config.temperature)
-    openings = sentiment.unhappy_openings(seed=config.seed)
+    openings = rlhf.tasks.sentiment.unhappy_openings(seed=config.seed)
     held_out, training = openings[: config.held_out], openings[config.held_out :]
 
-    before = actor.generate(held_out, sampler, seed=config.seed + 1, return_ended=True)
-    perplexity_before = evaluation.perplexity(lm, stories.HELD_OUT)
+    progress.step("Held-out stories before training")
+    before = answer(config, actor, held_out, sampler, config.seed + 1)
+    perplexity_before = rlhf.evaluation.perplexity(lm, rlhf.tasks.stories.HELD_OUT)
 
-    heading("1. Comparisons of a simulated annotator", start)
+    progress.step("1. Comparisons of a simulated annotator")
     comparisons = compare_pairs(config, actor, sampler, training)
     cut = len(comparisons) * 7 // 8
     pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, batch_size=32)
@@ -98,26 +103,34 @@ def main(config: Config) -> dict:
     print(f"{cut} to learn from, {len(comparisons) - cut} to test on, for example")
     print(json.dumps(comparisons[0], indent=2))
 
-    heading("2. Reward model", start)
+    progress.step("2. Reward model")
     reward = rlhf.RewardModel.from_causal_lm(lm)
-    reward.compile(keras.optimizers.Adam(config.reward_learning_rate))
-    reward.fit(pairs, epochs=config.reward_epochs, verbose=2)
+    reward.compile(
+        keras.optimizers.Adam(config.reward_learning_rate), jit_compile=config.jit_compile
+    )
+    reward.fit(pairs, epochs=config.reward_epochs, verbose=progress.verbose)
     accuracy = reward.evaluate(unseen, return_dict=True, verbose=0)["accuracy"]
     print(f"It orders {accuracy:.1%} of the unseen comparisons as the annotator did.")
     reward.normalize(held_out, responses=before[0], ended=before[1])
 
-    heading("3. PPO", start)
-    ppo, curves = build(config, actor, reward, sampler), Curves()
+    progress.step("3. PPO")
+    ppo, rows = build(config, actor, reward, sampler), []
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
     prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
     ppo.fit(
         prompts.repeat(),
         steps_per_epoch=config.iterations,
-        callbacks=[curves, rlhf.callbacks.TensorBoard(output / "tensorboard")],
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: rows.append(dict(ppo.statistics))
+            ),
+            rlhf.callbacks.TensorBoard(config.output / "logs"),
+        ],
+        verbose=progress.verbose,
     )
 
-    heading("4. Before and after", start)
-    after = actor.generate(held_out, sampler, seed=config.seed + 1, return_ended=True)
+    progress.step("4. Before and after")
+    after = answer(config, actor, held_out, sampler, config.seed + 1)
     unseen = rlhf.data.prompts(held_out, lm.preprocessor, shuffle=False, **batches)
     kl = ppo.evaluate(unseen, return_dict=True, verbose=0)["kl"]
     old, new = (measure(reward, held_out, *answers) for answers in (before, after))
@@ -125,7 +138,10 @@ def main(config: Config) -> dict:
         "reward_model_accuracy": accuracy,
         "kl": kl,
         "kl_target": config.kl_target,
-        "perplexity_of_stories": [perplexity_before, evaluation.perplexity(lm, stories.HELD_OUT)],
+        "perplexity_of_stories": [
+            perplexity_before,
+            rlhf.evaluation.perplexity(lm, rlhf.tasks.stories.HELD_OUT),
+        ],
         **{name: [old[name], new[name]] for name in old},
         "samples": [
             {"opening": opening, "before": first, "after": last}
@@ -133,10 +149,9 @@ def main(config: Config) -> dict:
         ],
     }
     show(report)
-    actor.save_to_preset(output / "policy")
-    rlhf.files.write_json(output / "report.json", report)
-    curves.plot(output / "curves.png", config.kl_target)
-    heading(f"Done. Report, curves.png, tensorboard/ and policy/ are in {output}", start)
+    actor.save_to_preset(config.output / "model")
+    plot(rows, config.output / "curves.png", config.kl_target)
+    progress.finish(report)
     return report
 
 
@@ -153,22 +168,26 @@ def build(config, actor, reward, sampler):
     )
     steps = ppo.updates_in(config.iterations)
     schedule = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
-    ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5))
+    ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5), jit_compile=config.jit_compile)
     return ppo
+
+
+def answer(config, actor, prompts, sampler, seed):
+    """Returns continuations, and whether each has ended by itself."""
+    return actor.generate(
+        prompts, sampler, seed=seed, return_ended=True, jit_compile=config.jit_compile
+    )
 
 
 def compare_pairs(config, actor, sampler, openings):
     """Preference records: two continuations of each opening, compared by their VADER sentiment."""
     prompts = [openings[index % len(openings)] for index in range(config.pairs)]
     texts, ended = zip(
-        *(
-            actor.generate(prompts, sampler, seed=config.seed + i, return_ended=True)
-            for i in (2, 3)
-        ),
+        *(answer(config, actor, prompts, sampler, config.seed + i) for i in (2, 3)),
         strict=True,
     )
-    happiness = [sentiment.vader_scores(responses) for responses in texts]
-    return sentiment.simulated_preferences(
+    happiness = [rlhf.tasks.sentiment.vader_scores(responses) for responses in texts]
+    return rlhf.tasks.sentiment.simulated_preferences(
         prompts, *texts, *happiness, noise=config.noise, seed=config.seed, ended=ended
     )
 
@@ -176,45 +195,35 @@ def compare_pairs(config, actor, sampler, openings):
 def measure(reward, openings, texts, ended):
     """What the report says of continuations; intervals are of 95 %."""
     return {
-        "proxy": evaluation.mean_interval(reward.score(openings, texts, ended=ended)),
-        "gold": evaluation.mean_interval(sentiment.vader_scores(texts)),
-        "distinct_2": evaluation.distinct_n(texts, 2),
+        "proxy": rlhf.evaluation.mean_interval(reward.score(openings, texts, ended=ended)),
+        "gold": rlhf.evaluation.mean_interval(rlhf.tasks.sentiment.vader_scores(texts)),
+        "distinct_2": rlhf.evaluation.distinct_n(texts, 2),
         "words": sum(len(text.split()) for text in texts) / len(texts),
     }
 
 
-class Curves(keras.callbacks.Callback):
-    """Keeps every iteration's statistics, and plots the four most informative ones."""
+def plot(rows, path, kl_target):
+    """Writes score, KL, entropy and explained variance against iterations as a PNG."""
+    import matplotlib
 
-    def __init__(self):
-        super().__init__()
-        self.rows = []
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.rows.append(dict(self.model.statistics))
-
-    def plot(self, path, kl_target):
-        """Writes score, KL, entropy and explained variance against iterations as a PNG."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), constrained_layout=True)
-        names = {
-            "objective/score": "score (reward model)",
-            "objective/kl": "KL to the reference, nats a response",
-            "objective/entropy": "entropy, nats a response",
-            "value/explained_variance": "explained variance of the critic",
-        }
-        for axis, (name, title) in zip(axes.flat, names.items(), strict=True):
-            axis.plot(range(1, len(self.rows) + 1), [row[name] for row in self.rows])
-            axis.set(title=title, xlabel="iteration")
-            axis.grid(alpha=0.3)
-        axes.flat[1].axhline(kl_target, linestyle="--", color="gray", label="target")
-        axes.flat[1].legend()
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), constrained_layout=True)
+    names = {
+        "objective/score": "score (reward model)",
+        "objective/kl": "KL to the reference, nats a response",
+        "objective/entropy": "entropy, nats a response",
+        "value/explained_variance": "explained variance of the critic",
+    }
+    for axis, (name, title) in zip(axes.flat, names.items(), strict=True):
+        axis.plot(range(1, len(rows) + 1), [row[name] for row in rows])
+        axis.set(title=title, xlabel="iteration")
+        axis.grid(alpha=0.3)
+    axes.flat[1].axhline(kl_target, linestyle="--", color="gray", label="target")
+    axes.flat[1].legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def show(report):
@@ -237,10 +246,5 @@ def show(report):
         print(f"  after:  {sample['after'].strip()!r}")
 
 
-def heading(text, start):
-    """Prints a heading with the seconds since `start`."""
-    print(f"\n[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
-
-
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

@@ -13,6 +13,8 @@ import dataclasses
 import pathlib
 from typing import ClassVar, Literal
 
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
+
 import keras
 import numpy as np
 
@@ -48,6 +50,7 @@ class Config:
         lora_rank: Rank of LoRA adapters, merged when the model is saved; 0 to train all weights.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         resume: Keep a backup of every epoch, and continue from it if there is one.
+        overwrite: Remove the results of an earlier run in output.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -72,6 +75,7 @@ class Config:
     lora_rank: int = 0
     dtype: str | None = None
     resume: bool = False
+    overwrite: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -91,19 +95,13 @@ class Config:
     }
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self, zero=["center", "lora_rank", "normalize", "seed"], fractions=["held_out"]
         )
 
 
-LOSSES = {
-    "bradley_terry": rlhf.losses.BradleyTerry,
-    "plackett_luce": rlhf.losses.PlackettLuce,
-    "best_of_k": rlhf.losses.BestOfK,
-}
-
-
 def main(config):
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     records = rlhf.data.records.load(config.data)
     order = np.random.default_rng(config.seed).permutation(len(records))
@@ -113,17 +111,20 @@ def main(config):
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
     pairs = Pairs(config, policy, train, held_out)
 
-    members = [member(config, pairs, index) for index in range(config.ensemble)]
+    members = [member(config, pairs, index, progress) for index in range(config.ensemble)]
     reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
+    progress.step("Scores of held-out pairs")
     # On the scale that the loss was minimized at, where differences are log odds.
-    scores = np.asarray(reward.predict(pairs.unseen, verbose=0), "float64")
-    gain, bias = pairs.normalize(reward) if config.normalize else (1.0, 0.0)
+    scores = np.asarray(reward.predict(pairs.unseen, verbose=progress.verbose), "float64")
+    gain, bias = 1.0, 0.0
+    if config.normalize:
+        progress.step("Normalizing by sampled responses")
+        gain, bias = pairs.normalize(reward)
     report = {"config": dataclasses.asdict(config), **figures(scores, pairs.held_out, config.bins)}
     report |= {"gain": gain, "bias": bias}
     show(report)
     reward.save_to_preset(config.output / "model")
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"model, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -167,7 +168,7 @@ class Pairs:
         )
 
 
-def member(config, pairs, index):
+def member(config, pairs, index, progress):
     """Returns a trained reward model with a seed of its own."""
     seed = config.seed + index
     keras.utils.set_random_seed(seed)
@@ -175,10 +176,12 @@ def member(config, pairs, index):
     if config.lora_rank:
         reward.backbone.enable_lora(config.lora_rank)
     if config.normalize:
+        progress.step("Normalizing by sampled responses")
         pairs.normalize(reward)
     folder = config.output if config.ensemble == 1 else config.output / f"member_{index}"
     train = pairs.batches(pairs.train, seed=seed, drop_remainder=True)
-    fit(config, reward, train, pairs.unseen, folder)
+    progress.step(f"Training reward model {index + 1} of {config.ensemble}")
+    fit(config, reward, train, pairs.unseen, folder, progress.verbose)
     return reward
 
 
@@ -200,26 +203,31 @@ def figures(scores, records, bins):
     }
 
 
-def fit(config, reward, pairs, unseen, folder):
+def fit(config, reward, pairs, unseen, folder, verbose):
     """Trains one reward model, with curves and backups in `folder`."""
     rate = keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, config.epochs * len(pairs), end_learning_rate=0.0
     )
+    losses = {
+        "bradley_terry": rlhf.losses.BradleyTerry,
+        "plackett_luce": rlhf.losses.PlackettLuce,
+        "best_of_k": rlhf.losses.BestOfK,
+    }
     reward.compile(
         keras.optimizers.Adam(rate, epsilon=1e-5),
-        LOSSES[config.loss](center_coef=config.center),
+        losses[config.loss](center_coef=config.center),
         jit_compile=config.jit_compile,
     )
     callbacks = [rlhf.callbacks.TensorBoard(folder / "logs")]
     if config.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(folder / "backup"))
+        callbacks.append(keras.callbacks.BackupAndRestore(folder / "state"))
     reward.fit(
         pairs,
         validation_data=unseen,
         epochs=config.epochs,
         shuffle=False,  # the dataset shuffles itself
         callbacks=callbacks,
-        verbose=2,
+        verbose=verbose,
     )
 
 
@@ -239,4 +247,4 @@ def show(report):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

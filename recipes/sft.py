@@ -13,6 +13,8 @@ import math
 import pathlib
 from typing import ClassVar, Literal
 
+from kerasrlhf.cli.recipe import Progress, check_ranges, run
+
 import keras
 import numpy as np
 
@@ -44,6 +46,7 @@ class Config:
         sample_length: Their tokens at most.
         temperature: Theirs.
         resume: Keep a backup of every epoch, and continue from it if there is one.
+        overwrite: Remove the results of an earlier run in output.
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -67,6 +70,7 @@ class Config:
     sample_length: int = 48
     temperature: float = 0.7
     resume: bool = False
+    overwrite: bool = False
     jit_compile: bool = True
     seed: int = 0
 
@@ -85,12 +89,13 @@ class Config:
     }
 
     def __post_init__(self):
-        rlhf.cli.check_ranges(
+        check_ranges(
             self, zero=["lora_rank", "samples", "seed", "temperature"], fractions=["held_out"]
         )
 
 
 def main(config):
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     records = rlhf.data.records.load(config.data)
     if config.response_column:
@@ -109,24 +114,27 @@ def main(config):
     sampler = rlhf.Sampler(config.sample_length, temperature=config.temperature)
 
     def measure():
-        nats = float(lm.evaluate(unseen, verbose=0, return_dict=True)["nats"])
+        nats = float(lm.evaluate(unseen, verbose=progress.verbose, return_dict=True)["nats"])
         options = {"jit_compile": config.jit_compile, "parse_special": template != "plain"}
         if not prompts:
             return nats, []
         return nats, actor.generate(prompts, sampler, config.seed, **options)
 
+    progress.step("Held-out demonstrations before training")
     nats_before, before = measure()
     callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
     if config.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "backup"))
+        callbacks.append(keras.callbacks.BackupAndRestore(config.output / "state"))
+    progress.step("Training")
     lm.fit(
         demos,
         validation_data=unseen,
         epochs=config.epochs,
         shuffle=False,  # the dataset shuffles itself
         callbacks=callbacks,
-        verbose=2,
+        verbose=progress.verbose,
     )
+    progress.step("Held-out demonstrations after training")
     nats, after = measure()
     lm.save_to_preset(config.output / "model")
     report = {
@@ -139,8 +147,7 @@ def main(config):
         ],
     }
     show(report, references)
-    rlhf.files.write_json(config.output / "report.json", report)
-    print(f"model, report.json and logs are in {config.output}")
+    progress.finish(report)
     return report
 
 
@@ -227,4 +234,4 @@ def show(report, references):
 
 
 if __name__ == "__main__":
-    rlhf.cli.run(main, Config)
+    run(main, Config)

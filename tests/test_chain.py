@@ -60,8 +60,8 @@ def runs(tmp_path_factory, data):
 
 
 def test_the_policy_is_a_preset_of_plain_keras_hub(runs):
-    plain = keras_hub.models.CausalLM.from_preset(str(runs / "ppo" / "policy"))
-    actor = rlhf.ActorCritic.from_preset(runs / "ppo" / "policy")
+    plain = keras_hub.models.CausalLM.from_preset(str(runs / "ppo" / "model"))
+    actor = rlhf.ActorCritic.from_preset(runs / "ppo" / "model")
     texts = huggingface.TEXTS[1:]
     ids = [plain.preprocessor.tokenizer(text) for text in texts]
     ours = [actor.causal_lm.preprocessor.tokenizer(text) for text in texts]
@@ -75,7 +75,7 @@ def test_the_policy_is_a_preset_of_plain_keras_hub(runs):
 
 
 def test_it_answers_messages_up_to_the_end_of_the_turn(runs):
-    actor = rlhf.ActorCritic.from_preset(runs / "ppo" / "policy")
+    actor = rlhf.ActorCritic.from_preset(runs / "ppo" / "model")
     tokenizer = actor.causal_lm.preprocessor.tokenizer
     end = tokenizer.token_to_id("<|im_end|>")
     assert actor.stop_token_ids(GREEDY)[0] == end

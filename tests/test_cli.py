@@ -133,7 +133,10 @@ def test_options(argv, expected):
         (["--sizes", "1,b"], "expected int,..."),
         (["--pair", "1"], "expected float,str"),
         (["--mode", "other"], "expected {fast,slow}"),
-        (["--preset", "other"], "invalid choice: 'other'"),
+        (["--mode", "flow"], "expected {fast,slow}, got 'flow'. Did you mean slow?"),
+        (["--stop", "uto"], "Did you mean auto?"),
+        (["--preset", "other"], "--preset: expected one of smoke, full, got 'other'"),
+        (["--preset", "smok"], "got 'smok'. Did you mean smoke?"),
     ],
 )
 def test_refused(argv, message, capsys):
@@ -160,10 +163,39 @@ def test_help(capsys):
     for field in dataclasses.fields(Config):
         assert (f"--{field.name.replace('_', '-')} " in text) == field.init
     assert "Where the run goes; a text that continues on the next line. (default: runs)" in text
-    assert "At the start; falls by 5 % each time. (default: 1e-05)" in text
-    assert "See: the layers. (default: (1, 2))" in text
-    assert "--xla [bool] (default: False; --no-xla for false)" in text
-    assert "smoke: iterations=1, sizes=(1,) full: the defaults" in text
+    assert "At the start; falls by 5 % each time. (default: 1e-5)" in text
+    assert "See: the layers. (default: 1,2)" in text
+    assert "--note str|none (default: none)" in text
+    assert "--xla [bool] (default: false; --no-xla for false)" in text
+    assert "smoke: --iterations 1 --sizes 1 full: the defaults" in text
+
+
+def test_values_of_the_help_can_be_typed():
+    for field in dataclasses.fields(Config):
+        if field.init:
+            value = getattr(Config(), field.name)
+            shown = cli.kinds.show(value)
+            argv = [f"--{field.name.replace('_', '-')}", shown.strip("'")]
+            assert getattr(cli.parse(Config, argv), field.name) == value
+
+
+def test_help_shows_files_of_the_package_without_the_folders_of_this_machine(capsys):
+    file = Path(cli.__file__).with_name("some.jsonl")
+    bare = dataclasses.make_dataclass("Bare", [("data", str, str(file)), ("log", Path, Path(file))])
+    with pytest.raises(SystemExit):
+        cli.parse(bare, ["--help"], program="kerasrlhf bare")
+    text = capsys.readouterr().out
+    assert (
+        text.count("kerasrlhf/cli/some.jsonl") == 2 and str(Path(cli.__file__).parent) not in text
+    )
+    assert text.startswith("usage: kerasrlhf bare [options]\n")
+
+
+def test_usage_names_what_is_required(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(Required, ["--help"])
+    text = capsys.readouterr().out
+    assert "--source STR --count INT [options]" in text and text.count("(required)") == 2
 
 
 def test_help_without_docstring_or_presets(capsys):
@@ -332,3 +364,65 @@ def test_a_range_is_one_line_on_the_command_line(capsys):
         cli.parse(Ranges, ["--rate", "-1"])
     assert caught.value.code == 2
     assert "error: `--rate` must be above 0. Received: -1.0.\n" in capsys.readouterr().err
+
+
+class Clock:
+    """Seconds that a test can pass at once."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(cli.progress.time, "perf_counter", lambda: self.now)
+
+
+def test_progress_prints_seconds_and_what_the_folder_holds(tmp_path, monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    progress = cli.Progress(tmp_path / "run")
+    clock.now += 75.4
+    progress.step("Training")
+    assert capsys.readouterr().out == "\n[  75 s] Training\n"
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    progress.finish({"score": 1.5, "output": tmp_path})
+    assert json.loads((tmp_path / "run/report.json").read_text()) == {
+        "score": 1.5,
+        "output": str(tmp_path),
+    }
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        f"Done after 75 s. Results in {tmp_path / 'run'}",
+        "  model/         the trained model, a keras-hub preset",
+        "  report.json    settings, figures and samples",
+    ]
+
+
+@pytest.mark.parametrize("name", ["report.json", "state"])
+def test_a_folder_that_holds_a_run_is_not_used_by_accident(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="replace it with --overwrite, or change --output"):
+        cli.Progress(tmp_path)
+    with pytest.raises(ValueError, match="continue it with --resume, replace it"):
+        cli.Progress(tmp_path, resume=False)
+    cli.Progress(tmp_path, resume=True, overwrite=True)
+    assert (tmp_path / name).exists()
+
+
+def test_overwriting_removes_results_and_nothing_else(tmp_path):
+    for folder in ("model/assets", "state", "logs", "member_0/logs", "mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("report.json", "samples.jsonl", "notes.txt"):
+        (tmp_path / file).write_text("{}")
+    cli.Progress(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes.txt"]
+
+
+def test_trials_replace_trials(tmp_path):
+    (tmp_path / "smoke/sft").mkdir(parents=True)
+    (tmp_path / "smoke/sft/report.json").write_text("{}")
+    cli.Progress(tmp_path / "smoke/sft")
+    assert not [*(tmp_path / "smoke/sft").iterdir()]
+
+
+def test_keras_shows_a_bar_on_a_terminal_only(tmp_path, monkeypatch):
+    progress = cli.Progress(tmp_path)
+    assert progress.verbose == 2
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert progress.verbose == 1

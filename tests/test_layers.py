@@ -17,7 +17,7 @@ ORDER = [
     ["models"],
     ["rollouts"],
     ["trainers"],
-    ["callbacks", "evaluation", "rlhf"],
+    ["callbacks", "evaluation", "rlhf", "__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the models: their own list instead of a rank. Whatever comes after the models may use them.
@@ -26,6 +26,7 @@ BESIDE_MAY_USE = {"functional", "types", "losses", "metrics", "data", "models.lm
 # Need nothing of ours and may be used by all but `functional`.
 ALONE = {
     "adapters",
+    "checks",
     "cluster",
     "files",
     "presets",

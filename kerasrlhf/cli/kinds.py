@@ -1,10 +1,12 @@
 """The types that an option can have, and the conversion of its text to a value."""
 
 import argparse
+import difflib
+import os
 import pathlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -35,7 +37,10 @@ def converter(name: str, kind: Any) -> Callable[[str], Any]:
         try:
             return _convert(kind, text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {describe(kind)}, got {text!r}") from None
+            hint = nearest(text, _choices(kind))
+            raise argparse.ArgumentTypeError(
+                f"expected {describe(kind)}, got {text!r}{'.' if hint else ''}{hint}"
+            ) from None
 
     return convert
 
@@ -122,3 +127,31 @@ def describe(kind: Any) -> str:
         variable = typing.get_origin(kind) is list or Ellipsis in typing.get_args(kind)
         return ",".join([*members, "..."] if variable else members)
     return {type(None): "none", pathlib.Path: "path"}.get(kind, getattr(kind, "__name__", kind))
+
+
+def show(value: Any) -> str:
+    """Returns a value as one types it; files that come with the package without their folder."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return ",".join(map(show, value)) or "''"
+    if isinstance(value, float):
+        return repr(value).replace("e-0", "e-")
+    return str(value).removeprefix(_PLACE) or "''"
+
+
+# Of the package: what comes with it is shown as kerasrlhf/... on every machine.
+_PLACE = str(pathlib.Path(__file__).parents[2]) + os.sep
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the end of an error message that suggests the most similar name, or nothing."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def _choices(kind: Any) -> list[str]:
+    """Returns the words that a type allows."""
+    if typing.get_origin(kind) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(kind)]
+    return [word for member in typing.get_args(kind) for word in _choices(member)]

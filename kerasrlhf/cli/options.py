@@ -2,15 +2,17 @@
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import re
+import shutil
 import sys
+import textwrap
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from kerasrlhf.cli import kinds
+from kerasrlhf.cli.kinds import nearest
 
 _Config = TypeVar("_Config")
 _Fields: TypeAlias = dict[str, tuple[Any, Any]]
@@ -19,7 +21,9 @@ _SECTION = re.compile(r"^(?:Args|Attributes):\s*$")
 _ENTRY = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
-def parse(config_class: type[_Config], argv: Sequence[str] | None = None) -> _Config:
+def parse(
+    config_class: type[_Config], argv: Sequence[str] | None = None, program: str | None = None
+) -> _Config:
     """Builds a dataclass instance from command-line options.
 
     Every field becomes `--field-name VALUE` (underscores work too). The annotation determines the
@@ -34,6 +38,7 @@ def parse(config_class: type[_Config], argv: Sequence[str] | None = None) -> _Co
     Args:
         config_class: dataclass, usually frozen.
         argv: list of str, without the program's name. Defaults to None: `sys.argv[1:]`.
+        program: str. Its name in messages. Defaults to None: the name of the script.
 
     Returns:
         An instance of `config_class`.
@@ -62,7 +67,7 @@ def parse(config_class: type[_Config], argv: Sequence[str] | None = None) -> _Co
     """
     fields = _fields(config_class)
     presets = _presets(config_class, fields)
-    parser = _parser(config_class, fields, presets)
+    parser = _parser(config_class, fields, presets, program)
     argv = sys.argv[1:] if argv is None else argv
     namespace, unknown = parser.parse_known_args(_normalize(argv))
     if unknown:
@@ -78,12 +83,7 @@ def parse(config_class: type[_Config], argv: Sequence[str] | None = None) -> _Co
         parser.error(str(error))
 
 
-class _Required:
-    def __str__(self) -> str:
-        return "required"
-
-
-_REQUIRED = _Required()
+_REQUIRED = object()
 
 
 def _fields(config_class: Any) -> _Fields:
@@ -122,10 +122,20 @@ def _presets(config_class: Any, fields: _Fields) -> dict[str, dict[str, Any]]:
 
 
 def _parser(
-    config_class: Any, fields: _Fields, presets: dict[str, dict[str, Any]]
+    config_class: Any,
+    fields: _Fields,
+    presets: dict[str, dict[str, Any]],
+    program: str | None,
 ) -> argparse.ArgumentParser:
     doc = inspect.getdoc(config_class) or ""
+    needed = [
+        f"{option(name)} {kinds.describe(kind).upper()}"
+        for name, (kind, default) in fields.items()
+        if default is _REQUIRED
+    ]
     parser = argparse.ArgumentParser(
+        prog=program,
+        usage=" ".join(["%(prog)s", *needed, "[options]"]),
         description=None if doc.startswith(f"{config_class.__name__}(") else doc.split("\n\n")[0],
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -133,21 +143,44 @@ def _parser(
         epilog=_preset_lines(presets),
     )
     if presets:
-        parser.add_argument("--preset", choices=list(presets), help="values to start from")
+        parser.add_argument(
+            "--preset",
+            type=_preset_of(presets),
+            metavar="{" + ",".join(presets) + "}",
+            help="values to start from",
+        )
     texts = help_texts(doc)
     for name, (kind, default) in fields.items():
         _add_option(parser, name, kind, default, texts.get(name, ""))
     return parser
 
 
+def _preset_of(presets: Mapping[str, Any]) -> Callable[[str], str]:
+    def convert(name: str) -> str:
+        if name not in presets:
+            raise argparse.ArgumentTypeError(
+                f"expected one of {', '.join(presets)}, got {name!r}.{nearest(name, presets)}"
+            )
+        return name
+
+    return convert
+
+
 def _preset_lines(presets: dict[str, dict[str, Any]]) -> str | None:
     if not presets:
         return None
-    lines = [
-        f"  {name}: " + (", ".join(f"{k}={v!r}" for k, v in values.items()) or "the defaults")
-        for name, values in presets.items()
-    ]
-    return "\n".join(["presets:", *lines])
+    width = shutil.get_terminal_size().columns - 2
+    lines = ["presets:"]
+    for preset, values in presets.items():
+        options = [f"{option(name)}\0{kinds.show(value)}" for name, value in values.items()]
+        text = f"{preset}: {' '.join(options) or 'the defaults'}"
+        # A break between an option and its value would be hard to read.
+        lines.append(
+            textwrap.fill(
+                text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            ).replace("\0", " ")
+        )
+    return "\n".join(lines)
 
 
 def _add_option(
@@ -155,7 +188,8 @@ def _add_option(
 ) -> None:
     typed, switch = option(name), kinds.is_switch(kind)
     without_value: dict[str, Any] = {"nargs": "?", "const": True} if switch else {}
-    notes = f"default: {default}" + (f"; --no-{typed[2:]} for false" if switch else "")
+    notes = "required" if default is _REQUIRED else f"default: {kinds.show(default)}"
+    notes += f"; --no-{typed[2:]} for false" if switch else ""
     parser.add_argument(
         typed,
         dest=name,
@@ -227,9 +261,3 @@ def _unknown_message(token: str, fields: _Fields, presets: Mapping[str, Any]) ->
     known = [*map(option, fields), *(f"--no-{switch[2:]}" for switch in switches), "--help"]
     known += ["--preset"] if presets else []
     return f"unknown option {name}.{nearest(name, known)}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the end of an error message that suggests the most similar name, or nothing."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""

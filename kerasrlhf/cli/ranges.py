@@ -6,8 +6,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kerasrlhf.checks import require_bool, require_int, require_number
 from kerasrlhf.cli.options import option
-from kerasrlhf.types import require_bool, require_int, require_number
 
 
 def check_ranges(
@@ -22,8 +22,7 @@ def check_ranges(
     """Raises a `ValueError` for a number, switch, choice or path that a recipe cannot use.
 
     Every number of the dataclass is checked, so none can be forgotten: an `int` must be at least 1
-        and
-    a `float` above 0, unless the field is named in an argument. None is accepted where the
+    and a `float` above 0, unless the field is named in an argument. None is accepted where the
     annotation allows it. Messages name the option as it is typed.
 
     Args:

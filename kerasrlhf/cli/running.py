@@ -10,7 +10,9 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from kerasrlhf.cli.options import nearest, parse
+from kerasrlhf.cli.kinds import nearest
+from kerasrlhf.cli.options import parse
+from kerasrlhf.cli.quiet import quiet_tensorflow
 
 _PACKAGE = __name__.partition(".")[0]
 _Config = TypeVar("_Config")
@@ -21,8 +23,9 @@ def run(
     main: Callable[[_Config], _Result],
     config_class: type[_Config],
     argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> _Result:
-    """Parses the command line, runs a recipe, and reports wrong input in one line.
+    """Parses the command line, loads TensorFlow, runs a recipe, and reports errors in one line.
 
     A `ValueError` raised by this package or by the recipe itself says how to correct the input, so
     it is shown without a traceback. Errors raised inside other libraries keep theirs.
@@ -31,6 +34,7 @@ def run(
         main: function of one `config_class`.
         config_class: dataclass, as in `parse`.
         argv: list of str, without the program's name. Defaults to None: `sys.argv[1:]`.
+        program: str. Its name in messages. Defaults to None: the name of the script.
 
     Returns:
         The result of `main`.
@@ -46,14 +50,15 @@ def run(
         >>> rlhf.cli.run(lambda config: config.count + 1, Config, ["--count", "2"])
         3
     """
-    config = parse(config_class, argv)
+    config = parse(config_class, argv, program)
     try:
-        return main(config)
+        with quiet_tensorflow():
+            return main(config)
     except ValueError as error:
         if not _is_ours(error, main):
             raise
-        program = pathlib.Path(sys.argv[0]).name
-        sys.stderr.write(f"{program}: error: {' '.join(str(error).split())}\n")
+        name = program or pathlib.Path(sys.argv[0]).name
+        sys.stderr.write(f"{name}: error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
 
 
@@ -87,7 +92,7 @@ def load_function(name: str) -> Callable[..., Any]:
             "Expected a function as 'package.module:function' or 'path/to/file.py:function'. "
             f"Received: {name!r}"
         )
-    module = _load_file(pathlib.Path(place)) if place.endswith(".py") else _load_module(place)
+    module = load_file(pathlib.Path(place)) if place.endswith(".py") else _load_module(place)
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -98,8 +103,10 @@ def load_function(name: str) -> Callable[..., Any]:
     return function
 
 
-def _load_file(path: pathlib.Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_{_PACKAGE}", path)
+def load_file(path: pathlib.Path, name: str | None = None) -> types.ModuleType:
+    """Returns the module in a file, under a name of its own."""
+    name = name or f"{path.stem}_of_{_PACKAGE}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"There is no file {str(path)!r}. (Working directory: {os.getcwd()!r}.)")
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,6 @@
+"""Runs the command line: `python -m kerasrlhf`."""
+
+from kerasrlhf.cli.commands import main
+
+if __name__ == "__main__":
+    main()

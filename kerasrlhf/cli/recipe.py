@@ -1,0 +1,14 @@
+"""What a recipe uses of the command line; import it before Keras.
+
+Then Keras and TensorFlow, which take seconds, are loaded after the options are checked, and
+`--help` does not load them at all.
+"""
+
+from kerasrlhf.cli.delay import delay_keras
+from kerasrlhf.cli.progress import Progress
+from kerasrlhf.cli.ranges import check_ranges
+from kerasrlhf.cli.running import run
+
+__all__ = ["Progress", "check_ranges", "run"]
+
+delay_keras()
