@@ -303,8 +303,9 @@ def update(
 
     Returns:
         A function of the whole batch that updates the variables and returns the summed sums, a
-        dict, with `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing
-        was updated, else 0.
+        dict, with `policy/grad_norm`, the global norm of the gradients before any clipping, and
+        `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing was updated,
+        else 0.
     """
     jit_compile, eager = execution.jit_compile, execution.run_eagerly
     if execution.is_distributed:
@@ -312,16 +313,17 @@ def update(
     else:
         read = compiled(gradients_and_sums, jit_compile, eager)
         apply = compiled(functools.partial(_apply, optimizer, variables), jit_compile, eager)
-    is_sound = compiled(_is_sound, jit_compile=False, run_eagerly=eager)
+    measure = compiled(_norm_and_soundness, jit_compile=False, run_eagerly=eager)
 
     def step(batch: Any) -> dict[str, Any]:
         # Two programs: one that could skip the update would hold all variables twice.
         gradients, sums = read(batch)
         local = execution.strategy.experimental_local_results(gradients)[0]
-        sound = bool(is_sound(local, sums))
+        norm, is_sound = measure(local, sums)
+        sound = bool(is_sound)
         if sound:
             apply(gradients)
-        return {**sums, "policy/skipped": float(not sound)}
+        return {**sums, "policy/grad_norm": norm, "policy/skipped": float(not sound)}
 
     return step
 
@@ -370,17 +372,29 @@ def _update_on_replicas(
     return graph(read), graph(apply)
 
 
-def _is_sound(gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Whether gradients and losses are finite, a bool scalar."""
+def _norm_and_soundness(
+    gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The global norm of the gradients, and whether gradients and losses are all finite."""
+    norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients])
     losses = [x for name, x in sums.items() if name.startswith("loss/")]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in [*gradients, *losses]])
+    # A finite norm has finite elements. The squares of finite ones may still overflow, so that
+    # the elements themselves are looked at where the norm is not finite, and only there.
+    are_finite = tf.cond(
+        tf.math.is_finite(norm), lambda: tf.constant(True), lambda: _are_finite(gradients)
+    )
+    return norm, tf.logical_and(are_finite, _are_finite(losses))
+
+
+def _are_finite(tensors: list[tf.Tensor]) -> tf.Tensor:
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in tensors])
 
 
 def all_finite(variables: list[keras.Variable], execution: Execution) -> Callable[[], bool]:
     """Returns a function that says whether all values of variables are finite."""
 
     def read() -> tf.Tensor:
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(v.value)) for v in variables])
+        return _are_finite([v.value for v in variables])
 
     jit_compile = execution.jit_compile and not execution.is_distributed
     function = compiled(read, jit_compile, execution.run_eagerly)

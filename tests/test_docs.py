@@ -17,6 +17,7 @@ import tensorflow as tf
 import test_api
 
 import kerasrlhf as rlhf
+from kerasrlhf.callbacks import tags
 from kerasrlhf.cli.commands import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -76,6 +77,26 @@ def quick(one_layer, monkeypatch, tmp_path):
     return tmp_path
 
 
+TAG_TABLE, RANGES = (
+    TEXTS["reading_a_run.md"].split(f"## {title}\n")[1].split("\n## ")[0]
+    for title in ("Tags", "Healthy ranges")
+)
+
+
+def test_the_table_of_tags_has_the_words_of_tensorboard():
+    rows = re.findall(r"^\| `.*$", TAG_TABLE, re.MULTILINE)
+    assert rows == [
+        f"| `{name}` | {tag.meaning} | {tag.unit} | {tag.healthy} |"
+        for name, tag in tags.TAGS.items()
+    ]
+
+
+def test_what_to_do_is_said_of_statistics_that_there_are():
+    first = re.findall(r"^\| (`.*?) \|", RANGES, re.MULTILINE)
+    named = {name for cell in first for name in re.findall(r"`(.*?)`", cell)}
+    assert len(named) > 5 and named <= set(tags.TAGS)
+
+
 CODED = [page for page, text in TEXTS.items() if blocks("python", text)]
 
 
@@ -98,17 +119,22 @@ def check_rewards(names, folder):
 
 
 def check_reading_a_run(names, folder):
-    """The tables list the statistics of an iteration, and no others."""
-    logged = {name for name in names["ppo"].statistics if not name.startswith("val/")}
-    text = TEXTS["reading_a_run.md"]
-    rows = re.findall(r"^\| `(objective|policy|value|loss|time)/…` \| (.*) \|$", text, re.MULTILINE)
-    listed = {f"{group}/{name}" for group, row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert listed == logged
-    ranges = text.split("## Healthy ranges")[1]
-    assert set(re.findall(r"^\| `(\w+/\w+)` \|", ranges, re.MULTILINE)) <= logged
-    validated = re.search(r"^\| `val/…` \| (.*) \|$", text, re.MULTILINE)[1]
-    expected = {f"val_{name}" for name in re.findall(r"`(\w+)`", validated)[:3]}
-    assert expected <= set(names["history"].history)
+    """The table lists the statistics of an iteration; the others that it has are of options."""
+    logged = set(names["ppo"].statistics)
+    listed = set(re.findall(r"^\| `(\w+/\w+)` \|", TAG_TABLE, re.MULTILINE))
+    of_validation = {name for name in listed if name.startswith("val/")}
+    assert {name.replace("/", "_") for name in of_validation} <= set(names["history"].history)
+    of_options = {
+        "objective/kl_target",
+        "objective/score_spread",
+        "objective/unscored",
+        "policy/accuracy",
+        "loss/kl",
+        "loss/ptx",
+        "loss/lm",
+        "loss/reverse",
+    }
+    assert listed - of_validation - of_options == logged
     assert list((folder / "runs/reading").glob("events.out.tfevents.*"))
     lines = (folder / "runs/reading/samples.jsonl").read_text("utf-8").splitlines()
     assert {"prompt", "response", "score"} <= set(json.loads(lines[0]))

@@ -103,13 +103,17 @@ def every(name: str, value: int) -> int:
     return require_int(name, value, minimum=1)
 
 
-def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[str, Any]]:
+def sample_rows(
+    collected: Collected, iteration: int, count: int, step: int = 1
+) -> list[dict[str, Any]]:
     """Returns the first responses of a batch, for people and files.
 
     Args:
         collected: `Collected`.
         iteration: int, at least 0. What every row has as `iteration`.
         count: int, at least 0. Rows at most.
+        step: int, at least 1. With the size of the groups, one response to each prompt. Defaults
+            to 1: all.
 
     Returns:
         List of dicts of `iteration`, `prompt`, `response` (texts, or token ids where the model
@@ -124,7 +128,7 @@ def sample_rows(collected: Collected, iteration: int, count: int) -> list[dict[s
     inside, real = (np.asarray(x) for x in (rollout.response_mask, rollout.padding_mask))
     ids = np.asarray(rollout.token_ids)
     rows = []
-    for i in range(min(count, len(ids))):
+    for i in range(0, len(ids), step)[:count]:
         prompt = episodes.prompts[i] if episodes.prompts else ids[i][real[i] & ~inside[i]].tolist()
         response = episodes.responses[i] if episodes.responses else ids[i][inside[i]].tolist()
         score, raw_score, nats = (float(x[i]) for x in numbers)

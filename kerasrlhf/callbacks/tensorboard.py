@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import html
+import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from kerasrlhf.callbacks import iterations
+from kerasrlhf.callbacks import cards, iterations, layouts, tags
 from kerasrlhf.types import require_int
 
-_TEXT_COLUMNS = ("prompt", "response", "score", "raw_score", "kl")
+_FIRST_ANSWERS = "first_answers.json"
 
 
 class TensorBoard(iterations.IterationCallback):
     """Writes statistics and samples of every iteration for TensorBoard.
 
     With an on-policy trainer every statistic of an iteration becomes a scalar under its own name
-    (`objective/…`, `policy/…`, `value/…`, `loss/…`, `time/…`), validation results become `val/…`,
-    and the first responses of the batch a table; the step is the iteration. With another Keras
-    model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and `val/…`, and the step
-    is the optimizer's.
+    (`objective/…`, `policy/…`, `value/…`, `loss/…`, `time/…`), and validation results become
+    `val/…`; the step is the iteration. Each has a description: its meaning, its unit, and its
+    range in a healthy run. The first page begins with copies of the most important ones
+    (`at_a_glance/…`). The page "Custom Scalars" begins with score and KL, those of training and
+    validation in one chart. The settings of the run are on the pages "HParams" and "Text".
+
+    The table `samples` on the page "Text" has the first prompts of the first batch, the answers of
+    the start, and those of the policy, which always has the same random numbers. The answers of
+    the start are those of the first iteration. A file `first_answers.json` keeps them for a run
+    that is resumed. Later answers are sampled in a batch of the same size: the prompts are repeated
+    until it is full. That costs a rollout and changes nothing in training.
+
+    With another Keras model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and
+    `val/…`, and the step is the optimizer's.
 
     A run that goes on in the same folder (`Resume`) adds what is not there yet, so that the folder
     has every step once, also where an interrupted run had come further than its last state. A run
@@ -31,8 +43,9 @@ class TensorBoard(iterations.IterationCallback):
 
     Args:
         log_dir: str or path. Folder for the event files.
-        samples: int, at least 0. Responses in a table; 0 for no tables. Defaults to 4.
-        text_freq: int, at least 1. Iterations between two tables. Defaults to 1.
+        samples: int, at least 0. Prompts in the table; 0 for no table. Defaults to 4.
+        text_freq: int, at least 1. Iterations between two tables. There is also one after the first
+            iteration and one at the end of `fit`. Defaults to 10.
         scalar_freq: int, at least 1. Iterations between two writes of scalars, or batches of
             another model. Defaults to 1.
 
@@ -41,14 +54,14 @@ class TensorBoard(iterations.IterationCallback):
 
     Example:
         >>> import tempfile
-        >>> callback = rlhf.callbacks.TensorBoard(tempfile.mkdtemp(), samples=2, text_freq=10)
+        >>> callback = rlhf.callbacks.TensorBoard(tempfile.mkdtemp(), samples=2, text_freq=20)
     """
 
     def __init__(
         self,
         log_dir: str | os.PathLike,
         samples: int = 4,
-        text_freq: int = 1,
+        text_freq: int = 10,
         scalar_freq: int = 1,
     ) -> None:
         super().__init__()
@@ -58,20 +71,32 @@ class TensorBoard(iterations.IterationCallback):
         self.scalar_freq = iterations.every("scalar_freq", scalar_freq)
         self._writer: tf.summary.SummaryWriter | None = None
         self._last_steps: dict[str, int] = {}
+        self._first_answers: cards.FirstAnswers | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Closes what an interrupted `fit` left open."""
         super().on_train_begin(logs)
-        self.on_train_end()
+        self._close()
+
+    def on_first_iteration(self, done: int) -> None:
+        """Writes the settings, and finds the first answers of a run that goes on."""
+        settings = {"trainer": type(self.trainer).__name__, **self.trainer.settings()}
+        self._write_text("settings", cards.settings_table(settings), 1)
+        summary = functools.partial(cards.hyperparameters, settings)
+        self._write_summary(hparams_metadata.SESSION_START_INFO_TAG, summary)
+        self._first_answers = cards.FirstAnswers.read(self._answers_path) if done else None
 
     def on_iteration_end(self, iteration: int) -> None:
         """Writes the statistics and the samples that are due."""
+        values = dict(self.trainer.statistics)
+        self._write_summary(layouts.TAG, lambda: layouts.summary(layouts.of_run(values)))
+        target = getattr(self.trainer.kl, "target", None)
+        if target is not None:
+            values["objective/kl_target"] = target
         if iteration % self.scalar_freq == 0:
-            self._write("", self.trainer.statistics, iteration)
-        collected = self.trainer.last
-        if collected is not None and self.samples and iteration % self.text_freq == 0:
-            rows = iterations.sample_rows(collected, iteration, self.samples)
-            self._write_text("samples", markdown_table(rows), iteration)
+            self._write({**tags.at_a_glance(values), **values}, iteration)
+        if self.samples:
+            self._write_samples(iteration, is_due=iteration % self.text_freq == 0)
         self._flush()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -79,23 +104,31 @@ class TensorBoard(iterations.IterationCallback):
         super().on_train_batch_end(batch, logs)
         if not self.is_on_policy:
             step = self._optimizer_step()
+            values = iterations.scalars(logs)
+            self._write_summary(layouts.TAG, lambda: layouts.summary(layouts.of_logs(values)))
             if step % self.scalar_freq == 0:
-                self._write("train/", iterations.scalars(logs), step)
+                self._write({f"train/{name}": value for name, value in values.items()}, step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results of a validation, unless they are those of a passed-over one."""
-        validated = iterations.validated(logs)
+        values = {f"val/{name}": value for name, value in iterations.validated(logs).items()}
         if not self.is_on_policy:
             step = self._optimizer_step()
         elif self.was_done or self.trainer.replay.validation is None:
             step = int(self.trainer.iteration.numpy())
+            values = {**tags.at_a_glance(values), **values}
         else:
             return
-        self._write("val/", validated, step)
+        self._write(values, step)
         self._flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the event file."""
+        """Writes the last samples and closes the event file."""
+        if self.is_on_policy and self.was_done and self.samples:
+            self._write_samples(int(self.trainer.iteration.numpy()), is_due=True)
+        self._close()
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -103,16 +136,42 @@ class TensorBoard(iterations.IterationCallback):
     def _optimizer_step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())
 
-    def _write(self, prefix: str, values: dict[str, Any], step: int) -> None:
+    @property
+    def _answers_path(self) -> pathlib.Path:
+        return pathlib.Path(self.log_dir) / _FIRST_ANSWERS
+
+    def _write_samples(self, iteration: int, is_due: bool) -> None:
+        """Writes a table if it is due, and the first answers alone where there were none yet."""
+        answers, last = self._first_answers, self.trainer.last
+        if answers is None and last is not None:
+            answers = self._first_answers = cards.FirstAnswers.of(last, iteration, self.samples)
+            answers.write(self._answers_path)
+            if not is_due:
+                self._write_text("samples", answers.table(), iteration)
+        if answers is not None and is_due and self._is_new("samples", iteration):
+            collected = self.trainer.collect(answers.batch())
+            self._write_text("samples", answers.table(collected, iteration), iteration)
+
+    def _write(self, values: dict[str, Any], step: int) -> None:
         for name, value in values.items():
-            with self._opened().as_default():
-                if self._is_new(prefix + name, step):
-                    tf.summary.scalar(prefix + name, value, step=step)
+            about = tags.describe(name)
+            scalar = functools.partial(tf.summary.scalar, name, value, step, description=about)
+            self._write_once(name, step, scalar)
 
     def _write_text(self, tag: str, text: str, step: int) -> None:
+        self._write_once(tag, step, lambda: tf.summary.text(tag, text, step))
+
+    def _write_summary(self, tag: str, summary: Callable[[], bytes]) -> None:
+        """Writes what a page of TensorBoard is made from, once for a run."""
+        write = tf.summary.experimental.write_raw_pb
+        self._write_once(tag, 0, lambda: write(summary(), step=0))
+
+    def _write_once(self, tag: str, step: int, write: Callable[[], Any]) -> None:
+        """Calls `write` with the event file open, unless this step of the tag is there."""
         with self._opened().as_default():
             if self._is_new(tag, step):
-                tf.summary.text(tag, text, step=step)
+                write()
+                self._last_steps[tag] = step
 
     def _is_new(self, tag: str, step: int) -> bool:
         return step > self._last_steps.get(tag, -1)
@@ -180,28 +239,3 @@ def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
         except tf.errors.DataLossError:
             continue  # The last record of a process that was killed.
     return steps
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Returns samples as a Markdown table; texts are shown as they are, whatever they contain.
-
-    Args:
-        rows: list of dicts from `sample_rows`.
-
-    Example:
-        >>> row = {"prompt": "a|b", "response": "<i>", "score": 1.0, "raw_score": 1.0, "kl": 0.0}
-        >>> markdown_table([row]).splitlines()[-1]
-        '| a&#124;b | &lt;i&gt; | 1.000 | 1.000 | 0.000 |'
-    """
-    lines = [" | ".join(_TEXT_COLUMNS), " | ".join("---" for _ in _TEXT_COLUMNS)]
-    lines += [" | ".join(_cell(row[name]) for name in _TEXT_COLUMNS) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    text = html.escape(str(value), quote=False)
-    for mark in "\\|*_`~[]":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return text.replace("\n", "<br>")

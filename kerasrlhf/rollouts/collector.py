@@ -36,6 +36,7 @@ class Collected(NamedTuple):
         weights and before shaping, NaN where a part does not apply; None for a single reward.
     metrics: dict from the names that functions gave `log_metric` to the means of their values.
     unscored: bool `(batch,)`, whether no reward applies to a response; None before the first one.
+    prompts: dict, the batch that was sampled from, as `OnPolicyTrainer.collect` takes it.
     """
 
     rollout: Rollout
@@ -46,6 +47,7 @@ class Collected(NamedTuple):
     part_scores: dict[str, np.ndarray] | None = None
     metrics: dict[str, float] | None = None
     unscored: np.ndarray | None = None
+    prompts: dict[str, Any] | None = None
 
     @property
     def scores(self) -> np.ndarray:
@@ -175,6 +177,7 @@ class Collector:
             part_scores=scores.by_part or None,
             metrics={name: float(np.mean(values)) for name, values in log.metrics.items()},
             unscored=scores.unscored,
+            prompts=batch,
         )
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:

@@ -400,6 +400,7 @@ class OnPolicyTrainer(IterativeModel):
         collected = self._shaped(collected, moments)
         logs = statistics.rollout_statistics(collected)
         soundness.check_rollout(logs, iteration)
+        logs["policy/learning_rate"] = float(ops.convert_to_numpy(self.optimizer.learning_rate))
         # Up to here nothing has changed, and a signal may end the iteration.
         self.interruption.hold()
         self.score_moments.assign(moments)
@@ -424,6 +425,9 @@ class OnPolicyTrainer(IterativeModel):
         self.iteration.assign_add(1)
         seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
         logs |= statistics.time_statistics(seconds, logs["objective/length"] * episodes)
+        lengths = [x["length"] for x in self.replay.records if "length" in x]
+        lengths.append(logs["objective/length"])
+        logs |= statistics.seen_statistics(iteration + 1, episodes, lengths)
         self._held.statistics, self._held.last = logs, collected
         return logs
 

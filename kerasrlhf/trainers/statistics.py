@@ -136,3 +136,23 @@ def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float
     update = seconds["iteration"] - seconds["rollout"] - seconds["score"]
     times = {**seconds, "update": update, "tokens_per_second": tokens / seconds["rollout"]}
     return {f"time/{name}": value for name, value in times.items()}
+
+
+def seen_statistics(iterations: int, episodes: int, lengths: list[float]) -> dict[str, float]:
+    """Returns the episodes and the tokens that were sampled since the run began.
+
+    They follow from what every state of a run has, so that they go on after a resume. An iteration
+    whose mean length is not known, one before a checkpoint of weights, counts with the mean of the
+    others.
+
+    Args:
+        iterations: int, at least 1. Done, this one included.
+        episodes: int. Responses of each iteration.
+        lengths: list of float. Mean lengths of responses of the last iterations, this one last.
+
+    Example:
+        >>> seen_statistics(iterations=3, episodes=10, lengths=[4.0, 6.0, 8.0])
+        {'time/episodes': 30.0, 'time/tokens': 180.0}
+    """
+    total = float(iterations * episodes)
+    return {"time/episodes": total, "time/tokens": total * float(np.mean(lengths[-iterations:]))}
