@@ -115,7 +115,7 @@ def settings_table(settings: dict[str, Any]) -> str:
 
 
 def hyperparameters(settings: dict[str, Any]) -> bytes:
-    """Returns settings as a serialized summary for the HParams page, to be written at step 0.
+    """Returns settings as a serialized summary for the HParams page.
 
     Args:
         settings: dict, as in `settings_table`.
@@ -143,12 +143,15 @@ def markdown_table(columns: dict[str, list[str]]) -> str:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """Numbers that no line break divides, and the response below them."""
+    """Numbers that no line break divides, and the response below them.
+
+    TensorBoard divides words that are wider than their column: none has more than a number.
+    """
     numbers = {"score": row["score"], "KL": row["kl"]}
     if row["raw_score"] != row["score"]:
         numbers = {"score": row["score"], "raw": row["raw_score"], "KL": row["kl"]}
     # A line may break after a hyphen, but not after a minus sign.
-    shown = (f"{name}&nbsp;{x:z.2f}".replace("-", "&minus;") for name, x in numbers.items())
+    shown = (f"{name} {x:z.2f}".replace("-", "&minus;") for name, x in numbers.items())
     return f"**{', '.join(shown)}**<br>{_text(row['response'])}"
 
 

@@ -83,7 +83,7 @@ def of_logs(names: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def summary(categories: dict[str, dict[str, tuple[str, ...]]]) -> bytes:
-    """Returns a serialized summary with the layout, to be written at step 0.
+    """Returns a serialized summary with the layout.
 
     Args:
         categories: dict, as `of_run` returns it.

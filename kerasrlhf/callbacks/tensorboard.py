@@ -164,7 +164,7 @@ class TensorBoard(iterations.IterationCallback):
     def _write_summary(self, tag: str, summary: Callable[[], bytes]) -> None:
         """Writes what a page of TensorBoard is made from, once for a run."""
         write = tf.summary.experimental.write_raw_pb
-        self._write_once(tag, 0, lambda: write(summary(), step=0))
+        self._write_once(tag, 1, lambda: write(summary(), step=1))
 
     def _write_once(self, tag: str, step: int, write: Callable[[], Any]) -> None:
         """Calls `write` with the event file open, unless this step of the tag is there."""

@@ -48,7 +48,7 @@ def train(folder, jit_compile, pipe):
     callbacks = [
         Progress(pipe),
         rlhf.callbacks.Resume(folder / "state", every=2),
-        rlhf.callbacks.TensorBoard(folder / "logs", samples=1),
+        rlhf.callbacks.TensorBoard(folder / "logs", samples=1, text_freq=3),
         rlhf.callbacks.Samples(2, path=folder / "samples.jsonl", printer=lambda line: None),
     ]
     variables, history = run.fit(EPOCHS, callbacks, validate=True)

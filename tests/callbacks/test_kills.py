@@ -51,7 +51,9 @@ def test_killed_is_uninterrupted_to_the_bit(kind, kills, tmp_path):
 def events(run):
     """Steps and values by tag as TensorBoard's pages show them, of times the steps alone."""
     return {
-        tag: [(step, None if tag.startswith("time/") else value.item()) for step, value in entries]
+        tag: [
+            (step, None if tag.startswith("time/") else value.tolist()) for step, value in entries
+        ]
         for tag, entries in read(run / "logs", PluginEventAccumulator).items()
     }
 

@@ -4,12 +4,13 @@ import ast
 import pathlib
 import re
 
+import helpers
 import pytest
 
-import kerasrlhf
+import kerasrlhf as rlhf
 from kerasrlhf.callbacks import tags
 
-PACKAGE = pathlib.Path(kerasrlhf.__file__).parent
+PACKAGE = pathlib.Path(rlhf.__file__).parent
 NAME = re.compile(r"(objective|policy|value|loss|time)/\w+")
 # Of one update; an iteration has `policy/skipped_updates`.
 OF_UPDATES = {"policy/skipped"}
@@ -21,7 +22,33 @@ def logged(source):
     return {x for x in strings if isinstance(x, str) and NAME.fullmatch(x)}
 
 
-def test_every_statistic_of_every_algorithm_has_an_entry():
+def parts():
+    """Two rewards, of which one applies to no response."""
+    return {"tokens": helpers.token_reward, "none": lambda responses: [None] * len(responses)}
+
+
+RUNS = {
+    "ppo": (rlhf.PPO, {"group_size": 1}),
+    "rloo": (rlhf.RLOO, {}),
+    "grpo": (rlhf.GRPO, {"kl": rlhf.FixedKL(0.1, place="loss")}),
+    "reinforce_plus_plus": (rlhf.REINFORCEPlusPlus, {}),
+    "online_dpo": (rlhf.OnlineDPO, {"prompt_prediction": rlhf.PromptPrediction(coef=0.1)}),
+}
+
+
+@pytest.mark.parametrize("algorithm", RUNS)
+def test_an_iteration_logs_what_has_an_entry(algorithm):
+    made, options = RUNS[algorithm]
+    options = {"group_size": 2, "kl": rlhf.FixedKL(0.1), **options}
+    sampler = rlhf.Sampler(length=3)
+    made = made(helpers.actor(num_layers=1, texts=True), parts(), sampler=sampler, **options)
+    made.compile(run_eagerly=True)
+    logged = set(made.iterate(helpers.prompts([1, 2])))
+    assert {"reward/tokens", "objective/score", "policy/grad_norm"} <= logged
+    assert {name for name in logged if not name.startswith("reward/")} <= set(tags.TAGS)
+
+
+def test_every_statistic_in_the_code_has_an_entry():
     files = [PACKAGE / "replica.py", *(PACKAGE / "trainers").glob("*.py")]
     named = set().union(*(logged(path.read_text("utf-8")) for path in files))
     assert len(named) > 30 and {"policy/accuracy", "loss/ptx", "loss/reverse"} <= named

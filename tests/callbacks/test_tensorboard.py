@@ -4,11 +4,13 @@ import html
 import json
 import re
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Crash, CrashIn
+from ppo_runs import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
@@ -44,7 +46,7 @@ def metadata(folder):
 def categories(found):
     """Category -> chart -> regular expressions for tags, as the layout says."""
     ((step, layout),) = found["custom_scalars__config__"]
-    assert step == 0
+    assert step == 1
     return {
         category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart}
         for category in layout_pb2.Layout.FromString(layout.item()).category
@@ -145,18 +147,24 @@ def test_samples_are_answers_to_the_first_prompts(run, tmp_path):
             assert (prompt, start.split("<br>")[1]) == (prompts[i], answers[i])
             collected = later[entry[0]]
             assert shown.split("<br>")[1] == collected.episodes.responses[i]
-            assert f"score\xa0{collected.scores[i]:.2f}".replace("-", "\u2212") in shown
+            assert f"score {collected.scores[i]:.2f}".replace("-", "\u2212") in shown
     assert len({entry[1].item() for entry in found}) == 4, "the policy has changed"
 
 
-def test_the_callback_changes_nothing_in_training(run, tmp_path):
+def test_the_callback_changes_nothing_in_training(tmp_path):
+    """No weights, scale of scores, remembered rollouts, or random numbers."""
+    run = Run(memory=rlhf.RolloutMemory(2), shaping=rlhf.RewardShaping(running_scale=True))
     alone, history = run.fit(2, validate=True)
+    remembered = run.trainer.memory.arrays()
     callback = rlhf.callbacks.TensorBoard(tmp_path, text_freq=1)
     found, same = run.again().fit(2, [callback], validate=True)
     assert len(read(tmp_path)["samples"]) == 4
     for ours, theirs in zip(found, alone, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert same == history
+    assert remembered.keys() == run.trainer.memory.arrays().keys()
+    for name, rows in run.trainer.memory.arrays().items():
+        np.testing.assert_array_equal(rows, remembered[name])
 
 
 def test_frequencies(run, tmp_path):
@@ -212,10 +220,15 @@ def test_no_step_is_lost_between_two_callbacks(run, tmp_path):
 
 def test_a_new_run_takes_the_place_of_an_older_one(run, tmp_path):
     run.fit(2, [rlhf.callbacks.TensorBoard(tmp_path)])
+    path = tmp_path / "first_answers.json"
+    own = cards.FirstAnswers.read(path)
+    own._replace(rows=[{**row, "response": "of another run"} for row in own.rows]).write(path)
     run.again().fit(1, [rlhf.callbacks.TensorBoard(tmp_path)])
+    assert cards.FirstAnswers.read(path) == own
     shown = PluginEventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     shown.Reload()  # what the pages of TensorBoard are made from
     assert [e.step for e in shown.Tensors("objective/kl")] == [1, 2]
+    assert all(len(shown.Tensors(tag)) == 1 for tag in [*PAGES, "settings"])
     assert last_steps(tmp_path)["objective/kl"] == 2
 
 
@@ -278,7 +291,7 @@ def test_texts_cannot_break_the_table():
 def test_no_line_break_divides_a_number():
     ((_, _), (_, answer)) = cells((1, np.array(answers(1).table())))
     numbers, _ = answer.split("<br>")
-    assert numbers == "<strong>score\xa0\u22120.50, raw\xa01.00, KL\xa00.00</strong>"
+    assert numbers == "<strong>score \u22120.50, raw 1.00, KL 0.00</strong>"
 
 
 def test_first_answers_are_as_they_were_after_a_file(tmp_path):
@@ -290,6 +303,21 @@ def test_first_answers_are_as_they_were_after_a_file(tmp_path):
     assert batch["token_ids"].shape == (4, 3) and batch["token_ids"].dtype == tf.int32
     assert batch["padding_mask"].dtype == bool
     assert batch["prompt"].numpy().tolist() == ["ä".encode(), b"b", b"c", "ä".encode()]
+
+
+def test_a_group_has_one_row():
+    acting, sampler = helpers.actor(num_layers=1, texts=True), rlhf.Sampler(length=3)
+    options = {"sampler": sampler, "kl": rlhf.FixedKL(0.1), "group_size": 2}
+    rloo = rlhf.RLOO(acting, helpers.token_reward, **options)
+    rloo.compile(run_eagerly=True)
+    collected = rloo.collect(helpers.prompts([1, 2, 3]))
+    kept = cards.FirstAnswers.of(collected, iteration=1, count=2)
+    expected = collected.episodes.responses[0:4:2]
+    assert expected != collected.episodes.responses[:2]
+    assert [row["response"] for row in kept.rows] == expected
+    _, *rows = cells((1, np.array(kept.table(collected, 1))))
+    assert [row[2].split("<br>")[1] for row in rows] == expected
+    assert kept.batch()["token_ids"].shape[0] == 3
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"other": 1}', json.dumps({"rows": []})])
