@@ -63,9 +63,9 @@ class Config:
     update_epochs: int = 2
     num_minibatches: int = 1
     learning_rate: float = 5e-4
-    kl_coef: float = 0.25
+    kl_coef: float = 0.22
     kl_target: float = 6.0
-    kl_horizon: float = 400.0
+    kl_horizon: float = 3000.0
     held_out: int = 256
     jit_compile: bool = True
     seed: int = 0
