@@ -36,7 +36,8 @@ class Config:
         reward_epochs: Passes of the reward model over its comparisons.
         reward_learning_rate: Of the reward model.
         batch_size: Episodes of a PPO iteration.
-        iterations: Iterations of PPO.
+        epochs: Epochs of PPO.
+        iterations: Iterations of an epoch.
         update_epochs: Passes over the episodes of an iteration.
         num_minibatches: Optimizer steps a pass.
         learning_rate: Of PPO; falls linearly to 0.
@@ -57,21 +58,22 @@ class Config:
     reward_epochs: int = 2
     reward_learning_rate: float = 3e-4
     batch_size: int = 64
-    iterations: int = 80
+    epochs: int = 10
+    iterations: int = 8
     update_epochs: int = 2
     num_minibatches: int = 1
     learning_rate: float = 5e-4
-    kl_coef: float = 0.25
+    kl_coef: float = 0.22
     kl_target: float = 6.0
-    kl_horizon: float = 400.0
+    kl_horizon: float = 3000.0
     held_out: int = 256
     jit_compile: bool = True
     seed: int = 0
 
     presets: ClassVar[dict[str, dict]] = {
         "smoke": {
-            "pairs": 64, "length": 8, "reward_epochs": 1, "batch_size": 16, "iterations": 2,
-            "held_out": 16, "output": pathlib.Path("runs/smoke/quickstart"),
+            "pairs": 64, "length": 8, "reward_epochs": 1, "batch_size": 16, "epochs": 2,
+            "iterations": 1, "held_out": 16, "output": pathlib.Path("runs/smoke/quickstart"),
             "jit_compile": False,
         }
     }  # fmt: skip
@@ -119,6 +121,7 @@ def main(config: Config) -> dict:
     prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
     ppo.fit(
         prompts.repeat(),
+        epochs=config.epochs,
         steps_per_epoch=config.iterations,
         callbacks=[
             keras.callbacks.LambdaCallback(
@@ -143,10 +146,7 @@ def main(config: Config) -> dict:
             rlhf.evaluation.perplexity(lm, rlhf.tasks.stories.HELD_OUT),
         ],
         **{name: [old[name], new[name]] for name in old},
-        "samples": [
-            {"opening": opening, "before": first, "after": last}
-            for opening, first, last in list(zip(held_out, before[0], after[0], strict=True))[:3]
-        ],
+        "samples": ranked(held_out, before[0], after[0]),
     }
     show(report)
     actor.save_to_preset(config.output / "model")
@@ -166,7 +166,7 @@ def build(config, actor, reward, sampler):
         num_minibatches=config.num_minibatches,
         seed=config.seed,
     )
-    steps = ppo.updates_in(config.iterations)
+    steps = ppo.updates_in(config.epochs * config.iterations)
     schedule = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
     ppo.compile(keras.optimizers.Adam(schedule, epsilon=1e-5), jit_compile=config.jit_compile)
     return ppo
@@ -200,6 +200,23 @@ def measure(reward, openings, texts, ended):
         "distinct_2": rlhf.evaluation.distinct_n(texts, 2),
         "words": sum(len(text.split()) for text in texts) / len(texts),
     }
+
+
+def ranked(openings, before, after):
+    """The openings with the best, the median and the worst continuation after training."""
+    gold = [rlhf.tasks.sentiment.vader_scores(texts) for texts in (before, after)]
+    order = sorted(range(len(openings)), key=lambda i: gold[1][i], reverse=True)
+    ranks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return [
+        {
+            "rank": rank,
+            "opening": openings[i],
+            "before": before[i],
+            "after": after[i],
+            "gold": [float(scores[i]) for scores in gold],
+        }
+        for rank, i in ranks.items()
+    ]
 
 
 def plot(rows, path, kl_target):
@@ -240,10 +257,11 @@ def show(report):
         cells = [f"{x:.3f}" if isinstance(x, float) else x for x in cells]
         print(f"{title:28}{cells[0]:>24}{cells[1]:>24}")
     print(f"KL {report['kl']:.2f} nats a continuation, target {report['kl_target']:.2f}\n")
+    print("The openings with the best, the median and the worst continuation, and its sentiment:")
     for sample in report["samples"]:
-        print(sample["opening"])
-        print(f"  before: {sample['before'].strip()!r}")
-        print(f"  after:  {sample['after'].strip()!r}")
+        print(f"{sample['rank']}: {sample['opening']}")
+        for time, score in zip(("before", "after"), sample["gold"], strict=True):
+            print(f"  {time:6} {score:+.2f}  {sample[time].strip()!r}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def filled(model, seed=0, stddev=0.4):
 
 
 def backbone(family="gpt2", vocab=VOCAB, seed=0, positions=32, stddev=0.4, **options):
-    shape = {"vocabulary_size": vocab, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 32}
+    shape = {"vocabulary_size": vocab, "num_layers": 1, "hidden_dim": 16, "intermediate_dim": 32}
     if family == "gpt2":
         own = {"num_heads": 2, "max_sequence_length": positions, "dropout": 0.0}
         make = keras_hub.models.GPT2Backbone

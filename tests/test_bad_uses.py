@@ -47,8 +47,8 @@ def checkpoint(name):
 class Kit:
     """Parts that the entries share; each is made when it is first used."""
 
-    lm = functools.cached_property(lambda self: helpers.lm(texts=True, num_layers=1))
-    bare = functools.cached_property(lambda self: helpers.lm(num_layers=1))
+    lm = functools.cached_property(lambda self: helpers.lm(texts=True))
+    bare = functools.cached_property(lambda self: helpers.lm())
     prep = functools.cached_property(lambda self: helpers.preprocessor())
     actor = functools.cached_property(lambda self: rlhf.ActorCritic(self.lm))
     reward = functools.cached_property(lambda self: rlhf.RewardModel.from_causal_lm(self.lm))
@@ -737,12 +737,12 @@ class TestScopes:
         return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
     def test_a_trainer_from_outside(self, strategy):
-        trainer = helpers.ppo(helpers.actor(num_layers=1))
+        trainer = helpers.ppo(helpers.actor())
         with strategy.scope(), pytest.raises(ValueError, match=r"inside one `with strategy\.scope"):
             trainer.compile("adam", jit_compile=False)
 
     def test_an_actor_from_outside(self, strategy):
-        actor = helpers.actor(num_layers=1)
+        actor = helpers.actor()
         with strategy.scope(), pytest.raises(ValueError, match="PPO and its actor, such as"):
             helpers.ppo(actor).compile("adam", jit_compile=False)
 
@@ -752,13 +752,13 @@ class TestScopes:
 
     def test_an_optimizer_from_outside(self, strategy):
         with strategy.scope():
-            trainer = helpers.ppo(helpers.actor(num_layers=1))
+            trainer = helpers.ppo(helpers.actor())
         with pytest.raises(ValueError, match="variables of the optimizer"):
             trainer.compile("adam", jit_compile=False)
 
     def test_an_actor_from_inside(self, strategy):
         with strategy.scope():
-            actor = helpers.actor(num_layers=1)
+            actor = helpers.actor()
         with pytest.raises(ValueError, match="without a distribution strategy"):
             helpers.ppo(actor).compile("adam", jit_compile=False)
 

@@ -79,7 +79,7 @@ def test_the_quickstart_has_the_numbers_of_the_recipe():
     config = recipe.Config()
     notebook = nbformat.read(ROOT / "notebooks/01_quickstart.ipynb", nbformat.NO_CONVERT)
     source = "\n".join(cell.source for cell in code_cells(notebook))
-    sizes = ("pairs", "length", "batch_size", "iterations", "held_out")
+    sizes = ("pairs", "length", "batch_size", "epochs", "iterations", "held_out")
     numbers = [f'"{name}": {getattr(config, name)},' for name in sizes] + [
         f"temperature={config.temperature})",
         f"noise={config.noise},",

@@ -361,14 +361,18 @@ def test_pretraining_makes_a_preset(tmp_path, capsys):
 
 
 def test_the_quickstart_reports_and_saves_the_policy(tmp_path, capsys):
-    report = smoke(load("quickstart"), tmp_path, "--pairs", "16", "--iterations", "1")
+    report = smoke(load("quickstart"), tmp_path, "--pairs", "16", "--epochs", "1")
     assert {"gold", "proxy", "kl", "perplexity_of_stories", "samples"} <= set(report)
     assert all(np.isfinite(report["perplexity_of_stories"])) and abs(report["kl"]) < 20
     assert json.loads((tmp_path / "report.json").read_text())["kl"] == report["kl"]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert [*(tmp_path / "logs").rglob("*tfevents*")]
     rlhf.ActorCritic.from_preset(tmp_path / "model")
-    assert "4. Before and after" in capsys.readouterr().out
+    assert [sample["rank"] for sample in report["samples"]] == ["best", "median", "worst"]
+    gold = [sample["gold"][1] for sample in report["samples"]]
+    assert gold == sorted(gold, reverse=True) and gold[0] > gold[-1]
+    out = capsys.readouterr().out
+    assert "4. Before and after" in out and f"after  {gold[0]:+.2f}" in out
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS, "pretrain_tiny"])

@@ -44,7 +44,7 @@ def trainer(acting=None, optimizer=adam, strategy=None, jit_compile=False, **opt
             "num_minibatches": 2,
             **options,
         }
-        made = helpers.ppo(acting() if acting else helpers.actor(), **options)
+        made = helpers.ppo(acting() if acting else helpers.actor(num_layers=2), **options)
         made.compile(optimizer(), jit_compile=bool(jit_compile), run_eagerly=jit_compile is None)
     return made
 
@@ -123,13 +123,13 @@ def texts(rows=4):
 
 
 def adapted_actor_with_critic():
-    acting = helpers.actor(num_layers=1, critic=helpers.backbone("llama", seed=3, num_layers=1))
+    acting = helpers.actor(critic=helpers.backbone("llama", seed=3))
     acting.causal_lm.backbone.enable_lora(2)
     return acting
 
 
 def reward_model():
-    model = RewardModel(helpers.lm(seed=2, num_layers=1))
+    model = RewardModel(helpers.lm(seed=2))
     helpers.filled(model.score_head, seed=6)
     return model
 

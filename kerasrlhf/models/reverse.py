@@ -40,7 +40,7 @@ def turned(
     responses = ops.sum(ops.cast(padding_mask, "int32"), axis=-1, keepdims=True) - prompts
     column = ops.arange(length, dtype="int32")[None]
     source = ops.where(column < responses, column + prompts, column - responses)
-    return ops.take_along_axis(token_ids, ops.clip(source, 0, length - 1), axis=1), responses[:, 0]
+    return windows.columns_of_rows(token_ids, ops.clip(source, 0, length - 1)), responses[:, 0]
 
 
 def prompt_logprobs(

@@ -14,6 +14,7 @@ from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import lm_adapter, serialization, trunks
 from kerasrlhf.models.score_scale import ScoreScale
 from kerasrlhf.models.scorer import Scored, Scorer
+from kerasrlhf.models.windows import columns_of_rows
 from kerasrlhf.types import Tensor
 
 _CONFIG = "reward_model.json"
@@ -137,7 +138,7 @@ class RewardModel(Scorer):
         padding_mask = ops.reshape(padding_mask, (-1, shape[-1]))
         hidden = lm_adapter.hidden_states(self.backbone, token_ids, padding_mask)
         last = ops.maximum(ops.sum(ops.cast(padding_mask, "int32"), axis=-1) - 1, 0)
-        state = ops.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        state = columns_of_rows(hidden, last)
         return ops.reshape(self.score_scale(self.score_head(state)), shape[:-1])
 
     def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:

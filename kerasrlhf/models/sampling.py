@@ -19,6 +19,7 @@ from keras import ops
 from kerasrlhf import tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
+from kerasrlhf.models.windows import columns_of_rows
 from kerasrlhf.types import Responses, Sampler, Tensor
 
 _BLOCK = 256
@@ -35,7 +36,7 @@ def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
     target = uniform[:, None] * cumulative[:, -1:]
     index = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
     index = ops.minimum(index, weights.shape[-1] - 1)
-    weight = ops.take_along_axis(weights, index[:, None], axis=-1)[:, 0]
+    weight = columns_of_rows(weights, index)
     return ops.where(weight > 0, index, ops.cast(ops.argmax(weights, axis=-1), "int32"))
 
 
@@ -55,7 +56,7 @@ def _categorical(blocks: Tensor, sums: Tensor, highest: Tensor, uniforms: Tensor
     random numbers per row where the Gumbel trick needs one per entry.
     """
     block = _pick(sums, uniforms[:, 0])
-    inside = ops.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    inside = columns_of_rows(blocks, block)
     return block * _BLOCK + _pick(ops.exp(inside - highest), uniforms[:, 1])
 
 
@@ -69,7 +70,7 @@ def _filtered(logits: Tensor, sampler: Sampler) -> Tensor:
         probabilities = ops.softmax(ordered, axis=-1)
         before = ops.cumsum(probabilities, axis=-1) - probabilities
         kept = ops.sum(ops.cast(before < sampler.top_p, "int32"), axis=-1, keepdims=True)
-        least = ops.take_along_axis(ordered, ops.maximum(kept, 1) - 1, axis=-1)
+        least = columns_of_rows(ordered, ops.maximum(kept, 1) - 1)
         logits = ops.where(logits < least, _IMPOSSIBLE, logits)
     return logits
 
@@ -105,7 +106,7 @@ def draw(
             blocks = _blocks(_filtered(scaled, sampler))
             sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
         token = _mixed(blocks, sums, highest, uniforms, sampler.epsilon, logits.shape[-1])
-    chosen = ops.take_along_axis(scaled - highest, token[:, None], axis=-1)[:, 0]
+    chosen = columns_of_rows(scaled - highest, token)
     return token, chosen - normalizer
 
 
@@ -178,7 +179,7 @@ class _Choice:
         active = ops.logical_and(own >= 0, own < self.sampler.length)
         active = ops.logical_and(active, ~state.ended)
         index = ops.clip(own, 0, self.sampler.length - 1)
-        uniforms = ops.take_along_axis(self.uniforms, index[:, None, None], axis=1)[:, 0]
+        uniforms = columns_of_rows(self.uniforms, index)
         sampled, logprob = draw(logits, uniforms, self.sampler, self.temperature)
         token = ops.where(active, sampled, _column(state.token_ids, position))
         values = state.values

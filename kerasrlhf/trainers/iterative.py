@@ -86,13 +86,17 @@ class IterativeModel(HeldTrainer):
         """Samples and scores prompts; arguments are those of `keras.Model.evaluate`.
 
         Returns:
-            Mean score, KL and length, or a dict of these with `return_dict=True`.
+            Mean score, KL and length, or a dict of these in this order with `return_dict=True`.
         """
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         given = inspect.signature(super().evaluate).bind(*args, **kwargs)
         _show_score_first(given)
-        return super().evaluate(*given.args, **given.kwargs)
+        result = super().evaluate(*given.args, **given.kwargs)
+        if not isinstance(result, dict):
+            return result
+        order = [*statistics.VALIDATED, *result]  # Keras sorts by name
+        return {name: result[name] for name in dict.fromkeys(order) if name in result}
 
     def call(self, inputs: Any) -> None:
         """Raises a `ValueError`: a trainer has no outputs."""

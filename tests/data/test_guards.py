@@ -13,7 +13,7 @@ PAIRS = [
     {"prompt": "bc", "chosen": "defghi", "rejected": "j"},
     {"prompt": "b", "chosen": "d", "rejected": "ef"},
 ]
-LM = helpers.lm(texts=True, num_layers=1)
+LM = helpers.lm(texts=True)
 OTHER = helpers.preprocessor(helpers.VOCAB - 2)  # fewer letters, and `aa` is another id
 
 
@@ -125,7 +125,7 @@ def test_tokens_of_another_tokenizer_are_refused(run):
 
 
 def test_a_model_without_a_tokenizer_takes_ids_that_it_has():
-    small = rlhf.DPO(helpers.lm(vocab=20, num_layers=1))
+    small = rlhf.DPO(helpers.lm(vocab=20))
     small.compile("sgd", jit_compile=False)
     with pytest.raises(ValueError, match=r"tokenizer has 23 tokens.* 20"):
         small.fit(pairs(), verbose=0)
@@ -168,7 +168,7 @@ class TestIdsOutsideTheVocabulary:
             made.iterate(helpers.prompts([2, 3]))
 
     def test_texts_of_a_tokenizer_that_was_put_there_later(self):
-        model = helpers.lm(texts=True, num_layers=1)
+        model = helpers.lm(texts=True)
         reward = rlhf.RewardModel(model)
         reward.preprocessor = helpers.preprocessor(25)
         with pytest.raises(ValueError, match="below 23"):

@@ -90,7 +90,7 @@ def test_n2_whatever_id_fills_rows_up_samples_and_what_is_read_of_them_are_the_s
     for pad in (STOPS[0], 3, 5):
         monkeypatch.setattr(tokens, "pad_id", lambda preprocessor, pad=pad: pad)
         made = helpers.ppo(
-            helpers.actor(num_layers=1, texts=True), sampler=Sampler(length=4, stop_token_ids=STOPS)
+            helpers.actor(texts=True), sampler=Sampler(length=4, stop_token_ids=STOPS)
         )
         made.compile(run_eagerly=True)
         rollout = made.collect(helpers.prompts([6, 4, 3, 1, 2, 5])).rollout
@@ -145,7 +145,7 @@ def test_n5_the_learning_rate_falls_linearly_to_zero(epochs, minibatches):
 def test_n6_every_replica_draws_other_numbers():
     """The rows of two replicas that hold the same prompts get numbers of their own."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    actor = helpers.actor(num_layers=1)
+    actor = helpers.actor()
     prompt = {name: np.repeat(x[:1], 8, axis=0) for name, x in BATCH.items()}
     uniforms = replica.uniforms(seed=1, iteration=0, rows=8, length=6)
     sizes = []

@@ -24,16 +24,14 @@ SAMPLER = Sampler(length=6, stop_token_ids=(0, 4, 7))
 
 
 def trainer(acting=None, reward=helpers.token_reward, rate=0.05, **options):
-    made = helpers.ppo(
-        acting or helpers.actor(num_layers=1), reward, **{"sampler": SAMPLER, **options}
-    )
+    made = helpers.ppo(acting or helpers.actor(), reward, **{"sampler": SAMPLER, **options})
     made.compile(keras.optimizers.SGD(rate), jit_compile=False)
     return made
 
 
 def test_m1_the_score_stands_on_the_end_token_and_custom_stop_tokens_count():
     """Token 5 ends a response here; the tokenizer's own end token 0 does not."""
-    acting = helpers.actor(texts=True, num_layers=1)
+    acting = helpers.actor(texts=True)
     sampler = Sampler(length=12, stop_token_ids=(5,))
     made = trainer(acting, sampler=sampler, shaping=RewardShaping(missing_end_score=-9.0))
     rollout = made.collect(helpers.prompts([1, 3, 2, 6] * 8)).rollout
@@ -76,7 +74,7 @@ def gradient(made, experience, rows):
 
 def test_m3_the_gradient_does_not_depend_on_the_micro_batching():
     """One division by all tokens: rows count by their tokens, not as means of their own."""
-    acting = helpers.actor(num_layers=1)
+    acting = helpers.actor()
     whole, parts = (trainer(acting, rate=1.0, micro_batches=micro) for micro in (1, 4))
     experience = whole.estimate(whole.collect(BATCH).rollout)
     counts = np.sum(experience.response_mask, axis=1)
@@ -166,8 +164,8 @@ def test_m7_nor_does_exploration_make_the_kl_negative():
 
     The controller is told the same number. `collect`, which validation uses, does not explore.
     """
-    acting = helpers.actor(num_layers=1, stddev=0.6)
-    other = helpers.lm(seed=5, num_layers=1, stddev=0.01)
+    acting = helpers.actor(stddev=0.6)
+    other = helpers.lm(seed=5, stddev=0.01)
     sampler, control = Sampler(length=4, epsilon=0.5), AdaptiveKL(0.1, target=1.0, horizon=1000)
     made = trainer(acting, rate=0.0, sampler=sampler, reference=other, kl=control, vf_coef=0.0)
     statistics = made.iterate(helpers.prompts([6, 4, 1, 3] * 64))
@@ -197,7 +195,7 @@ def test_m8_what_was_sampled_is_what_is_trained_on():
         seen.append((response_ids, responses))
         return [0.0] * len(responses)
 
-    made = trainer(helpers.actor(texts=True, num_layers=1, stddev=0.1), reward)
+    made = trainer(helpers.actor(texts=True, stddev=0.1), reward)
     rollout = made.collect(helpers.prompts([2] * 64)).rollout
     ((ids, texts),) = seen
     again = tokens.tokenize(texts, made.actor.causal_lm.preprocessor)
@@ -218,7 +216,7 @@ def test_m9_statistics_are_over_real_tokens_alone():
     statistics = made.iterate(BATCH)
     rollout = made.last.rollout
     ids, mask, inside = (np.array(rollout[k]) for k in range(3))
-    start = helpers.actor(num_layers=1)
+    start = helpers.actor()
     logits = np.array(start({"token_ids": ids, "padding_mask": mask})["logits"], "float64")
     p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     entropy = np.pad(-np.sum(p * np.log(p), axis=-1)[:, :-1], [(0, 0), (1, 0)])
@@ -265,9 +263,9 @@ def test_m12_a_reward_model_with_another_tokenizer_gets_the_texts():
     }
     tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary | {"aa": 22}, merges=["a a"])
     theirs = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=16)
-    reward = RewardModel(helpers.backbone(seed=2, num_layers=1), preprocessor=theirs)
+    reward = RewardModel(helpers.backbone(seed=2), preprocessor=theirs)
     helpers.filled(reward.score_head, seed=6)
-    acting = helpers.actor(texts=True, num_layers=1)
+    acting = helpers.actor(texts=True)
     assert not scoring.shares_tokens(reward, acting.causal_lm)
     collected = trainer(acting, reward).collect(BATCH)
     episodes, rollout = collected.episodes, collected.rollout

@@ -42,7 +42,7 @@ def kl(*args, **fields):
 
 
 OPTIONS = {
-    "reference": lambda: {"reference": helpers.lm(seed=6, num_layers=1)},
+    "reference": lambda: {"reference": helpers.lm(seed=6)},
     "sampler": lambda: {"sampler": Sampler(length=4, temperature=0.5)},
     "sampler.schedule": lambda: {
         "sampler": dataclasses.replace(SAMPLER, temperature=lambda iteration: 0.5)
@@ -113,14 +113,14 @@ OBJECTS = {
 def outcome(name=None):
     """All weights after two iterations, and how often the actor was read in their updates."""
     options = {
-        "reference": helpers.lm(seed=5, num_layers=1),
+        "reference": helpers.lm(seed=5),
         "sampler": SAMPLER,
         "kl": FixedKL(0.2),
         "update_epochs": 2,
         "num_minibatches": 2,
         **(OPTIONS[name]() if name else {}),
     }
-    made = helpers.ppo(helpers.actor(num_layers=1), **options)
+    made = helpers.ppo(helpers.actor(), **options)
     made.compile(keras.optimizers.SGD(0.05), jit_compile=False)
     reads, original = [], ActorCritic.token_stats
     with pytest.MonkeyPatch.context() as patch:
@@ -176,7 +176,7 @@ SAMPLERS = {
 
 def test_m13_every_field_of_a_sampler_changes_the_samples():
     assert {*SAMPLERS} == {field.name for field in dataclasses.fields(Sampler)}
-    actor = helpers.actor(num_layers=1)
+    actor = helpers.actor()
 
     def rows(sampler):
         samples = helpers.draw_eagerly(actor, BATCH, sampler)

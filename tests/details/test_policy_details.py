@@ -21,7 +21,7 @@ STOPS = (0, 4, 7, 9, 12)
 
 
 def small(**options):
-    return helpers.actor(num_layers=1, **options)
+    return helpers.actor(**options)
 
 
 def log_softmax(logits):
@@ -78,7 +78,7 @@ def test_n11_the_value_head_begins_at_zero():
 
 
 def test_n13_dropout_is_off_in_every_network():
-    actor = small(dropout=0.5, critic=helpers.backbone(dropout=0.5, num_layers=1))
+    actor = small(dropout=0.5, critic=helpers.backbone(dropout=0.5))
     reward = RewardModel(helpers.lm(dropout=0.5))
     reference = Reference.of(actor.causal_lm)
     ids, mask = BATCH["token_ids"], BATCH["padding_mask"]
@@ -120,7 +120,7 @@ def test_n14_cut_after_the_first_stop_token_from_an_index_on(minimum):
 
 
 def test_n14_the_reward_model_scores_the_cut_text():
-    reward = RewardModel(helpers.lm(num_layers=1, seed=2))
+    reward = RewardModel(helpers.lm(seed=2))
     helpers.filled(reward.score_head, seed=6)
     made = helpers.ppo(small(), reward, sampler=Sampler(length=8, stop_token_ids=STOPS))
     made.compile(jit_compile=False)

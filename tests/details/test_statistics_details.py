@@ -110,7 +110,7 @@ def test_s4_padding_changes_no_statistic(made, filling):
 
 
 def test_s5_the_first_update_sees_the_policy_that_sampled():
-    made = helpers.ppo(helpers.actor(num_layers=1), update_epochs=1, sampler=Sampler(length=5))
+    made = helpers.ppo(helpers.actor(), update_epochs=1, sampler=Sampler(length=5))
     made.compile(jit_compile=False)
     for seed in range(2):
         found = made.iterate(helpers.prompts([1, 2, 4, 6], seed=seed))

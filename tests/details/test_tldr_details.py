@@ -39,7 +39,7 @@ def letters():
 
 @pytest.fixture
 def reward():
-    made = RewardModel(helpers.lm(texts=True, num_layers=1))
+    made = RewardModel(helpers.lm(texts=True))
     helpers.filled(made.score_head, seed=6)
     return made
 
@@ -188,7 +188,7 @@ def test_p20_the_published_setting_is_a_preset(recipe):
 def test_p22_the_critic_is_a_network_of_its_own_that_begins_as_the_reward_model(reward):
     reward.gain.assign(0.5)
     reward.bias.assign(-0.25)
-    model = helpers.lm(seed=3, num_layers=1)
+    model = helpers.lm(seed=3)
     actor = ActorCritic(model, critic=reward)
     batch = helpers.prompts([6, 4, 1])
     values, scores = np.array(actor(batch)["values"]), np.array(reward(batch))
@@ -205,7 +205,7 @@ def test_p23_a_fixed_length_is_sampled_and_cut_after_the_end_token():
     """None found: the score is -1, whatever the reward says; a full row is as long as all."""
     sampler = Sampler(length=8, stop_token_ids=(0, 4, 7))
     shaping = rlhf.RewardShaping(missing_end_score=-1.0)
-    made = helpers.ppo(helpers.actor(num_layers=1), sampler=sampler, shaping=shaping)
+    made = helpers.ppo(helpers.actor(), sampler=sampler, shaping=shaping)
     made.compile(jit_compile=False)
     collected = made.collect(helpers.prompts([6, 4, 1, 3, 2, 5, 4, 6]))
     rollout = collected.rollout

@@ -19,7 +19,9 @@ OPTIMIZERS = {
 
 
 def made(dtype, **options):
-    return trainer(lambda: helpers.actor(dtype=dtype), optimizer=OPTIMIZERS[dtype], **options)
+    return trainer(
+        lambda: helpers.actor(num_layers=2, dtype=dtype), optimizer=OPTIMIZERS[dtype], **options
+    )
 
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)

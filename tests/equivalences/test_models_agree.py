@@ -17,7 +17,7 @@ def differences(trajectory, before):
         trajectory: of an actor as `helpers.actor` makes it.
         before: maps an iteration to the number of iterations that made the weights.
     """
-    actor = helpers.actor()
+    actor = helpers.actor(num_layers=2)
     for iteration, rollout in enumerate(trajectory.rollouts):
         for variable, value in zip(
             actor.trainable_variables, trajectory.weights[before(iteration)], strict=True
@@ -60,7 +60,7 @@ def test_some_update_is_clipped(plain):
 
 
 def with_adapters():
-    acting = helpers.actor()
+    acting = helpers.actor(num_layers=2)
     acting.causal_lm.backbone.enable_lora(2)
     return acting
 
@@ -70,7 +70,7 @@ def test_adapters_off_are_a_frozen_copy():
     """The reference without a second copy, against a model that nothing can change."""
     switched = run(trainer(with_adapters))
     assert switched.trainer.reference.causal_lm is switched.trainer.actor.causal_lm
-    copied = run(trainer(with_adapters, reference=helpers.lm()))
+    copied = run(trainer(with_adapters, reference=helpers.lm(num_layers=2)))
     assert_same(switched, copied)
     for ours, theirs in zip(switched.rollouts, copied.rollouts, strict=True):
         np.testing.assert_allclose(ours.ref_logprobs, theirs.ref_logprobs, atol=1e-5)
@@ -79,7 +79,7 @@ def test_adapters_off_are_a_frozen_copy():
 
 
 def with_copied_critic(trainable=True):
-    model = helpers.lm()
+    model = helpers.lm(num_layers=2)
     acting = ActorCritic(model, lm_adapter.copy(model))
     acting.critic.trainable = trainable
     return frozen_trunk(acting, trainable)
@@ -94,7 +94,7 @@ def frozen_trunk(acting, trainable):
 @pytest.mark.slow
 def test_a_copied_critic_is_the_shared_trunk_while_neither_moves():
     """With both trunks frozen the value head alone learns, in the same way for good."""
-    shared = run(trainer(lambda: frozen_trunk(helpers.actor(), trainable=False)))
+    shared = run(trainer(lambda: frozen_trunk(helpers.actor(num_layers=2), trainable=False)))
     copied = run(trainer(lambda: with_copied_critic(trainable=False)))
     assert len(shared.weights[0]) == 2
     assert_same(copied, shared)

@@ -14,7 +14,7 @@ PAIRS = [{"prompt": "bc", "chosen": "de", "rejected": "fg"}] * 2
 
 
 def adapted(**options):
-    causal_lm = helpers.lm(num_layers=1, **options)
+    causal_lm = helpers.lm(**options)
     causal_lm.backbone.enable_lora(2)
     return causal_lm
 

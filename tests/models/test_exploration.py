@@ -39,7 +39,7 @@ def test_frequencies_are_those_of_the_mixture(vocab, epsilon):
 
 @pytest.fixture(scope="module")
 def acting():
-    return helpers.actor(num_layers=1)
+    return helpers.actor()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def pairs(length, rows=2):
 
 
 def short(**options):
-    return helpers.lm(positions=8, num_layers=1, **options)
+    return helpers.lm(positions=8, **options)
 
 
 def complaint(run):
@@ -58,19 +58,19 @@ def test_calls_and_other_paths_say_so():
     ids = np.ones((2, 12), "int32")
     inputs = {"token_ids": ids, "padding_mask": ids > 0}
     complaint(lambda: ActorCritic(short())(inputs))
-    complaint(lambda: ActorCritic(helpers.lm("llama", num_layers=1), critic=short())(inputs))
+    complaint(lambda: ActorCritic(helpers.lm("llama"), critic=short())(inputs))
     complaint(lambda: ActorCritic(short()).token_stats(ids, ids > 0))
     complaint(lambda: RewardModel(short())(inputs))
 
 
 def test_models_without_a_limit_read_any_length():
-    model = helpers.lm("llama", num_layers=1)
+    model = helpers.lm("llama")
     assert lm_adapter.positions(model.backbone) is None
     assert RewardModel(model)({"token_ids": np.ones((1, 99)), "padding_mask": np.ones((1, 99))})
 
 
 def with_tokens(preprocessor_vocab, vocab):
-    model = helpers.lm(vocab=vocab, num_layers=1)
+    model = helpers.lm(vocab=vocab)
     model.preprocessor = helpers.preprocessor(preprocessor_vocab)
     return model
 
@@ -84,7 +84,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(wrap):
 
 
 def test_a_preprocessor_that_is_passed_on_its_own_is_checked():
-    backbone = helpers.backbone(vocab=20, num_layers=1)
+    backbone = helpers.backbone(vocab=20)
     with pytest.raises(ValueError, match="has 25 tokens"):
         RewardModel(backbone, preprocessor=helpers.preprocessor(25))
 
@@ -95,5 +95,5 @@ def test_gaps_between_ids_count():
     tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary, merges=["a a"])
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
     with pytest.raises(ValueError, match="has 31 tokens"):
-        lm_adapter.check_preprocessor(helpers.backbone(vocab=23, num_layers=1), preprocessor)
-    lm_adapter.check_preprocessor(helpers.backbone(vocab=31, num_layers=1), preprocessor)
+        lm_adapter.check_preprocessor(helpers.backbone(vocab=23), preprocessor)
+    lm_adapter.check_preprocessor(helpers.backbone(vocab=31), preprocessor)

@@ -53,7 +53,7 @@ def test_trainers_and_reward_models_refuse_it_at_compile():
     ],
 )
 def test_float16_on_replicas_needs_float32_weights_and_no_xla(dtype, jit_compile, works):
-    networks = [helpers.backbone(num_layers=1), helpers.backbone(num_layers=1, dtype=dtype)]
+    networks = [helpers.backbone(), helpers.backbone(dtype=dtype)]
     error = pytest.raises(ValueError, match="float16 does not work under a distribution")
     with contextlib.nullcontext() if works else error:
         check_replicated(networks, jit_compile)

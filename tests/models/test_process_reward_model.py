@@ -16,7 +16,7 @@ GOOD, BAD = "abcdef", "nopqrs"
 
 
 def process_model(**options):
-    model = ProcessRewardModel(helpers.lm(texts=True, num_layers=1, **options), separator=SEPARATOR)
+    model = ProcessRewardModel(helpers.lm(texts=True, **options), separator=SEPARATOR)
     helpers.filled(model.score_head, seed=6)
     return model
 
@@ -113,7 +113,7 @@ def steps(rows, seed):
 @pytest.fixture(scope="module")
 def fitted():
     keras.utils.set_random_seed(0)
-    model = ProcessRewardModel(helpers.lm(texts=True, num_layers=1), separator=SEPARATOR)
+    model = ProcessRewardModel(helpers.lm(texts=True), separator=SEPARATOR)
     model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
     dataset = data.stepwise(steps(32, 0), model.preprocessor, 16, separator=SEPARATOR)
     return model, model.fit(dataset, epochs=60, verbose=0).history
@@ -163,13 +163,13 @@ def test_a_preset_gives_back_scores_and_separator(fitted, tmp_path):
 
 def test_what_cannot_be_used_is_named():
     with pytest.raises(ValueError, match="finds the ends of steps by its tokenizer"):
-        ProcessRewardModel(helpers.backbone(num_layers=1))
+        ProcessRewardModel(helpers.backbone())
     for separator in ("\n", ""):
         with pytest.raises(ValueError, match="No token of the tokenizer holds the separator"):
-            ProcessRewardModel(helpers.lm(texts=True, num_layers=1), separator=separator)
+            ProcessRewardModel(helpers.lm(texts=True), separator=separator)
     with pytest.raises(ValueError, match="zero of their own"):
         process_model().normalize(["a"], responses=["b"])
 
 
 def test_a_reward_model_has_one_score_a_response():
-    assert not RewardModel(helpers.backbone(num_layers=1)).is_per_token
+    assert not RewardModel(helpers.backbone()).is_per_token

@@ -96,7 +96,7 @@ def test_adapters_come_back_after_an_error():
 )
 def test_trained_adapters_are_a_reference_of_their_own_values(family, mode):
     """As after supervised fine-tuning with LoRA: no second copy, and nothing of it moves."""
-    model = helpers.lm(family, num_layers=1)
+    model = helpers.lm(family)
     if mode:
         model.backbone.quantize(mode)
     model.backbone.enable_lora(2)
@@ -127,7 +127,7 @@ def moved(model, seed):
 
 def tuned():
     """A model whose adapters have been trained."""
-    model = helpers.lm(num_layers=1)
+    model = helpers.lm()
     model.backbone.enable_lora(2)
     train(model, steps=2)
     assert not lora.is_untrained(model.backbone)
@@ -163,7 +163,7 @@ def test_ppo_starts_at_a_kl_of_zero_from_adapters_that_were_trained():
     np.testing.assert_allclose(
         np.asarray(found)[inside], np.asarray(rollout.ref_logprobs)[inside], atol=1e-5
     )
-    fresh = helpers.ppo(helpers.ActorCritic(helpers.lm(num_layers=1)))
+    fresh = helpers.ppo(helpers.ActorCritic(helpers.lm()))
     assert len(made.variables) - len(fresh.variables) == 2 * 2, "adapters, and no reference"
 
 
@@ -236,7 +236,7 @@ def test_a_copy_of_trained_adapters_has_them_merged(family, options, adapted):
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 def test_quantized_layers_with_adapters_cannot_be_copied():
     """Their merged kernel is no integer; a copy without its scale would be another network."""
-    model = helpers.lm(num_layers=1)
+    model = helpers.lm()
     model.backbone.quantize("int8")
     model.backbone.enable_lora(2)
     with pytest.raises(ValueError, match=r"quantized layer .* a copy cannot merge them"):

@@ -32,7 +32,7 @@ def test_rows_are_response_and_then_prompt():
 @pytest.mark.parametrize("family", helpers.FAMILIES)
 def test_every_prompt_token_is_read_off_what_stands_before_it(family):
     """Row by row, without padding, one prefix at a time."""
-    causal_lm = helpers.lm(family, num_layers=1)
+    causal_lm = helpers.lm(family)
     found, inside = reverse.prompt_logprobs(
         causal_lm, ops.convert_to_tensor(IDS), PADDING, LENGTHS, 4
     )
@@ -49,7 +49,7 @@ def test_every_prompt_token_is_read_off_what_stands_before_it(family):
 
 
 def test_the_reference_reads_without_its_adapters():
-    causal_lm = helpers.lm(num_layers=1)
+    causal_lm = helpers.lm()
     given = ops.convert_to_tensor(IDS), PADDING, LENGTHS, 4
     expected, _ = reverse.prompt_logprobs(causal_lm, *given)
     causal_lm.backbone.enable_lora(2)

@@ -17,7 +17,7 @@ BATCH = helpers.prompts([6, 3, 1])
 
 
 def member(seed, **options):
-    model = RewardModel(helpers.lm(texts=True, num_layers=1, seed=seed, **options))
+    model = RewardModel(helpers.lm(texts=True, seed=seed, **options))
     helpers.filled(model.score_head, seed=seed + 10)
     return model
 
@@ -85,7 +85,7 @@ def test_normalizing_sets_members_and_ensemble(members):
 
 
 def test_responses_are_sampled_from_what_the_members_were_made_of():
-    made = [RewardModel.from_causal_lm(helpers.lm(texts=True, num_layers=1)) for _ in range(2)]
+    made = [RewardModel.from_causal_lm(helpers.lm(texts=True)) for _ in range(2)]
     for model, seed in zip(made, (1, 2), strict=True):
         helpers.filled(model.score_head, seed=seed)
     ensemble = RewardEnsemble(made)
@@ -117,7 +117,7 @@ def test_members_are_fitted_and_the_ensemble_is_measured():
     members = []
     for seed in range(2):
         keras.utils.set_random_seed(seed)
-        model = RewardModel(helpers.lm(texts=True, num_layers=1, seed=seed))
+        model = RewardModel(helpers.lm(texts=True, seed=seed))
         model.backbone.enable_lora(2)
         model.compile(keras.optimizers.Adam(0.05), jit_compile=False)
         model.fit(x, np.zeros(8), epochs=30, verbose=0)
@@ -134,8 +134,7 @@ def test_members_are_fitted_and_the_ensemble_is_measured():
 
 def test_process_members_are_combined_step_by_step():
     made = [
-        ProcessRewardModel(helpers.lm(texts=True, num_layers=1, seed=seed), separator="t")
-        for seed in range(2)
+        ProcessRewardModel(helpers.lm(texts=True, seed=seed), separator="t") for seed in range(2)
     ]
     ensemble = RewardEnsemble(made, penalty=0.5)
     assert ensemble.is_per_token
@@ -147,14 +146,14 @@ def test_process_members_are_combined_step_by_step():
     assert np.flatnonzero(found[0]).tolist() == [2, 4]
     with pytest.raises(ValueError, match="zero of their own"):
         ensemble.normalize(PROMPTS, responses=RESPONSES)
-    other = ProcessRewardModel(helpers.lm(texts=True, num_layers=1), separator="u")
+    other = ProcessRewardModel(helpers.lm(texts=True), separator="u")
     with pytest.raises(ValueError, match="same separator"):
         RewardEnsemble([made[0], other])
 
 
 def test_members_that_do_not_fit_together_are_named(members):
-    process = ProcessRewardModel(helpers.lm(texts=True, num_layers=1), separator="t")
-    bare = RewardModel(helpers.backbone(num_layers=1))
+    process = ProcessRewardModel(helpers.lm(texts=True), separator="t")
+    bare = RewardModel(helpers.backbone())
     for wrong, message in (
         (members[:1], "two or more"),
         ([], "two or more"),
@@ -162,11 +161,11 @@ def test_members_that_do_not_fit_together_are_named(members):
         ([members[0], lambda prompts, responses: 0], "of one kind"),
         ([members[0], member(0, vocab=20)], "one tokenizer"),
         ([members[0], bare], "one tokenizer"),
-        ([bare, RewardModel(helpers.backbone(num_layers=1, vocab=20))], "one vocabulary"),
+        ([bare, RewardModel(helpers.backbone(vocab=20))], "one vocabulary"),
     ):
         with pytest.raises(ValueError, match=message):
             RewardEnsemble(wrong)
-    RewardEnsemble([bare, RewardModel(helpers.backbone(num_layers=1, seed=1))])
+    RewardEnsemble([bare, RewardModel(helpers.backbone(seed=1))])
 
 
 def test_options_out_of_range_are_named(members):

@@ -28,7 +28,7 @@ def rankings(rows, groups, seed=0):
 
 def fitted(loss, x, y, epochs=25, bias=0.0):
     keras.utils.set_random_seed(0)
-    model = RewardModel(helpers.lm(num_layers=1))
+    model = RewardModel(helpers.lm())
     model.bias.assign(bias)
     model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=False)
     history = model.fit(x, y, epochs=epochs, batch_size=16, verbose=0).history
@@ -42,7 +42,7 @@ def pairs():
 
 def test_a_margin_per_pair_is_in_the_loss_of_fit(pairs):
     margins = np.linspace(-1, 3, 16).astype("float32")
-    model = RewardModel(helpers.lm(num_layers=1))
+    model = RewardModel(helpers.lm())
     model.compile("sgd", jit_compile=False)  # the default loss takes the margins
     scores = np.array(model(pairs), "float64")
     lead = scores[:, 0] - scores[:, 1]

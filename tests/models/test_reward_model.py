@@ -311,7 +311,7 @@ def test_a_preset_gives_back_the_same_scores(family, texts, tmp_path):
 
 
 def test_weights_hold_gain_and_bias_but_no_initial_policy(tmp_path):
-    causal_lm = helpers.lm(texts=True, num_layers=1)
+    causal_lm = helpers.lm(texts=True)
     model = RewardModel.from_causal_lm(causal_lm)
     assert model.initial_policy is causal_lm
     assert not {id(v) for v in model.variables} & {id(v) for v in causal_lm.variables}
@@ -320,7 +320,7 @@ def test_weights_hold_gain_and_bias_but_no_initial_policy(tmp_path):
     batch = helpers.prompts([6, 3, 1])
     expected = np.array(model(batch))
     model.save_weights(tmp_path / "reward.weights.h5")
-    again = RewardModel(helpers.backbone(num_layers=1, seed=5))
+    again = RewardModel(helpers.backbone(seed=5))
     assert again.initial_policy is None
     again.load_weights(tmp_path / "reward.weights.h5")
     np.testing.assert_array_equal(again(batch), expected)

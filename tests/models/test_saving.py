@@ -275,7 +275,7 @@ def adapted(backbone):
     ],
 )
 def test_quantized_models_compute_the_same_after_loading(family, dtype, mode, tmp_path):
-    causal_lm = helpers.lm(family, dtype=dtype, num_layers=1)
+    causal_lm = helpers.lm(family, dtype=dtype)
     actor = ActorCritic(causal_lm)
     causal_lm.backbone.quantize(mode)
     base = logits(causal_lm)
@@ -305,7 +305,7 @@ def test_quantized_models_compute_the_same_after_loading(family, dtype, mode, tm
 
 @QUANTIZED
 def test_quantized_reward_models_and_critics_keep_their_adapters(tmp_path):
-    reward = RewardModel(helpers.lm("llama", num_layers=1))
+    reward = RewardModel(helpers.lm("llama"))
     helpers.filled(reward.score_head, seed=3)
     reward.backbone.quantize("int8")
     adapted(reward.backbone)
@@ -315,7 +315,7 @@ def test_quantized_reward_models_and_critics_keep_their_adapters(tmp_path):
     np.testing.assert_allclose(again(INPUTS), expected, atol=1e-5)
     assert lora.adapted_layers(again.backbone)
 
-    actor = ActorCritic(helpers.lm("llama", num_layers=1), critic=reward.backbone)
+    actor = ActorCritic(helpers.lm("llama"), critic=reward.backbone)
     helpers.filled(actor.value_head, seed=3)
     expected = np.array(actor(INPUTS)["values"])
     actor.save_to_preset(tmp_path / "actor")
@@ -325,7 +325,7 @@ def test_quantized_reward_models_and_critics_keep_their_adapters(tmp_path):
 
 @QUANTIZED
 def test_a_quantized_model_without_adapters_says_how_little_is_trained():
-    reward = RewardModel(helpers.lm("llama", num_layers=1))
+    reward = RewardModel(helpers.lm("llama"))
     reward.backbone.quantize("int8")
     trained = len(reward.backbone.trainable_variables)
     with pytest.warns(UserWarning, match=rf"trained are {trained} of its .*\(scale\), 48 of"):
@@ -337,7 +337,7 @@ def test_a_quantized_model_without_adapters_says_how_little_is_trained():
 @QUANTIZED
 @pytest.mark.parametrize("mode", ["int4", "int8"])
 def test_a_copy_of_a_quantized_model_computes_the_same(mode):
-    causal_lm = helpers.lm("llama", num_layers=1)
+    causal_lm = helpers.lm("llama")
     causal_lm.backbone.quantize(mode)
     np.testing.assert_array_equal(logits(lm_adapter.copy(causal_lm)), logits(causal_lm))
 

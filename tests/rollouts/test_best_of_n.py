@@ -66,7 +66,7 @@ def test_pairs_with_an_empty_response_are_left_out():
 
 @pytest.fixture(scope="module")
 def acting():
-    return helpers.actor(num_layers=1, texts=True)
+    return helpers.actor(texts=True)
 
 
 def worth(prompt, response):

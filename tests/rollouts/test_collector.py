@@ -167,7 +167,7 @@ def half(response_ids):
 @pytest.fixture(scope="module")
 def rewarded():
     """A function from rewards to the collector of groups of two with them, traced once."""
-    actor = helpers.actor(num_layers=1)
+    actor = helpers.actor()
     reference = Reference.of(actor.causal_lm, None)
     reward = WeightedReward(never, actor, group_size=2)
     collector = Collector(actor, reference, reward, SAMPLER, EXECUTION)

@@ -100,9 +100,7 @@ SAMPLER = Sampler(length=3, temperature=0.8, stop_token_ids=(0, 4))
 
 
 def make(memory, run_eagerly=False, **options):
-    made = helpers.ppo(
-        helpers.actor(num_layers=1), sampler=SAMPLER, update_epochs=1, memory=memory, **options
-    )
+    made = helpers.ppo(helpers.actor(), sampler=SAMPLER, update_epochs=1, memory=memory, **options)
     made.compile(keras.optimizers.SGD(0.02), jit_compile=False, run_eagerly=run_eagerly)
     return made
 
@@ -163,9 +161,7 @@ def test_a_token_that_was_rare_and_is_likely_counts_once_at_most(algorithm):
         "rloo": rlhf.RLOO,
         "grpo": rlhf.GRPO,
         "reinforce++": rlhf.REINFORCEPlusPlus,
-    }[algorithm](
-        helpers.actor(num_layers=1), helpers.token_reward, memory=RolloutMemory(2), **options
-    )
+    }[algorithm](helpers.actor(), helpers.token_reward, memory=RolloutMemory(2), **options)
     mask = np.array([[False, True, True], [False, True, True]])
     then = np.where(mask, np.log([[1e-4, 1e-4, 0.5], [0.5, 0.5, 0.5]]), 0.0).astype("float32")
     now = np.where(mask, np.log([[1e-4, 0.9, 0.4], [0.5, 0.1, 0.25]]), 0.0).astype("float32")

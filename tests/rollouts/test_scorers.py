@@ -27,13 +27,11 @@ T = 20  # the token of "t", the separator here
 
 @pytest.fixture(scope="module")
 def actor():
-    return helpers.actor(texts=True, num_layers=1)
+    return helpers.actor(texts=True)
 
 
 def reward_model(kind=RewardModel, seed=2, **options):
-    model = kind(
-        helpers.lm(texts=True, num_layers=1, seed=seed, vocab=options.pop("vocab", 23)), **options
-    )
+    model = kind(helpers.lm(texts=True, seed=seed, vocab=options.pop("vocab", 23)), **options)
     helpers.filled(model.score_head, seed=seed + 4)
     return model
 
@@ -278,7 +276,7 @@ def test_parts_have_names(ensemble):
         ({1: length}, r"names of its parts.*\[1\]"),
         ({" ": length}, "names of its parts"),
         (dict, "is the class dict"),
-        ([helpers.lm(num_layers=1)], "a Keras model of type GPT2CausalLM"),
+        ([helpers.lm()], "a Keras model of type GPT2CausalLM"),
     ],
 )
 def test_other_rewards_are_refused_before_anything_is_built(actor, reward, message, monkeypatch):

@@ -119,7 +119,7 @@ def batch_of(records, texts):
 
 def run(reward, batch, iterations):
     """What a trainer keeps of each iteration: its batch's episodes and its statistics."""
-    acting = helpers.actor(texts=True, num_layers=1)
+    acting = helpers.actor(texts=True)
     sampler = Sampler(length=5, stop_token_ids=(0, 3))
     trainer = helpers.ppo(acting, reward, sampler=sampler, group_size=2, update_epochs=1)
     trainer.compile(jit_compile=False)

@@ -34,10 +34,10 @@ def learner(algorithm, optimizer=None, jit_compile=None, strategy=None, **option
             "group_size": 2,
             "sampler": SAMPLER,
             "kl": rlhf.FixedKL(COEF),
-            "reference": helpers.lm(seed=5, num_layers=1),
+            "reference": helpers.lm(seed=5),
             **options,
         }
-        made = algorithm(helpers.actor(num_layers=1), helpers.token_reward, **options)
+        made = algorithm(helpers.actor(), helpers.token_reward, **options)
         optimizer = optimizer or trajectories.adam()
         made.compile(optimizer, jit_compile=bool(jit_compile), run_eagerly=jit_compile is None)
     return made

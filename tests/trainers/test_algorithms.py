@@ -37,7 +37,7 @@ SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4))
 @pytest.fixture(scope="module")
 def acting():
     """Shared by whatever learns nothing."""
-    return helpers.actor(num_layers=1)
+    return helpers.actor()
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +368,7 @@ def test_arguments_of_other_algorithms_are_refused(make, algorithm, name):
     "algorithm", [rlhf.RLOO, rlhf.GRPO, rlhf.REINFORCEPlusPlus, rlhf.OnlineDPO]
 )
 def test_a_critic_that_would_not_be_used_is_refused(algorithm):
-    acting = helpers.actor(num_layers=1, critic=helpers.backbone(num_layers=1))
+    acting = helpers.actor(critic=helpers.backbone())
     options = {"group_size": 2, "sampler": SAMPLER, "kl": rlhf.FixedKL(COEF)}
     with pytest.raises(ValueError, match=f"{algorithm.__name__} learns without a critic"):
         algorithm(acting, helpers.token_reward, **options)

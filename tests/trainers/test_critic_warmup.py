@@ -20,12 +20,12 @@ def make(acting, **options):
 
 @pytest.fixture(scope="module")
 def shared():
-    return helpers.actor(num_layers=1)
+    return helpers.actor()
 
 
 @pytest.fixture(scope="module")
 def separate():
-    return helpers.actor(num_layers=1, critic=helpers.backbone(seed=3, num_layers=1))
+    return helpers.actor(critic=helpers.backbone(seed=3))
 
 
 def formula(acting, targets, reference, alpha):

@@ -41,7 +41,7 @@ def trained(kind, strategy, reduction="mean_with_sample_weight"):
     make, load, records = MODELS[kind]
     keras.utils.set_random_seed(0)  # heads begin alike
     with strategy.scope():
-        causal_lm = helpers.lm(texts=True, num_layers=1, stddev=0.2)
+        causal_lm = helpers.lm(texts=True, stddev=0.2)
         model = make(causal_lm)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
         options = {"loss": loss} if kind == "lm" else {}

@@ -38,7 +38,7 @@ class Watched(rlhf.PPO):
 @pytest.fixture(scope="module")
 def grouped():
     ppo = Watched(
-        helpers.actor(num_layers=1),
+        helpers.actor(),
         Labels(),
         sampler=SAMPLER,
         kl=rlhf.AdaptiveKL(0.15, target=1e-3, horizon=100),

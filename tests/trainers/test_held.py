@@ -183,6 +183,7 @@ def test_evaluate_and_the_bar_have_the_score_first(capsys):
     data = rlhf.data.prompts(["ab", "ba"], made.actor.causal_lm.preprocessor, 2, shuffle=False)
     values = made.evaluate(data, verbose=0)
     named = made.evaluate(data, verbose=2, return_dict=True)
+    assert [*named] == ["score", "kl", "length"]
     assert values == [named[name] for name in ("score", "kl", "length")]
     made.fit(data, epochs=1, verbose=2)
     shown = capsys.readouterr().out.replace("\n", " ")

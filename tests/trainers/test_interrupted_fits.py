@@ -24,7 +24,7 @@ class Stop(keras.callbacks.Callback):
 
 def trained(kind, folder, callbacks=(), lora=False, steps_per_epoch=None):
     keras.utils.set_random_seed(0)
-    causal_lm = helpers.lm(texts=True, num_layers=1)
+    causal_lm = helpers.lm(texts=True)
     if lora:
         causal_lm.backbone.enable_lora(2)
     options = {"source": PAIRS, "preprocessor": causal_lm.preprocessor, "batch_size": 2}

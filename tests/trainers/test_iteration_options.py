@@ -22,7 +22,7 @@ SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(0, 4, 7, 9))
 
 def make(acting=None, compiled=True, run_eagerly=False, **options):
     options = {"sampler": SAMPLER, "update_epochs": 2, "num_minibatches": 2, **options}
-    made = helpers.ppo(helpers.actor(num_layers=1) if acting is None else acting, **options)
+    made = helpers.ppo(helpers.actor() if acting is None else acting, **options)
     if compiled:
         made.compile(keras.optimizers.SGD(0.01), jit_compile=False, run_eagerly=run_eagerly)
     return made
@@ -47,7 +47,7 @@ def scripted(made, moved=()):
 
 @pytest.fixture(scope="module")
 def acting():
-    return helpers.actor(num_layers=1)
+    return helpers.actor()
 
 
 @pytest.mark.parametrize(

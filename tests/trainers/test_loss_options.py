@@ -25,7 +25,7 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def acting():
-    return helpers.actor(num_layers=1)
+    return helpers.actor()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_tokens_are_weighted_as_asked(acting, make, reduction, micro_batches):
 @pytest.mark.parametrize("reduction", [*WEIGHTS])
 def test_two_replicas_weigh_as_one(acting, reduction):
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        mirrored = helpers.actor(num_layers=1)
+        mirrored = helpers.actor()
         made = RLOO(
             mirrored,
             helpers.token_reward,

@@ -21,7 +21,7 @@ BATCH = helpers.prompts([3, 2, 4, 1])
 
 def trainer(strategy=None, **options):
     with (strategy or tf.distribute.get_strategy()).scope():
-        ppo = helpers.ppo(helpers.actor(num_layers=1), update_epochs=2, **options)
+        ppo = helpers.ppo(helpers.actor(), update_epochs=2, **options)
         ppo.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
     return ppo
 
@@ -170,7 +170,7 @@ def test_without_a_coefficient_k3_is_nothing_where_it_overflows():
 @pytest.mark.parametrize("coef", [0.0, 0.1])
 def test_k3_in_the_loss_is_finite_for_a_peaked_policy(coef):
     """After the stop token its padding is so unlikely that k3 overflows there."""
-    actor = helpers.actor(num_layers=1, stddev=6.0)
+    actor = helpers.actor(stddev=6.0)
     grpo = rlhf.GRPO(
         actor,
         helpers.token_reward,
@@ -191,7 +191,7 @@ def test_k3_in_the_loss_is_finite_for_a_peaked_policy(coef):
 def scores_of(kind):
     if kind == "function":
         return lambda responses: [1e16] * len(responses), "reward `lambda`"
-    reward = RewardModel(helpers.lm(num_layers=1))
+    reward = RewardModel(helpers.lm())
     reward.gain.assign(math.nan if kind == "model" else 1e25)
     if kind == "weight":
         reward.gain.assign(1.0)
@@ -202,7 +202,7 @@ def scores_of(kind):
 @pytest.mark.parametrize("kind", ["function", "model", "large", "weight"])
 def test_scores_that_would_break_weights_stop_the_run(kind):
     reward, name = scores_of(kind)
-    actor = helpers.actor(texts=kind == "function", num_layers=1)
+    actor = helpers.actor(texts=kind == "function")
     ppo = helpers.ppo(actor, reward, update_epochs=1)
     ppo.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
     before = state(ppo)
@@ -213,7 +213,7 @@ def test_scores_that_would_break_weights_stop_the_run(kind):
 
 
 def test_scores_of_texts_are_checked_too():
-    reward = RewardModel(helpers.lm(texts=True, num_layers=1))
+    reward = RewardModel(helpers.lm(texts=True))
     reward.gain.assign(math.nan)
     with pytest.raises(ValueError, match=r"The RewardModel gave .*row 0: nan"):
         reward.score(["ab"], ["c"])
@@ -227,7 +227,7 @@ def test_scores_of_texts_are_checked_too():
     ],
 )
 def test_optimizers_whose_steps_are_others_are_refused(options, match):
-    ppo = helpers.ppo(helpers.actor(num_layers=1))
+    ppo = helpers.ppo(helpers.actor())
     with pytest.raises(ValueError, match=match):
         ppo.compile(keras.optimizers.Adam(1e-3, **options))
 
