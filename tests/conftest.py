@@ -15,8 +15,8 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
-# What is imported stays. Graphs are many small objects: to look at all of them again and again
-# would take a tenth of the time of the tests.
+# What is imported stays, and graphs are many small objects that TensorFlow does not always free. To
+# look at all of them again and again would take longer than many tests.
 gc.freeze()
 gc.set_threshold(50_000, 50, 1000)
 
@@ -25,6 +25,7 @@ gc.set_threshold(50_000, 50, 1000)
 def garbage_is_collected_once_a_file():
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

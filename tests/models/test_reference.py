@@ -252,7 +252,7 @@ def test_only_text_models_with_both_inputs_pass():
 
 
 def test_what_the_adapter_reads_off_a_model():
-    gpt2, llama = helpers.lm(texts=True), helpers.lm("llama")
+    gpt2, llama = helpers.lm(texts=True, num_layers=2), helpers.lm("llama", num_layers=2)
     assert lm_adapter.width(gpt2) == lm_adapter.width(llama.backbone) == 16
     assert lm_adapter.vocabulary_size(gpt2) == 23
     assert (lm_adapter.max_length(gpt2), lm_adapter.max_length(llama)) == (32, None)

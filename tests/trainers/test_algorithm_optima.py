@@ -43,7 +43,7 @@ def reference():
 
 
 def model():
-    shape = {"hidden_dim": 32, "intermediate_dim": 64, "stddev": 0.2}
+    shape = {"num_layers": 2, "hidden_dim": 32, "intermediate_dim": 64, "stddev": 0.2}
     return helpers.lm(vocab=VOCAB, positions=8, **shape)
 
 

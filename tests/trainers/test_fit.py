@@ -22,7 +22,7 @@ VALIDATED = {"val_score", "val_kl", "val_length"}
 
 def trainer(rate=3e-3, **options):
     options = {"sampler": SAMPLER, "kl": FixedKL(0.1), "update_epochs": 1, **options}
-    made = helpers.ppo(**options)
+    made = helpers.ppo(helpers.actor(num_layers=2), **options)
     made.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=False)
     return made
 

@@ -16,7 +16,7 @@ from kerasrlhf.trainers.kl_control import AdaptiveKL
 def test_every_variable_moves_and_none_of_the_reference(plain):
     made, weights = plain.trainer, plain.weights
     assert all(np.any(a != b) for a, b in zip(weights[-1], weights[0], strict=True))
-    fresh = helpers.lm()
+    fresh = helpers.lm(num_layers=2)
     for ours, theirs in zip(made.reference.causal_lm.weights, fresh.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -75,10 +75,12 @@ def test_the_seed_decides(plain):
 
 def test_a_critic_and_a_reward_model_of_their_own():
     """P22; the reward model of the same tokens is read in the compiled part, and stays."""
-    reward = RewardModel(helpers.lm(seed=2))
+    reward = RewardModel(helpers.lm(seed=2, num_layers=2))
     helpers.filled(reward.score_head, seed=6)
     before = [np.array(w) for w in reward.weights]
-    made = trainer(lambda: helpers.actor(critic=helpers.backbone("llama", seed=3)), reward=reward)
+    made = trainer(
+        lambda: helpers.actor(critic=helpers.backbone("llama", seed=3), num_layers=2), reward=reward
+    )
     critic = [np.array(w) for w in made.actor.critic.trainable_variables]
     statistics = made.iterate(dict(BATCHES[0]))
     assert statistics["policy/ratio_error"] < 1e-4
@@ -95,12 +97,12 @@ def test_a_critic_and_a_reward_model_of_their_own():
 
 
 def test_adapters_are_trained_and_nothing_else():
-    model = helpers.lm()
+    model = helpers.lm(num_layers=2)
     model.backbone.enable_lora(2)
     made = trainer(lambda: ActorCritic(model), kl=AdaptiveKL(0.2, 1.0, 100))
     frozen = [v for v in model.weights if not v.trainable]
     before = [np.array(v) for v in frozen]
-    reference = helpers.lm()
+    reference = helpers.lm(num_layers=2)
     for batch in BATCHES[:2]:
         made.iterate(dict(batch))
     assert not lora.is_untrained(model.backbone)
@@ -132,7 +134,7 @@ def test_a_disagreement_of_sampling_and_training_is_loud(monkeypatch):
 
 
 def test_checkpoints_hold_what_is_trained_and_nothing_frozen(tmp_path):
-    reward = RewardModel(helpers.lm(seed=2))
+    reward = RewardModel(helpers.lm(seed=2, num_layers=2))
     made = trainer(reward=reward)
     actor = len(made.actor.weights)
     control = {"iteration", "coef", "score_moments"}
@@ -140,7 +142,7 @@ def test_checkpoints_hold_what_is_trained_and_nothing_frozen(tmp_path):
     assert names == control and len(made.weights) == actor + 3
     made.iterate(dict(BATCHES[0]))
     made.save_weights(tmp_path / "ppo.weights.h5")
-    fresh = trainer(lambda: helpers.actor(seed=9), reward=reward)
+    fresh = trainer(lambda: helpers.actor(seed=9, num_layers=2), reward=reward)
     fresh.load_weights(tmp_path / "ppo.weights.h5")
     for ours, theirs in zip(fresh.weights, made.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)

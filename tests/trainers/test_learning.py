@@ -40,7 +40,7 @@ def trained():
     """Log-probabilities of the reference and of the policy before and after PPO."""
     keras.utils.set_random_seed(0)
     trainer = helpers.ppo(
-        ActorCritic(helpers.lm(vocab=VOCAB, positions=8, stddev=0.25)),
+        ActorCritic(helpers.lm(vocab=VOCAB, positions=8, stddev=0.25, num_layers=2)),
         reward,
         sampler=Sampler(length=LENGTH, stop_token_ids=[STOP]),
         kl=FixedKL(COEF),
