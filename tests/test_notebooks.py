@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 
 import nbclient
@@ -49,7 +50,7 @@ def test_there_are_notebooks():
 
 
 @every_notebook
-def test_it_is_short_explained_and_without_outputs(path):
+def test_it_is_short_explained_and_was_run_from_top_to_bottom(path):
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert (notebook.nbformat, len({cell.id for cell in notebook.cells})) == (
@@ -57,7 +58,11 @@ def test_it_is_short_explained_and_without_outputs(path):
         len(notebook.cells),
     )
     assert len(notebook.cells) <= 20
-    assert not any(cell.outputs or cell.execution_count for cell in code_cells(notebook))
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {x.name for x in outputs if x.output_type == "stream"} == {"stdout"}
+    assert path.stat().st_size < 300_000
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[::2] == ["markdown"] * len(kinds[::2]), "text stands before every code cell"
     assert kinds[1::2] == ["code"] * len(kinds[1::2])
@@ -91,6 +96,29 @@ def test_the_quickstart_has_the_numbers_of_the_recipe():
         f"update_epochs={config.update_epochs}, num_minibatches={config.num_minibatches})",
     ]
     assert not [number for number in numbers if number not in source]
+
+
+def test_the_outputs_of_the_quickstart_are_what_its_text_says():
+    """The score rises, the KL reaches its target and stays within 25 %, and gold follows."""
+    notebook = nbformat.read(ROOT / "notebooks/01_quickstart.ipynb", nbformat.NO_CONVERT)
+    text = printed(notebook)
+    numbers = r"(-?\d+\.\d+)"
+    scores, kls = (
+        [float(x) for x in re.findall(rf"- {name}: {numbers} -", text)] for name in ("score", "kl")
+    )
+    assert len(kls) == 10 and scores[0] < 0.5 * scores[-1]
+    reached = next(i for i, kl in enumerate(kls) if kl > 0.75 * 6.0)
+    assert reached < 6 and max(abs(kl / 6.0 - 1) for kl in kls[reached:]) < 0.25
+    for name in ("gold", "proxy"):
+        interval = rf" +{numbers} \[{numbers}, {numbers}\]"
+        _, _, high, _, low, _ = map(float, re.search(name + 2 * interval, text).groups())
+        assert high < low, "the intervals before and after are apart"
+    perplexities = re.search(rf"perplexity of stories {numbers} -> {numbers}", text).groups()
+    before, after = map(float, perplexities)
+    assert before < after < 1.2 * before
+    ranked = re.findall(r"^  after  ([+-]\d\.\d\d)  ", text, re.MULTILINE)
+    assert [float(x) for x in ranked] == sorted(map(float, ranked), reverse=True)
+    assert len(ranked) == 3 and "as before saving: True" in text
 
 
 @pytest.mark.slow
