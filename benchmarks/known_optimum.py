@@ -108,6 +108,12 @@ def parse_args():
         "--output", type=pathlib.Path, help="lines are added to this file; all of it is reported"
     )
     parser.add_argument("--plot", type=pathlib.Path, help="PNG")
+    parser.add_argument(
+        "--seconds",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="plot against seconds too; misleading where a run was not alone on the machine",
+    )
     return parser.parse_args()
 
 
@@ -327,7 +333,7 @@ def main():
     if len(args.algorithms) > 1 and not args.random:
         print(optimum_report.by_system(lines))
     if args.plot:
-        optimum_report.draw(lines, args.plot)
+        optimum_report.draw(lines, args.plot, args.seconds)
 
 
 if __name__ == "__main__":

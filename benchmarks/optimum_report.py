@@ -100,30 +100,29 @@ def _short(regret):
     return f"{regret:.5f}" if regret < 0.001 else f"{regret:.3f}"
 
 
-def draw(lines, path):
+def draw(lines, path, seconds=True):
     """PNG: regret of every run against episodes (above) and seconds (below), a column a task.
 
     Exact gradients sample nothing, and their seconds are not comparable: they are above only.
     """
     tasks = list(dict.fromkeys(line["task"] for line in lines))
-    figure, axes = pyplot.subplots(
-        2, len(tasks), figsize=(3.2 * len(tasks), 6), sharey=True, squeeze=False
-    )
+    shown = ("episodes", "seconds") if seconds else ("episodes",)
+    size = 3.2 * len(tasks), 3 * len(shown)
+    figure, axes = pyplot.subplots(len(shown), len(tasks), figsize=size, sharey=True, squeeze=False)
     coefs = list(dict.fromkeys(coef for _, coef, _ in groups(lines)))
     for (task, coef, system), runs in groups(lines).items():
         style = {"color": COLORS[coefs.index(coef) % len(COLORS)]}
         style |= {"ls": "--", "lw": 2} if system == "exact" else {"lw": 1}
         label = f"b {coef}" if coef == "adaptive" else f"b = {coef}"
-        for row, x in enumerate(("episodes",) if system == "exact" else ("episodes", "seconds")):
+        for row, x in enumerate(shown[:1] if system == "exact" else shown):
             for index, run in enumerate(runs):
                 regret = [max(value, FLOOR) for value in run["regret"]]
                 name = f"{label}, {system}" if index == 0 and row == 0 else None
                 axes[row, tasks.index(task)].plot(run[x], regret, label=name, **style)
     for column, task in enumerate(tasks):
         axes[0, column].set_title(task)
-        axes[0, column].set_xlabel("episodes")
-        axes[1, column].set_xlabel("seconds")
-        for axis in axes[:, column]:
+        for axis, x in zip(axes[:, column], shown, strict=True):
+            axis.set_xlabel(x)
             axis.set_yscale("log")
             axis.axhline(0.02, color="gray", lw=0.8, ls=":")
     for axis in axes[:, 0]:
