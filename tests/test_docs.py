@@ -302,7 +302,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def documented():
-    """The objects that API pages describe, by their names there; a module stands for its own."""
+    """The objects that API pages describe, by their names there; a module is listed for its own."""
     names = [
         name
         for page, text in TEXTS.items()

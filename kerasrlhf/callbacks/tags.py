@@ -183,7 +183,7 @@ TAGS = {
         "Mean length of responses to `validation_data`", "tokens", "near `objective/length`"
     ),
 }
-"""Every tag by its name; `reward/<name>` stands for any name."""
+"""Every tag by its name; `reward/<name>` is for any name."""
 
 AT_A_GLANCE = {
     "at_a_glance/1_score": "objective/score",

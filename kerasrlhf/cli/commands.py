@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def recipe_path(name: str) -> pathlib.Path:
-    """Returns the file of a recipe: inside an installed package, beside it in a checkout."""
+    """Returns the file of a recipe: inside an installed package, next to it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     packed = package / "recipes" / f"{name}.py"
     return packed if packed.is_file() else package.parent / "recipes" / f"{name}.py"

@@ -29,7 +29,7 @@ def end_delay() -> None:
 
 
 class _Delayed(types.ModuleType):
-    """Stands in for a module until the first of its names is used."""
+    """Takes the place of a module until the first of its names is used."""
 
     def __getattr__(self, name: str) -> Any:
         end_delay()
