@@ -1,4 +1,4 @@
-"""The whole of RLHF on the embedded model, in under three minutes on two cores.
+"""The whole of RLHF on the embedded model, in about three minutes on two cores.
 
     python recipes/quickstart.py
 
