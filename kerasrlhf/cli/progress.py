@@ -31,8 +31,8 @@ class Progress:
         output: str or path. The folder.
         resume: bool or None. Whether to continue the run in the folder; None if the recipe cannot.
             Defaults to None.
-        overwrite: bool. Whether to remove the results of an earlier run. In a folder of a folder
-            called `smoke`, where trials are, they are always removed. Defaults to False.
+        overwrite: bool. Whether to remove the results of an earlier run. The results of trials, in
+            a subfolder of `smoke`, are always replaced. Defaults to False.
 
     Raises:
         ValueError: If the folder holds a run that is neither continued nor overwritten.
