@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.ops import gradient_registry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,7 +87,45 @@ def compiled(
         return function
     if jit_compile:
         _order_by_memory()
-    return tf.function(function, jit_compile=jit_compile, autograph=False)
+
+    @functools.wraps(function)
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+        with tracing:
+            return function(*args, **kwargs)
+
+    return tf.function(traced, jit_compile=jit_compile, autograph=False)
+
+
+class _Traces:
+    """Forgets the gradient functions of the graphs that were traced while it was entered.
+
+    TensorFlow registers the gradient of a `custom_gradient` in a graph under a name of its own and
+    keeps it as long as the process lives, and with it the graph: some 15 MB for every trainer that
+    was ever made. Once the tape inside a function has been read, nothing asks for them again.
+    Threads of several replicas trace in turn, and the last one to leave forgets for all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._before: set[str] = set()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._before = set(gradient_registry.list())
+            self._depth += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                for name in set(gradient_registry.list()) - self._before:
+                    if name.startswith("CustomGradient-"):
+                        del gradient_registry._registry[name]  # noqa: SLF001 (no public way)
+
+
+tracing = _Traces()
 
 
 def is_distributed(strategy: tf.distribute.Strategy) -> bool:

@@ -123,6 +123,21 @@ class FittedModel(adapters.AdaptedModel):
         self.limits().check_batch(x)
         return super().predict_on_batch(x)
 
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Updates the weights on a batch, as in Keras, and lets go of the graph with the model."""
+        with replica.tracing:
+            return super().train_step(data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates a batch, as in Keras, and lets go of the graph with the model."""
+        with replica.tracing:
+            return super().test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        """Predicts for a batch, as in Keras, and lets go of the graph with the model."""
+        with replica.tracing:
+            return super().predict_step(data)
+
     def compute_loss(
         self,
         x: Any = None,
@@ -138,7 +153,8 @@ class FittedModel(adapters.AdaptedModel):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Builds the model as in Keras, with a whole batch where there are several replicas."""
         first = replica.first_batch(self.distribute_strategy, iterator, data_batch)
-        super()._maybe_symbolic_build(*first)
+        with replica.tracing:
+            super()._maybe_symbolic_build(*first)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `ValueError`: the model cannot be one `.keras` file."""
