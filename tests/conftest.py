@@ -15,6 +15,9 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
+# Graphs of a few small operations run once or twice are not worth optimizing; XLA does without.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 # What is imported stays, and graphs are many small objects that TensorFlow does not always free. To
 # look at all of them again and again would take longer than many tests.
 gc.freeze()
