@@ -1,4 +1,4 @@
-"""The folder of a run, which all recipes lay out in the same way, and what a run says of itself."""
+"""The folder of a run, with one layout for all recipes, and the messages of a run."""
 
 import os
 import pathlib
@@ -58,6 +58,7 @@ class Progress:
     ) -> None:
         self.output = pathlib.Path(output)
         self._start = time.perf_counter()
+        # A run that continues keeps its files.
         if resume:
             return
         if overwrite or self.output.parent.name == _TRIALS:
