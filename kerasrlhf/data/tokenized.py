@@ -143,7 +143,7 @@ def _keep(name: str) -> Callable[..., TokenizedDataset]:
         def change(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return transform(dataset, *args, **kwargs)
 
-        # Kept as functions: they apply after the position of a pass is known.
+        # Applied to the sequence of all passes, not inside each one.
         if name in _WHOLE:
             return self._with(self._passes, _around=(*self._around, change))
         if name in _EACH:
