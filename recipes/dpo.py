@@ -112,21 +112,26 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into pairs to learn from and pairs to measure on.
     records = rlhf.data.records.load(config.data)
     order = np.random.default_rng(config.seed).permutation(len(records))
     count = max(1, round(config.held_out * len(records)))
     held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    # 2. The initial policy; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
+    # 3. Pairs as batches of token ids, and the trainer.
     template = rlhf.data.dialogue.load_template(config.template)
     pairs, unseen = read_pairs(config, actor.causal_lm.preprocessor, train, held_out, template)
+    # Records that were left out have no score: the accuracies must not count them.
     skipped = {*unseen.report.skipped}
     held_out = [record for i, record in enumerate(held_out) if i not in skipped]
     longest = max(data.report.longest_response for data in (pairs, unseen))
     trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
 
+    # 4. Measure, train, and measure again.
     prompts = read_prompts(config, held_out, template)
     progress.step("Held-out pairs before training")
     before, responses_before = measure(
@@ -148,6 +153,7 @@ def main(config):
     after, responses_after = measure(
         config, trainer, actor, unseen, prompts, template, progress.verbose
     )
+    # 5. Report, and save the policy.
     samples = zip(prompts, responses_before, responses_after, strict=True)
     report = {
         "config": dataclasses.asdict(config),
@@ -208,6 +214,7 @@ def measure(config, trainer, actor, unseen, prompts, template, verbose):
 def accuracies(scores, records):
     """Returns how often the chosen response has the higher score, by source too."""
     scores = np.asarray(scores, "float64")
+    # Of a ranking, the best must beat all others.
     chosen, rejected = scores[:, 0], scores[:, 1:].max(axis=1)
     sourced = [i for i, record in enumerate(records) if "source" in record]
     by_source = {}
@@ -223,6 +230,7 @@ def accuracies(scores, records):
 def build(config, causal_lm, response_length, updates):
     """Returns the compiled trainer."""
     loss = None
+    # ORPO needs no reference; the others compare with the policy at the start.
     if config.method == "orpo":
         trainer = rlhf.ORPO(causal_lm, coef=config.coef, response_length=response_length)
     else:

@@ -123,11 +123,13 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. The trainer, prompts to train on, and others to measure on.
     resume = rlhf.callbacks.Resume(
         config.output / "state", every=config.validate_every, on_change=config.on_change
     )
     trainer = build(config)
     prompts, unseen = read_prompts(config, trainer.actor.causal_lm.preprocessor)
+    # 2. Measure, train with a validation after each epoch, and measure again.
     progress.step("Held-out prompts before training")
     before = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
     progress.step("Training")
@@ -142,6 +144,7 @@ def main(config):
     )
     progress.step("Held-out prompts after training")
     after = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
+    # 3. Save the policy, and report.
     trainer.actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<8}{before[name]:>10.3f}{after[name]:>10.3f}")
@@ -162,6 +165,7 @@ def build(config):
         "shaping": rlhf.RewardShaping(missing_end_score=config.missing_end_score),
         "seed": config.seed,
     }
+    # Left out, so that each algorithm has its own default.
     if config.cliprange is not None:
         options["cliprange"] = config.cliprange
     actor = rlhf.ActorCritic.from_preset(config.model)
@@ -171,6 +175,7 @@ def build(config):
     else:
         options |= {"variant": config.algorithm, "cliprange_high": config.cliprange_high}
         trainer = rlhf.GRPO(actor, reward, **options)
+    # The rate reaches 0 with the last update of the run (N5).
     rate = keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, trainer.updates_in(config.iterations), end_learning_rate=0.0
     )
@@ -182,6 +187,7 @@ def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     records = rlhf.data.records.load(source, text_column="prompt")
+    # Shuffle before the split, so that held-out prompts are like the others.
     order = np.random.default_rng(config.seed).permutation(len(records))
     held_out, train = np.split(order, [config.held_out])
     prompts, unseen = (
@@ -190,6 +196,7 @@ def read_prompts(config, preprocessor):
             preprocessor,
             config.batch_size,
             max_length=config.prompt_length,
+            # Similar lengths get one shape, so that XLA compiles once.
             pad_to_multiple_of=8,
             template=rlhf.data.dialogue.load_template(config.template),
             on_error=config.on_error,

@@ -111,6 +111,7 @@ class Config:
 def main(config):
     progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Prompts for reinforcement, and texts for language modeling.
     actor = rlhf.ActorCritic.from_preset(config.model)
     prompts, unseen = read_prompts(config, actor.causal_lm.preprocessor)
     progress.step("Texts")
@@ -122,6 +123,7 @@ def main(config):
         found = judge.evaluate(unseen, verbose=progress.verbose, return_dict=True)
         return {**found, "perplexity": rlhf.evaluation.perplexity(actor.causal_lm, unseen_texts)}
 
+    # 2. Measure, train, and measure again: the score should rise, the perplexity should not.
     progress.step("Held-out prompts and texts before training")
     before = measure()
     progress.step("Training")
@@ -134,6 +136,7 @@ def main(config):
     )
     progress.step("Held-out prompts and texts after training")
     after = measure()
+    # 3. Save the policy, and report.
     actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<11}{before[name]:>10.3f}{after[name]:>10.3f}")
@@ -153,6 +156,7 @@ def build(config, actor, texts):
     }
     options = {"update_epochs": config.update_epochs}
     if config.ptx_coef or config.lm_every:
+        # A loss in every update, or steps between iterations.
         options["texts"] = rlhf.LanguageModeling(
             demonstrations(config, actor.causal_lm.preprocessor, texts),
             coef=config.ptx_coef,
@@ -160,9 +164,11 @@ def build(config, actor, texts):
             steps=config.lm_steps,
         )
     if config.reverse_coef or config.reverse_reward:
+        # Language modeling in reverse: from the response to its prompt.
         options["prompt_prediction"] = rlhf.PromptPrediction(
             coef=config.reverse_coef, reward=config.reverse_reward
         )
+    # With `reverse_reward` the trainer's own score has another meaning: the judge has none of it.
     ppo, judge = rlhf.PPO(**common, **options), rlhf.PPO(**common)
     steps = ppo.updates_in(config.iterations)
     rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
@@ -210,6 +216,7 @@ def read_texts(config, actor):
         template = rlhf.data.dialogue.load_template(config.template)
         pairs = rlhf.data.records.demonstration_texts(records, template)
         return split([prompt + response for prompt, response in zip(*pairs, strict=True)], config)
+    # Without texts, the model's own stories show how it wrote before training.
     openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
     sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)
     written = actor.generate(openings, sampler, config.seed, jit_compile=config.jit_compile)

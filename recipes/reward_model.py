@@ -103,16 +103,20 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into pairs to learn from and pairs to measure on.
     records = rlhf.data.records.load(config.data)
     order = np.random.default_rng(config.seed).permutation(len(records))
     count = max(1, round(config.held_out * len(records)))
     held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    # 2. The policy: reward models start as its backbone, and it answers prompts to normalize by.
     options = {"dtype": config.dtype} if config.dtype else {}
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
     pairs = Pairs(config, policy, train, held_out)
 
+    # 3. Train one reward model, or several with different seeds.
     members = [member(config, pairs, index, progress) for index in range(config.ensemble)]
     reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
+    # 4. Score the held-out pairs, then bring the scores to mean 0 and variance 1 (N9).
     progress.step("Scores of held-out pairs")
     # On the scale that the loss was minimized at, where differences are log odds.
     scores = np.asarray(reward.predict(pairs.unseen, verbose=progress.verbose), "float64")
@@ -120,6 +124,7 @@ def main(config):
     if config.normalize:
         progress.step("Normalizing by sampled responses")
         gain, bias = pairs.normalize(reward)
+    # 5. Report, and save the reward model.
     report = {"config": dataclasses.asdict(config), **figures(scores, pairs.held_out, config.bins)}
     report |= {"gain": gain, "bias": bias}
     show(report)
@@ -135,6 +140,7 @@ class Pairs:
         self.config, self.policy, self.train = config, policy, train
         self.template = rlhf.data.dialogue.load_template(config.template)
         self.unseen = self.batches(held_out, shuffle=False)
+        # Records that were left out have no score: the figures must not count them.
         skipped = {*self.unseen.report.skipped}
         self.held_out = [record for i, record in enumerate(held_out) if i not in skipped]
         print(f"{len(train)} pairs, {len(held_out)} held out; {self.unseen.report}")
@@ -161,6 +167,7 @@ class Pairs:
         rows = self.train[: self.config.normalize]
         prompts = rlhf.data.records.select(rows, read, self.config.on_error).values[0]
         return reward.normalize(
+            # The ends of long prompts, which leave room for a response.
             [prompt[-400:] for prompt in prompts],
             policy=self.policy,
             sampler=rlhf.Sampler(self.config.response_length),
@@ -175,6 +182,7 @@ def member(config, pairs, index, progress):
     reward = rlhf.RewardModel.from_causal_lm(pairs.policy.causal_lm)
     if config.lora_rank:
         reward.backbone.enable_lora(config.lora_rank)
+    # Before training too, so that it starts from scores of a known scale (N9).
     if config.normalize:
         progress.step("Normalizing by sampled responses")
         pairs.normalize(reward)
@@ -189,6 +197,7 @@ def figures(scores, records, bins):
     """Returns accuracy, by source too, and calibration of scores `(records, candidates)`."""
     first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking
     chosen, rejected = scores[:, first].ravel(), scores[:, second].ravel()
+    # The record of each pair, for its source.
     rows = np.repeat(np.arange(len(records)), len(first))
     sourced = [i for i, row in enumerate(rows) if "source" in records[row]]
     by_source = {}

@@ -97,15 +97,18 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into demonstrations to learn from and others to measure on.
     records = rlhf.data.records.load(config.data)
     if config.response_column:
         records = imitating(records, config.response_column)
     train, held_out = split(records, config.held_out, config.seed)
+    # 2. The language model; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     lm = actor.causal_lm
     if config.lora_rank:
         lm.backbone.enable_lora(config.lora_rank)
+    # 3. Demonstrations as batches of token ids, and the loss.
     template = rlhf.data.dialogue.load_template(config.template)
     demos, unseen = read_demonstrations(config, lm.preprocessor, train, held_out, template)
     compile_lm(config, lm, updates=config.epochs * len(demos))
@@ -120,6 +123,7 @@ def main(config):
             return nats, []
         return nats, actor.generate(prompts, sampler, config.seed, **options)
 
+    # 4. Measure, train, and measure again.
     progress.step("Held-out demonstrations before training")
     nats_before, before = measure()
     callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
@@ -136,6 +140,7 @@ def main(config):
     )
     progress.step("Held-out demonstrations after training")
     nats, after = measure()
+    # 5. Save the model, and report.
     lm.save_to_preset(config.output / "model")
     report = {
         "config": dataclasses.asdict(config),
@@ -201,6 +206,7 @@ def imitating(records, column):
     if not all(column in row for row in records):
         raise ValueError(f"--response-column: not every record has a column {column!r}.")
     names = ("prompt", "ended")
+    # Other columns would be read in place of the one that was asked for.
     kept = [{name: row[name] for name in names if name in row} for row in records]
     return [{**row, "response": record[column]} for row, record in zip(kept, records, strict=True)]
 
@@ -211,6 +217,7 @@ def opening(records, count, template, on_error):
     def read(rows):
         return rlhf.data.records.demonstration_texts(rows, template)
 
+    # Twice as many records as needed: some of them may be left out.
     texts = rlhf.data.records.select(records[: 2 * max(count, 1)], read, on_error).values
     pairs = [(p, r) if p else split_words(r) for p, r in zip(*texts, strict=True)][:count]
     return [p[-400:] for p, _ in pairs], [r for _, r in pairs]

@@ -1,4 +1,4 @@
-"""The folder of a run, which all recipes lay out in the same way, and what a run says of itself."""
+"""The folder of a run, with one layout for all recipes, and the messages of a run."""
 
 import os
 import pathlib

@@ -89,6 +89,7 @@ def reply(
             "A response must begin with a message whose role is 'assistant'. Received roles "
             f"{[message['role'] for message in messages]}."
         )
+    # The reply is the difference of two texts, so it has exactly what the template writes.
     whole = writer([*prompt_messages, *messages], add_generation_prompt=False)
     prompt = writer(prompt_messages, add_generation_prompt=True)
     return _added(prompt, whole).removesuffix("<|im_end|>\n" if template == "chatml" else "")
@@ -125,6 +126,7 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
             f"{[message['role'] for message in messages]}."
         )
     pairs: list[tuple[str, str]] = []
+    # Render up to each reply without and with it; the differences are the pairs.
     done = ""
     for index in ends:
         head = writer(messages[:index], add_generation_prompt=True)
@@ -132,7 +134,7 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
         pairs.append((_added(done, head), _added(head, whole)))
         done = whole
     if template == "chatml":
-        # The line break behind a turn is the template's and not the assistant's.
+        # The line break after a turn belongs to the template, not to the assistant.
         pairs = [
             (before if i == 0 else "\n" + before, words.removesuffix("\n"))
             for i, (before, words) in enumerate(pairs)
@@ -272,6 +274,7 @@ def _content(message: Message) -> str:
     content = message["content"]
     if isinstance(content, str):
         return content
+    # A part without text, such as an image, is an error, not skipped.
     parts = content if isinstance(content, list) else [None]
     found = [part.get("text") if isinstance(part, dict) else None for part in parts]
     texts = [text for text in found if isinstance(text, str)]

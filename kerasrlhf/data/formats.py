@@ -63,6 +63,7 @@ def read_file(path: pathlib.Path) -> list[Any]:
             f"Cannot tell the format of {str(path)!r}. Expected a name that ends with one of "
             f"{SUFFIXES}, optionally followed by '.gz'."
         )
+    # The format follows from the name; the contents are checked against it.
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     read = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[ending]
     try:
@@ -86,6 +87,7 @@ def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
         try:
             line.encode("utf-8")
         except UnicodeEncodeError as error:
+            # A surrogate of "surrogateescape" has the byte as its last eight bits.
             byte = ord(line[error.start]) & 0xFF
             raise ValueError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} after "
@@ -96,6 +98,7 @@ def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
 
 def _check_signature(line: str, path: pathlib.Path) -> None:
     hints = [hint for signature, hint in _SIGNATURES if line.startswith(signature)]
+    # UTF-16 without a mark has a zero byte in each Latin character.
     if not hints and "\0" in line[:4]:
         hints = ["The file looks like UTF-16."]
     if hints:
@@ -119,6 +122,7 @@ def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
     """Returns the value of JSON text: a line of a file, or with `line=None` the whole file."""
     place = f"{path}, line {line}" if line else f"{path}"
     try:
+        # The hooks raise errors that name double keys and integers that are too long.
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line or error.lineno}"
@@ -130,6 +134,7 @@ def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
         ) from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+    # Only an escape can make a lone surrogate, since `_lines` has checked the bytes.
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value, place)
     return value
@@ -182,6 +187,7 @@ def _check_surrogates(value: object, place: str) -> None:
 
 
 def _read_csv(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
+    # The limit is global: set it for this file alone.
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         return _csv_rows(csv.DictReader(lines, strict=True), path)
@@ -195,6 +201,7 @@ def _csv_rows(reader: csv.DictReader, path: pathlib.Path) -> list[Any]:
         names = reader.fieldnames or []
         _check_header(names, path)
         for row in reader:
+            # `DictReader` puts surplus cells under None, and None in place of missing ones.
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path}, line {reader.line_num}: expected {len(names)} cells ({names})."
@@ -240,6 +247,7 @@ def similar_file(path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:
     except OSError:
         return None, False
     readable = [name for name in names if suffix(name) in SUFFIXES]
+    # Reversed, so that the first name in order wins where stems are equal.
     by_stem = {_stem(name): name for name in reversed(readable)}
     if _stem(path.name) in by_stem:
         return path.with_name(by_stem[_stem(path.name)]), True

@@ -1,4 +1,4 @@
-"""From a source to a dataset: what all loaders of `kerasrlhf.data` have in common."""
+"""From a source to a dataset: the steps that all loaders of `kerasrlhf.data` share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 class Texts(NamedTuple):
-    """What a loader finds in records.
+    """The texts and columns that a loader finds in records.
 
     Attributes:
         prompts: list of str.
@@ -139,6 +139,7 @@ def load(
     rows = encoding.encode(texts)
     rows = rows._replace(report=rows.report._replace(skipped=tuple(skipped)))
     batching.check_rows(rows.report.rows)
+    # Encoding may leave out rows; their columns go with them.
     columns = {name: [column[i] for i in rows.kept] for name, column in texts.columns.items()}
     # 4. Arrays of one length, and their batches.
     return batching.batches(

@@ -1,8 +1,8 @@
 """Records (dictionaries with the field's usual columns) and the texts in them.
 
 Columns: `prompt`; `response` or `completion`; `chosen` and `rejected`, or `responses`, best first;
-`text` or `messages` for demonstrations without a prompt of their own. A text is a string or a list
-of messages.
+`text` or `messages` for demonstrations without a separate prompt. A text is a string or a list of
+messages.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def load(source: Source, *, text_column: str = "text") -> Records:
     rows = sources.read(source)
     if not rows:
         raise ValueError(f"The source has no rows. Received: {_shorten(source)}")
+    # A string is a record of one column.
     rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
     refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
     return rows
@@ -135,6 +136,7 @@ def demonstration_texts(
     has_prompt = column in ("response", "completion")
     dialogue.check_template(template)
     _check_texts(records, column)
+    # A response that is a whole dialogue brings its own prompt.
     if has_prompt and not all(dialogue.is_dialogue(row[column]) for row in records):
         _check_texts(
             records,
@@ -168,10 +170,12 @@ def turn_texts(records: Records, template: Template = "plain") -> list[list[tupl
     column = _column(records, "response", "completion", "text", "messages")
 
     def split(row: Record, prompt: str, response: str) -> list[tuple[str, str]]:
+        # Plain texts have one turn.
         value, before = row[column], row.get("prompt")
         if isinstance(value, str) and (isinstance(before, str) or column == "text"):
             return [(prompt, response)]
         messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+        # Only the reply is in the column; the dialogue before it is in `prompt`.
         if not dialogue.is_dialogue(messages) and isinstance(before, list):
             messages = [*before, *messages]
         if isinstance(before, str) and not dialogue.is_dialogue(messages):
@@ -212,6 +216,7 @@ def preference_texts(records: Records, template: Template = "plain") -> tuple[li
         (['Human: Hi\n\nAssistant:'], [' Hello!'], [' Go.'])
     """
     dialogue.check_template(template)
+    # Rankings have `responses`, pairs `chosen` and `rejected`.
     if _column(records, "chosen", "responses") == "responses":
         return _ranking_texts(records, template)
     for column in ("chosen", "rejected"):
@@ -237,6 +242,7 @@ def _demonstration(row: Record, column: str, template: Template) -> tuple[str, s
     if column in ("text", "messages") or dialogue.is_dialogue(value):
         if isinstance(value, str):
             raise ValueError(f"{column!r} must be a list of messages. Received a string.")
+        # The last message is the response; the dialogue before it is the prompt.
         prompt, value = value[:-1], value[-1:]
     return prompt_text(prompt, template), response_text(prompt, value, template)
 
@@ -246,6 +252,7 @@ def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     parts_early = False
     if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
+        # Compare the first replies that differ; later turns are no part of a response.
         prompt, *whole = _split_common(chosen, rejected)
         chosen, rejected = map(_first_turn, whole)
         parts_early = [chosen, rejected] != whole
@@ -277,6 +284,7 @@ def _ranking_texts(records: Records, template: Template) -> tuple[list[str], ...
         return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
 
     refuse(records, is_wrong, "have no list of two or more texts in 'responses'")
+    # The candidates of a batch are one axis, so every row has as many.
     count = len(records[0]["responses"])
     refuse(
         records,
@@ -301,6 +309,7 @@ def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if type(chosen) is not type(rejected):
         raise ValueError("'chosen' and 'rejected' must both be strings or both be messages.")
     if isinstance(chosen, str):
+        # The last reply that starts in the common text: what follows may differ within it.
         markers = [*_REPLY.finditer(chosen[: _common(chosen, rejected)])]
         if not markers:
             raise ValueError(
@@ -309,6 +318,7 @@ def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
             )
         size = markers[-1].end()
     else:
+        # At least one message is left to each side.
         size = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         if size < 1:
             raise ValueError("'chosen' and 'rejected' must share their leading messages.")
@@ -372,6 +382,7 @@ def _each(rows: list[_Row], function: Callable[[_Row], _Value]) -> list[_Value]:
     """Applies a function to every row; an error names the rows that raise one."""
     results: list[_Value] = []
     errors: dict[int, ValueError] = {}
+    # Collect all errors: one message names every wrong row.
     for number, row in enumerate(rows):
         try:
             results.append(function(row))
@@ -477,12 +488,14 @@ def select(records: Records, read: Callable[[Records], Any], on_error: str = "ra
         raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
     kept = list(range(len(records)))
     skipped: dict[int, str] = {}
+    # Each error names wrong rows; read the others again until none is left.
     while True:
         try:
             return Selection(read([records[i] for i in kept]), dict(sorted(skipped.items())))
         except RowError as error:
             if on_error == "raise":
                 raise
+            # Numbers of an error count the rows that were read; map them to those of the source.
             wrong = {kept[number] for number in error.numbers}
             skipped |= dict.fromkeys(wrong, error.reason)
             kept = [number for number in kept if number not in wrong]
@@ -514,6 +527,7 @@ def guarded(records: Records, tokenizer: Tokenizer) -> Records:
         if isinstance(value, list | tuple):
             return [guard(item) for item in value]
         if isinstance(value, dict):
+            # Roles are the template's words, not what somebody typed.
             return {key: item if key == "role" else guard(item) for key, item in value.items()}
         return value
 

@@ -42,9 +42,9 @@ class TokenizedDataset(tf.data.Dataset):
     `cache`, `prefetch`, `shard` and `with_options` return a `TokenizedDataset`; other
     transformations return an ordinary dataset.
 
-    An iteration over it starts the next of its orders. A model that is trained on it gets the order
-    that belongs to the steps of its optimizer, so that a run that was interrupted goes on in
-    another process as it would have.
+    Each iteration over it has the next order. A model that is trained on it gets the order that
+    belongs to the steps of its optimizer, so that an interrupted run continues in another process
+    as it would have.
 
     Args:
         dataset: A `tf.data.Dataset` of batched rows, or `kerasrlhf.data.passes.Passes`.
@@ -75,6 +75,7 @@ class TokenizedDataset(tf.data.Dataset):
         is_passes = isinstance(dataset, Passes)
         self._passes = dataset if is_passes else Passes.fixed(dataset)
         self._position, self._around = _position, _around
+        # Counts the passes of an unattached dataset; parts of a dataset share the counter.
         self._begun = itertools.count() if _begun is None else _begun
         if is_passes:
             dataset = dataset.read(_position or self._next)
@@ -119,6 +120,7 @@ class TokenizedDataset(tf.data.Dataset):
 
     def map(self, map_func: Callable, *args: Any, **kwargs: Any) -> tf.data.Dataset:
         """Maps as `tf.data.Dataset.map`, but the preprocessing of a task changes nothing."""
+        # `fit` of a task maps its preprocessor: the model is known here, so check the rows for it.
         task = _preprocessing_task(map_func)
         if task is not None:
             kinds.check_kind("x", self, "demonstrations")
@@ -141,6 +143,7 @@ def _keep(name: str) -> Callable[..., TokenizedDataset]:
         def change(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return transform(dataset, *args, **kwargs)
 
+        # Applied to the sequence of all passes, not inside each one.
         if name in _WHOLE:
             return self._with(self._passes, _around=(*self._around, change))
         if name in _EACH:

@@ -133,12 +133,15 @@ class RewardModel(Scorer):
     def call(self, inputs: dict[str, Tensor]) -> Tensor:
         """Computes one score per row."""
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
+        # Candidates become rows: `(batch * candidates, length)`.
         shape = ops.shape(token_ids)
         token_ids = ops.reshape(token_ids, (-1, shape[-1]))
         padding_mask = ops.reshape(padding_mask, (-1, shape[-1]))
         hidden = lm_adapter.hidden_states(self.backbone, token_ids, padding_mask)
+        # The last real token (N7); clipped for rows that have none.
         last = ops.maximum(ops.sum(ops.cast(padding_mask, "int32"), axis=-1) - 1, 0)
         state = columns_of_rows(hidden, last)
+        # Back to `(batch,)` or `(batch, candidates)`.
         return ops.reshape(self.score_scale(self.score_head(state)), shape[:-1])
 
     def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:
