@@ -214,7 +214,7 @@ class OnPolicyTrainer(IterativeModel):
     def _check_critic(self) -> None:
         if not self.learns_values and self.actor.critic is not None:
             raise ValueError(
-                f"{type(self).__name__} learns without a critic, and the actor has one of its own, "
+                f"{type(self).__name__} learns without a critic, but the actor has a separate one, "
                 "which would only cost memory. Build it with `ActorCritic(causal_lm)`."
             )
 
@@ -223,8 +223,8 @@ class OnPolicyTrainer(IterativeModel):
         if not require_sampler(sampler).matches_policy:
             raise ValueError(
                 "Training samples from the model's own distribution: the temperature must be above "
-                "0, without `top_k` and `top_p`. Otherwise what is sampled and what is trained "
-                f"differ and the KL turns negative. Received: {sampler}."
+                "0, without `top_k` and `top_p`. Otherwise sampled and trained distributions "
+                f"differ and the KL can turn negative. Received: {sampler}."
             )
         can_end = bool(self.actor.stop_token_ids(sampler))
         self.shaping.check_sampler(sampler.length, can_end)
