@@ -38,8 +38,8 @@ class Config:
         model: The policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         n: Responses to every prompt, at least 2.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         max_prompts: Prompts to learn from at most; none for all.
         held_out: Prompts kept back for the report.
         batch_size: Prompts answered at once, n rows each; winners of an update.

@@ -39,8 +39,8 @@ class Config:
         epochs: Passes over the pairs.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Fraction of the pairs that is kept back to measure accuracy.

@@ -43,8 +43,8 @@ class Config:
         group_size: Responses to every prompt, at least 2.
         held_out: Prompts kept back for validation; a multiple of batch_size.
         validate_every: Iterations between validations and saved states; divides iterations.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         prompt_length: Tokens of a prompt; none for what the model takes.

@@ -48,8 +48,8 @@ class Config:
         batch_size: Prompts of an iteration.
         text_batch_size: Texts of an update.
         text_length: Tokens of a text.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         held_out: Prompts kept back for the report; a multiple of batch_size. Of `texts` as many.
         response_length: Tokens of a response at most.
         temperature: Of sampling.

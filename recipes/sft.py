@@ -35,8 +35,8 @@ class Config:
         response_column: The column to imitate, such as chosen; none for the usual names.
         all_turns: Whether all turns of the assistant are learned, not only the last one.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Fraction of the records that is kept back to measure perplexity.

@@ -5,11 +5,13 @@ from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.sources import read
 from kerasrlhf.data.steps import stepwise
+from kerasrlhf.data.templates import ChatTemplate
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.unpaired import unpaired_preferences
 from kerasrlhf.tokens import detokenize, tokenize
 
 __all__ = [
+    "ChatTemplate",
     "Report",
     "TokenizedDataset",
     "demonstrations",
