@@ -19,7 +19,7 @@ from kerasrlhf.models import lm_adapter
 @tf.RegisterGradient("XlaDynamicUpdateSlice")
 def _update_slice_gradient(op, gradient):
     """Computes the gradient, which TensorFlow lacks, of the operation that writes into a cache."""
-    # What was overwritten has no gradient; the update gets that of its place.
+    # Overwritten values have no gradient; the update gets the gradient of its place.
     _, update, start = op.inputs
     kept = ops.slice_update(gradient, start, ops.zeros_like(update))
     return kept, tf.slice(gradient, start, tf.shape(update)), None

@@ -47,7 +47,7 @@ SETTING = {
     "cliprange": 0.1,
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
-    # What limits the end is the noise of sampling, and rollouts are few: each is learned from
+    # The noise of sampling limits the final regret, and rollouts are few: each is learned from
     # four times, the last three from a memory of 8, whose responses count at most once.
     "memory": {"capacity": 8, "reuse": 3},
 }
@@ -163,7 +163,7 @@ class Bench:
         )
         self._exact = None
         self._start_from_now()
-        for _ in range(2):  # compiles; the second reads the memory
+        for _ in range(2):  # compiles; the second uses the memory
             self.trainer.iterate(self.batch)
 
     def _start_from_now(self):

@@ -1,4 +1,4 @@
-"""What mixing language modeling into PPO keeps, and what it costs.
+"""Benefits and costs of mixing language modeling into PPO.
 
     python benchmarks/language_modeling.py --output runs/language_modeling.jsonl
 

@@ -18,7 +18,7 @@ PROMPTS = ((1,), (3,), (5,), (7,))
 
 
 class Task(NamedTuple):
-    """What is rewarded.
+    """A score for responses to prompts.
 
     score: of a prompt and a response.
     text: the definition in one line.
@@ -105,8 +105,8 @@ HARDER = {
 }
 
 
-# Of random tasks, with the coefficients that each is drawn for. What an answer is worth is in
-# proportion to its chance, as above.
+# Kinds of random tasks, and the coefficients that each is sampled for. The score of an answer is
+# in proportion to its chance, as above.
 KINDS = ("palindrome", "table", "sparse")
 MORE_KINDS = ("counting", "prompted")
 COEFS = (0.1, 0.5)
@@ -116,7 +116,7 @@ SCALES = (0.2, 1.0)
 
 
 class RandomTask(NamedTuple):
-    """What is random in a task before its reference network is known; the same for one number.
+    """The random choices of a task before its reference network is known.
 
     kind: of `KINDS` or `MORE_KINDS`.
     coef: KL coefficient.
@@ -165,7 +165,7 @@ def random_tasks(count, seed, kinds=KINDS, coefs=COEFS):
     Args:
         count: int, how many.
         seed: int. Tasks of different seeds have nothing in common.
-        kinds, coefs: what to draw.
+        kinds, coefs: what to choose from.
     """
     turns = itertools.cycle(itertools.product(SCALES, kinds, coefs))
     found = {}

@@ -75,7 +75,7 @@ def tokenize(
         list of lists of int, one per text.
 
     Raises:
-        ValueError: If the tokenizer pads, adds tokens of its own, or returns strings.
+        ValueError: If the tokenizer pads, adds tokens, or returns strings.
 
     Example:
         >>> import keras_hub
@@ -239,7 +239,7 @@ def detokenize(
         list of str.
 
     Raises:
-        ValueError: If the tokenizer pads or adds tokens of its own.
+        ValueError: If the tokenizer pads or adds tokens.
 
     Example:
         >>> import keras_hub
@@ -487,7 +487,7 @@ def text_list(texts: Iterable[_T], name: str) -> list[_T]:
 def padded_length(length: int, limit: int | None = None) -> int:
     """Rounds a length up to one of a few sizes: 16, 24, 32, 48, 64, 96, 128 and so on.
 
-    Every shape is a program of its own for XLA, which takes seconds and memory.
+    XLA compiles a program for every shape, which takes seconds and memory.
 
     Args:
         length: int, in tokens.
@@ -585,7 +585,7 @@ def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Token
     """Returns the tokenizer of a preprocessor, or the tokenizer that was passed.
 
     Raises:
-        ValueError: If there is none, or it adds tokens of its own.
+        ValueError: If there is none, or it adds tokens.
     """
     tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
     if tokenizer is None:

@@ -1,8 +1,8 @@
 """Pretrains the small story model that comes with the package (`kerasrlhf/presets/tiny_stories`).
 
-A Llama 3 shape of keras-hub with a byte-level tokenizer of its own learns from stories that a
-teacher model writes, mixed with real ones, and is then finished on whole real stories. From the
-root of the repository:
+A small Llama 3 of keras-hub with its own byte-level tokenizer learns from stories that a teacher
+model writes, mixed with real ones, and is then finished on whole real stories. From the root of
+the repository:
 
     python recipes/pretrain_tiny.py --output kerasrlhf/presets/tiny_stories
 """
@@ -28,7 +28,7 @@ SPECIAL_TOKENS += ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the model is made of and how long it learns.
+    """Size and training of the model.
 
     Args:
         stories: Real stories to learn from, compressed JSON lines with `text`.

@@ -134,7 +134,7 @@ def main(config):
 
 
 class Pairs:
-    """The pairs to learn from and those that are kept back, as the policy reads them."""
+    """The pairs to learn from and those that are kept back, in the policy's tokens."""
 
     def __init__(self, config, policy, train, held_out):
         self.config, self.policy, self.train = config, policy, train
@@ -176,7 +176,7 @@ class Pairs:
 
 
 def member(config, pairs, index, progress):
-    """Returns a trained reward model with a seed of its own."""
+    """Returns a reward model that was trained with the member's seed."""
     seed = config.seed + index
     keras.utils.set_random_seed(seed)
     reward = rlhf.RewardModel.from_causal_lm(pairs.policy.causal_lm)

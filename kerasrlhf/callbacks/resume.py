@@ -185,7 +185,7 @@ class Resume(iterations.IterationCallback):
         # 2. Settings must be equal, or change on purpose.
         changed = settings.changes(state["settings"], self._settings)
         if changed.get(_RATE, (None, None))[1] == state["learning_rate"]:
-            # Another callback has changed it, and the same trainer goes on.
+            # Another callback has changed it, and the same trainer continues.
             changed.pop(_RATE, None)
         if changed:
             self._differs("; ".join(f"{n} was {a!r} and is {b!r}" for n, (a, b) in changed.items()))

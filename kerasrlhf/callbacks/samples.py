@@ -33,9 +33,8 @@ class Samples(iterations.IterationCallback):
         path: str, path or None. File of JSON lines that every sample shown is added to, with
             `iteration`, `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed
             takes out what an interrupted one had written of iterations that are done again, so
-            that the file has each once. A run that starts over leaves the lines of an older one in
-            a file of their own, `samples-former-1.jsonl` next to `samples.jsonl`. Defaults to
-            None.
+            that the file has each once. A run that starts over moves the lines of an older one to
+            a separate file, `samples-former-1.jsonl` next to `samples.jsonl`. Defaults to None.
         printer: callable or None. Called with each line; `lambda line: None` for silence. Defaults
             to None: standard output.
         template: str or callable. Turns messages of `prompts` into a text, see `data.dialogue`.

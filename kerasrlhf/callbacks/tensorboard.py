@@ -79,7 +79,7 @@ class TensorBoard(iterations.IterationCallback):
         self._close()
 
     def on_first_iteration(self, done: int) -> None:
-        """Writes the settings, and finds the first answers of a run that goes on."""
+        """Writes the settings, and finds the first answers of a run that is resumed."""
         settings = {"trainer": type(self.trainer).__name__, **self.trainer.settings()}
         self._write_text("settings", cards.settings_table(settings), 1)
         summary = functools.partial(cards.hyperparameters, settings)

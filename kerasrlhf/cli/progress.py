@@ -19,7 +19,7 @@ _CONTENTS = {
     "state": "what --resume continues from",
 }
 _TRIALS = "smoke"
-_MEMBERS = "member_*"  # of an ensemble, each with logs and state of its own
+_MEMBERS = "member_*"  # of an ensemble, each with its logs and state
 
 
 class Progress:

@@ -64,7 +64,7 @@ def without_noise() -> Iterator[None]:
         return
     sys.stderr.flush()
     command = [sys.executable, "-I", "-S", "-c", _FILTER]
-    # In a session of its own, so that Ctrl-C ends only this process, and its traceback is shown.
+    # In a separate session, so that Ctrl-C ends only this process, and its traceback is shown.
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=original, stderr=original, start_new_session=True
     )

@@ -69,8 +69,8 @@ def demonstrations(
             the template if the vocabulary has it (`<|im_end|>` of `"chatml"`, or a special token
             that a callable writes at the end), otherwise the tokenizer's end token if the
             preprocessor adds it. An int names another token; None is none. Defaults to `"auto"`.
-        shuffle: bool. Whether every pass has an order of its own, which is a function of `seed`
-            and the number of the pass. Defaults to True.
+        shuffle: bool. Whether every pass has a different order, which is a function of `seed` and
+            the number of the pass. Defaults to True.
         seed: int, at least 0. Defaults to 0.
         drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
         template: str or callable. How messages become a text, see `kerasrlhf.data.dialogue`.

@@ -274,7 +274,7 @@ class Guard:
             return True
 
         fits = tf.numpy_function(check, [inputs[name] for name in names], tf.bool)
-        # The batch goes on only after the check.
+        # The batch leaves only after the check.
         with tf.control_dependencies([fits]):
             batch = tf.nest.map_structure(tf.identity, batch)
         return batch if len(batch) > 1 else batch[0]

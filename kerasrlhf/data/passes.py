@@ -94,7 +94,7 @@ class Passes:
             return Passes.fixed(transform(self._make(0)))
         if count < 0:
             return Passes(lambda step: transform(self._make(step)), count, self.unit)
-        # Batches of the original that one transformed pass stands for.
+        # How many batches of the original belong to one transformed pass.
         before = self.unit if self.count >= 0 else count
 
         def make(step: Tensor) -> tf.data.Dataset:
@@ -103,7 +103,7 @@ class Passes:
         return Passes(make, count)
 
     def repeat(self, times: int | None = None) -> Passes:
-        """Returns several passes as one, or endless passes, each with an order of its own."""
+        """Returns several passes as one, or endless passes, each with a different order."""
         if self.count < 0:
             return self
 

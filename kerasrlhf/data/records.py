@@ -47,7 +47,7 @@ class RowError(ValueError):
 
 
 class Selection(NamedTuple):
-    """What could be read of some records.
+    """The values that were read from some records, and the rows that were left out.
 
     Attributes:
         values: What the reading function returned.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """What became of the rows of a source.
+    """How many rows of a source were used, cut or left out.
 
     Attributes:
-        rows: int. How many are in the dataset.
+        rows: int. Rows in the dataset.
         length: int. Tokens per padded row.
         longest: int. Tokens of the longest row before anything was cut.
         cut_prompts: int. Prompts that lost their first words.

@@ -20,8 +20,8 @@ from kerasrlhf.types import require_bool, require_int, require_seed
 if TYPE_CHECKING:
     from keras_hub.models import Tokenizer
 
-# Keras warns so at every `fit` on a dataset without `shuffle=False`. Datasets have an order of
-# their own here, and `fit`, also that of keras-hub's models, stays as it is.
+# Keras warns so at every `fit` on a dataset without `shuffle=False`. Datasets shuffle themselves
+# here, and `fit`, also that of keras-hub's models, stays as it is.
 warnings.filterwarnings(
     "ignore",
     message=r"`shuffle=True` was passed, but will be ignored .* as a tf\.data\.Dataset",
@@ -30,7 +30,7 @@ warnings.filterwarnings(
 
 _EACH = ("take", "skip", "shard")  # transformations of every pass
 _WHOLE = ("prefetch", "with_options")  # of the passes as they come
-_FIXED = ("shuffle", "cache")  # what follows keeps no order but its own
+_FIXED = ("shuffle", "cache")  # their result no longer follows the order of the passes
 
 
 class TokenizedDataset(tf.data.Dataset):
@@ -48,7 +48,8 @@ class TokenizedDataset(tf.data.Dataset):
 
     Args:
         dataset: A `tf.data.Dataset` of batched rows, or `kerasrlhf.data.passes.Passes`.
-        report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+        report: `kerasrlhf.data.Report` or None. How many rows of a source were used, cut or left
+            out.
         tokenizer: The keras-hub tokenizer of the token ids, or None. Defaults to None.
 
     Attributes:
@@ -115,7 +116,7 @@ class TokenizedDataset(tf.data.Dataset):
         return self if self._passes.is_fixed else self._with(self._passes, _position=position)
 
     def repeat(self, count: int | None = None) -> TokenizedDataset:
-        """Repeats as `tf.data.Dataset.repeat`; every repetition has an order of its own."""
+        """Repeats as `tf.data.Dataset.repeat`; every repetition has a different order."""
         return self._with(self._passes.repeat(count))
 
     def map(self, map_func: Callable, *args: Any, **kwargs: Any) -> tf.data.Dataset:
@@ -163,7 +164,7 @@ class Batching:
 
     Args:
         batch_size: int, at least 1. Rows per batch.
-        shuffle: bool. Whether every pass has an order of its own, sampled from all rows. Defaults
+        shuffle: bool. Whether every pass has a different order, sampled from all rows. Defaults
             to True.
         seed: int, at least 0. The order of pass n is a function of `seed` and n. Defaults to 0.
         drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
@@ -212,7 +213,8 @@ class Batching:
         Args:
             columns: A structure of arrays `(rows, ...)`.
             rows: int. Their first dimension.
-            report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+            report: `kerasrlhf.data.Report` or None. How many rows of a source were used, cut or
+                left out.
             tokenizer: The keras-hub tokenizer of the token ids, or None.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What data and the model that is trained on them must agree on, whoever calls `fit`."""
+"""Makes data and the model that is trained on it agree, whoever calls `fit`."""
 
 from __future__ import annotations
 

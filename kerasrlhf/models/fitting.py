@@ -247,7 +247,7 @@ def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
 def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.BoundArguments:
     """Returns arguments of `fit` in which callbacks that say `runs_last = True` come last.
 
-    What such a callback saves then includes what the others did in the same iteration or epoch.
+    Such a callback then saves what the others did in the same iteration or epoch, too.
 
     Args:
         fit: the bound method of Keras that gets the arguments.

@@ -456,7 +456,7 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Tensor) -> Iter
 
 
 def copy(causal_lm: keras.Model) -> keras.Model:
-    """Returns a frozen copy with weights of its own, the same preprocessor and merged adapters.
+    """Returns a frozen copy with separate weights, the same preprocessor and merged adapters.
 
     Args:
         causal_lm: keras-hub `CausalLM` or backbone.

@@ -1,4 +1,4 @@
-"""What keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
+"""Saves what keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
 
 `mend_backbone` and `mend_preprocessor` change single objects, not classes: presets that such an
 object writes afterward, through our functions or through its own `save_to_preset`, can be loaded

@@ -24,7 +24,7 @@ class ProcessRewardModel(Scorer):
 
     A step ends at the token whose text contains the separator, and the last step at the last
     token of the response. The score is the log odds of the step being right: 0 means that both
-    are equally likely. Trainers add each score to the reward of its own token.
+    are equally likely. Trainers add each score to the reward of its token.
     `fit` takes steps from `rlhf.data.stepwise`; with the same separator there, scores are used at
     the positions that were trained.
 

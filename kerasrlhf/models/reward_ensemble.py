@@ -35,8 +35,8 @@ class RewardEnsemble(Scorer):
         "min":  their minimum                               worst case, without `penalty`
 
     times `gain`, plus `bias`, which `normalize` sets. The members' scores need a common scale:
-    `normalize` sets every member's first. Fit the members, each with a seed of its own, not the
-    ensemble. Every member is a network of its own, with or without LoRA adapters.
+    `normalize` sets every member's first. Fit the members, each with a different seed, not the
+    ensemble. Every member is a separate network, with or without LoRA adapters.
 
     Args:
         members: list of two or more `RewardModel`s, or of two or more `ProcessRewardModel`s, with
@@ -154,7 +154,7 @@ class RewardEnsemble(Scorer):
         )
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes each member to a folder of its own.
+        """Writes each member to a separate folder.
 
         A folder that is new appears in one piece; in one that exists, only the files of a preset
         are replaced.

@@ -32,8 +32,8 @@ class RewardModel(Scorer):
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family. It is used as it is and trained
-            by `fit`, except for output embeddings that are weights of their own: no score depends
-            on them, and they are frozen. `from_causal_lm` makes a copy.
+            by `fit`, except for separate output embeddings, which are frozen because no score
+            depends on them. `from_causal_lm` makes a copy.
         preprocessor: keras-hub preprocessor for scoring texts. Defaults to the CausalLM's own.
         initial_policy: keras-hub `CausalLM`, or a callable that returns one: the language model
             whose responses `normalize` samples. Defaults to None.

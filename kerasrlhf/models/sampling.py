@@ -165,7 +165,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """What determines the next token of every row, apart from the model.
+    """Everything but the model that determines the next token of every row.
 
     prompt_lengths: int32, `(batch,)`.
     uniforms, sampler, temperature, stop_token_ids, value_head: as `sample` takes them.

@@ -36,7 +36,7 @@ class Trunk(NamedTuple):
 
 
 def checked_backbone(model: keras.Model, preprocessor: Any) -> keras.Model:
-    """Returns the backbone of a model for training; output embeddings of its own are frozen.
+    """Returns the backbone of a model for training; untied output embeddings are frozen.
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family.
