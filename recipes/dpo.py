@@ -126,8 +126,8 @@ def main(config):
     template = rlhf.data.dialogue.load_template(config.template)
     pairs, unseen = read_pairs(config, actor.causal_lm.preprocessor, train, held_out, template)
     # Records that were left out have no score: the accuracies must not count them.
-    skipped = {*unseen.report.skipped}
-    held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+    left_out = {*unseen.report.skipped, *unseen.report.dropped}
+    held_out = [record for i, record in enumerate(held_out) if i not in left_out]
     longest = max(data.report.longest_response for data in (pairs, unseen))
     trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
 

@@ -141,8 +141,8 @@ class Pairs:
         self.template = rlhf.data.dialogue.load_template(config.template)
         self.unseen = self.batches(held_out, shuffle=False)
         # Records that were left out have no score: the figures must not count them.
-        skipped = {*self.unseen.report.skipped}
-        self.held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+        left_out = {*self.unseen.report.skipped, *self.unseen.report.dropped}
+        self.held_out = [record for i, record in enumerate(held_out) if i not in left_out]
         print(f"{len(train)} pairs, {len(held_out)} held out; {self.unseen.report}")
 
     def batches(self, records, **options):

@@ -178,7 +178,7 @@ def ended(records: Records, candidates: int = 1) -> list[list[bool]]:
     def flags(record: Record) -> list[bool | None]:
         value = record.get("ended")
         # An empty cell of a CSV file counts as no value.
-        value = True if value is None or value == "" else value
+        value = True if value is None or (isinstance(value, str) and not value) else value
         # One flag holds for all responses of the record.
         is_list = isinstance(value, list | tuple | np.ndarray)
         row = [*np.ravel(value)] if is_list else [value] * candidates

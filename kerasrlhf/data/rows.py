@@ -28,9 +28,9 @@ class Report(NamedTuple):
         longest_response: int. Tokens of the longest response after cutting; 0 without any.
         identical: int. Rows in which two responses are the same tokens after cutting: there is
             nothing to prefer.
-        dropped: int. Rows that were left out because of `drop_longer_than`.
-        skipped: tuple of int. The numbers of the rows that were left out because of
-            `on_error="skip"`, counted from 0 in the source.
+        dropped: tuple of int. The numbers of the rows that were left out because of
+            `drop_longer_than`, counted from 0 in the source.
+        skipped: tuple of int. The same of the rows left out because of `on_error="skip"`.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Report(NamedTuple):
     cut_responses: int
     longest_response: int = 0
     identical: int = 0
-    dropped: int = 0
+    dropped: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
 
 
@@ -150,7 +150,7 @@ def encode(
         identical=sum(
             len(set(map(tuple, row))) < len(row) for row in zip(*candidates, strict=True)
         ),
-        dropped=rows - len(kept),
+        dropped=tuple(sorted({*range(rows)} - {*kept})),
     )
     _warn(report, limit)
     shown = [special_tokens.unguarded(prompt) for prompt in prompts]
@@ -359,6 +359,6 @@ def _warn(report: Report, limit: int) -> None:
             "prefer between them."
         )
     if report.dropped:
-        findings.append(f"{report.dropped} rows are longer than `drop_longer_than`: left out.")
+        findings.append(f"{len(report.dropped)} rows are longer than `drop_longer_than`: left out.")
     if findings:
         warnings.warn(" ".join(findings), stacklevel=4)

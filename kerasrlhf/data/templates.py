@@ -193,9 +193,9 @@ class ChatTemplate:
         return cls(source, {name: _content(config[name]) for name in names})
 
     def __call__(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        """Returns messages as one text, without the start token, which tokenization puts first."""
+        """Returns messages as one text. A start token that it writes is not added once more."""
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self.variables
             )
         except (self._errors, TypeError, ValueError) as error:
@@ -203,7 +203,6 @@ class ChatTemplate:
             raise ValueError(
                 f"The chat template does not take these messages: {error} (roles {roles})."
             ) from error
-        return text.removeprefix(self.variables.get("bos_token") or "")
 
     def __repr__(self) -> str:
         shown = self.source if len(self.source) <= 60 else f"{self.source[:60]}..."

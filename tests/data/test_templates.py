@@ -2,9 +2,10 @@
 
 import json
 
+import keras_hub
 import pytest
 
-from kerasrlhf import data, tokens
+from kerasrlhf import data, presets, tokens
 from kerasrlhf.data import dialogue, records, templates
 
 DIALOGUE = [
@@ -88,16 +89,15 @@ def test_a_late_message_of_the_system_is_refused_where_it_has_no_turn(name):
         dialogue.render([DIALOGUE[1], DIALOGUE[0]], name)
 
 
-def test_each_end_ends_a_response_in_training_and_sampling(tokenizers):
-    for kind, name in (("llama3", "llama3"), ("qwen", "chatml")):
-        preprocessor = tokenizers[kind]
-        (x,) = data.demonstrations(
-            [{"messages": DIALOGUE[1:3]}], preprocessor, 1, template=name
-        ).as_numpy_iterator()
-        last = x[1][0][x[2][0] > 0][-1]
-        (end,) = tokens.tokenize([dialogue.turn_end(name)], preprocessor, parse_special=True)
-        assert [last] == end
-        assert last in tokens.stop_ids(preprocessor)
+@pytest.mark.parametrize("name", ["llama3", "chatml"])
+def test_the_end_of_a_turn_ends_a_response_in_training_and_sampling(name, tokenizers):
+    stories = keras_hub.models.CausalLMPreprocessor.from_preset(presets.TINY_STORIES)
+    preprocessor = {"llama3": stories, "chatml": tokenizers["qwen"]}[name]
+    rows = data.demonstrations([{"messages": DIALOGUE[1:3]}], preprocessor, 1, template=name)
+    ((_, targets, weights),) = rows.as_numpy_iterator()
+    (end,) = tokens.tokenize([dialogue.turn_end(name)], preprocessor, parse_special=True)
+    assert [targets[weights > 0][-1]] == end
+    assert end[0] in tokens.stop_ids(preprocessor)
 
 
 def folder(tmp_path, **config):
@@ -109,11 +109,10 @@ def folder(tmp_path, **config):
 def test_the_template_of_a_model(tmp_path, token):
     path = folder(tmp_path, bos_token=token, eos_token="</s>", chat_template=SOURCE)
     template = dialogue.load_template(str(path))
-    # It is ChatML, and tokenization adds the start token.
-    assert dialogue.render(DIALOGUE, template) == WRITTEN["chatml"]
+    assert dialogue.render(DIALOGUE, template) == "<s>" + WRITTEN["chatml"]
     row = {"messages": DIALOGUE}
     assert records.demonstration_texts([row], template)[0] == [
-        dialogue.render(DIALOGUE[:-1], "chatml", add_generation_prompt=True)
+        "<s>" + dialogue.render(DIALOGUE[:-1], "chatml", add_generation_prompt=True)
     ]
     assert "ChatTemplate(" in repr(template)
 
