@@ -26,7 +26,7 @@ from kerasrlhf.checks import require_int as require_int
 from kerasrlhf.checks import require_number as require_number
 
 Tensor: TypeAlias = Any
-"""A backend tensor, or whatever `keras.ops` converts to one; docstrings give dtype and shape."""
+"""A backend tensor, or anything that `keras.ops` converts to one; see docstrings for shapes."""
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ def serializable(kind: type[T]) -> type[T]:
         return {name: keras.saving.serialize_keras_object(x) for name, x in fields.items()}
 
     def from_config(cls: type[T], config: dict[str, Any]) -> T:
+        # Construct it as a user does, so that values are checked again.
         return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
 
     methods = {"get_config": get_config, "from_config": classmethod(from_config)}
@@ -156,6 +157,7 @@ class Sampler:
         """
         if not callable(self.temperature):
             return self.temperature
+        # `float` for the scalar tensor of a Keras schedule.
         return require_number("temperature", float(self.temperature(iteration)), above=0.0)
 
 
@@ -166,6 +168,7 @@ def _stop_token_ids(ids: Any) -> Any:
         raise ValueError(
             f'`stop_token_ids` must be "auto", None or a sequence of token ids. Received: {ids!r}.'
         )
+    # A tuple, because a frozen dataclass must be hashable and comparable.
     return tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
 
 
@@ -352,6 +355,7 @@ def require_finite_scores(scores: Any, name: str) -> None:
         >>> require_finite_scores(np.array([1.0, -2.5]), "The reward model")
     """
     scores = np.asarray(scores)
+    # One row per response, also with scores per token.
     rows = scores.reshape(len(scores), -1)
     # `not <=` instead of `>`, to catch NaN too.
     with np.errstate(invalid="ignore"):

@@ -87,7 +87,7 @@ def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) 
         rows = tokens.masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
-        # Decode responses after their prompts: a first token may begin inside a word.
+        # Decode responses after their prompts, or a blank before the first word is lost.
         responses = tokens.detokenize(rows, preprocessor, after=heads)
     conversations = [_messages(record.get("prompt")) for record in records] or None
     return Episodes(prompts, responses, columns, conversations, guarded)

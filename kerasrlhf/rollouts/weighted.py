@@ -79,6 +79,7 @@ def parts_of(reward: Any) -> list[Part]:
                 "The keys of a dict of rewards are the names of its parts, strings that are not "
                 f"empty. Received: {bad}."
             )
+        # Names come from the keys, or from the functions and models of a list.
         parts = [Part(name, *_weighted(name, entry)) for name, entry in reward.items()]
     elif isinstance(reward, list):
         entries = [_weighted(f"number {i}", entry) for i, entry in enumerate(reward)]
@@ -91,7 +92,7 @@ def parts_of(reward: Any) -> list[Part]:
             f"`reward` needs at least one part. Received: {reward!r}. Pass a RewardModel or a "
             "function of prompts and responses, or a list or dict of these."
         )
-    # With weights of 0 alone nothing would be learned.
+    # If all weights are 0, all scores are equal and nothing is learned.
     if not any(part.weight for part in parts):
         raise ValueError(
             "At least one part of `reward` needs a weight other than 0, or all scores are equal. "
@@ -117,7 +118,7 @@ def check_fixed(reward: Any, trained: list[keras.Variable]) -> None:
     if shared:
         raise ValueError(
             f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
-            "training would change what is rewarded. `RewardModel.from_causal_lm(causal_lm)` "
+            "training would change the reward. `RewardModel.from_causal_lm(causal_lm)` "
             "copies the actor's backbone, and so does `ActorCritic(causal_lm, critic=reward)` with "
             "the reward model's."
         )
