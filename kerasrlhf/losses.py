@@ -45,6 +45,7 @@ class PreferenceLoss(keras.losses.Loss):
         """Computes `rows` plus the centering term, float32 `(batch,)`."""
         # One loss per row; Keras applies sample weights and the reduction.
         losses = self.rows(y_true, y_pred)
+        # Preferences do not determine a constant added to all scores; this term does.
         if not self.center_coef:
             return losses
         return losses + self.center_coef * preferences.squared_sum(y_pred)

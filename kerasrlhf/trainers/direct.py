@@ -26,9 +26,9 @@ class DirectTrainer(fitting.FittedModel):
     """Maps preference pairs to scores from the language model's own probabilities; abstract.
 
     A final class defines `scores` and `default_loss`; the rest is stock Keras: `compile`, `fit`,
-    `evaluate`, and `predict`, which returns the scores. The language model is used as it is,
-    without dropout; training changes `causal_lm`, and `causal_lm.save_to_preset` saves it. Only
-    response tokens count.
+    `evaluate`, and `predict`, which returns the scores. The language model runs without dropout.
+    Training changes `causal_lm`, and `causal_lm.save_to_preset` saves it. Only response tokens
+    count.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family.

@@ -126,6 +126,7 @@ class IPO(DirectTrainer):
     def scores(self, inputs: dict[str, Tensor]) -> Tensor:
         """Computes `log pi - log ref`."""
         logprobs = self.logprobs(inputs, self.average)
+        # Log-ratio in nats, without beta: beta is in the target of the loss (eq. 17).
         return direct_losses.implicit_reward(logprobs, self.ref_logprobs(inputs, self.average))
 
     def default_loss(self) -> keras.losses.Loss:

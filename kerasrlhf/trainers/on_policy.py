@@ -84,7 +84,7 @@ class OnPolicyTrainer(IterativeModel):
         reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes; or a list
             of these, or a dict from names to them, each alone or as `(reward, weight)`. The score
             is the weighted sum, and the mean of each part is the statistic `reward/<name>`.
-        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler` without filters, with temperatures above 0.
         kl: `FixedKL` or `AdaptiveKL`: coefficient, place and estimator of the KL to the reference.

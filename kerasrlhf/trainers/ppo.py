@@ -38,7 +38,7 @@ class PPO(OnPolicyTrainer):
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
             weights (`OnPolicyTrainer`).
-        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler`. Its temperature divides the logits everywhere (N10).
         kl: `FixedKL` or `AdaptiveKL` (N21). By default in the reward, by k1.

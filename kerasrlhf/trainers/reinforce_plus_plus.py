@@ -117,6 +117,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
             rollout = rollout._replace(scores=scores)
         # `(batch, length)`: sum of the rewards from each token on.
         to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
+        # Whiten over all tokens of the batch: the only baseline without groups.
         return self.experience(rollout, masking.whiten(to_come, mask))
 
     def objective(

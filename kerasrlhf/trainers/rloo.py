@@ -73,6 +73,7 @@ class RLOO(OnPolicyTrainer):
         importance_cap: float | None = None,
         **options: Unpack[OnPolicyOptions],
     ) -> None:
+        # All checks come before the base class copies the reference.
         self.cliprange = require_optional("cliprange", cliprange)
         super().__init__(
             actor,

@@ -104,7 +104,7 @@ def check_first_ratio(logs: dict[str, Any], dtype: str, iteration: int) -> None:
         warnings.warn(
             "The first update of an iteration must see the policy that sampled: ratio 1. Its mean "
             f"|ratio - 1| is {error:.3g} in iteration {iteration}. Sampling and training disagree "
-            "on log-probabilities; what is learned now is not the gradient of the objective.",
+            "on log-probabilities; the updates do not follow the gradient of the objective.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -20,7 +20,7 @@ SHOWN = {
     "clipfrac": "policy/clipfrac",
     "loss": "loss/total",
 }
-"""Statistics of the progress bar and the history, in this order, as far as they are measured."""
+"""Statistics of the progress bar and the history, in this order, if they are measured."""
 VALIDATED = ("score", "kl", "length")
 MODES = {"score": "max"}
 

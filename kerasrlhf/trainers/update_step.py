@@ -244,8 +244,8 @@ def permutations(
         reuse: int. Index of the rollout in the iteration; 0 is the fresh one. Defaults to 0.
 
     Returns:
-        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, a function of the
-        arguments alone.
+        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, determined by the
+        arguments.
 
     Example:
         >>> order = permutations(0, 1, rows=6, update_epochs=2, num_minibatches=3)
