@@ -24,6 +24,8 @@ from kerasrlhf.data import templates
 Message: TypeAlias = dict[str, Any]
 Template: TypeAlias = str | Callable[..., str]
 
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
 
 def render(
     messages: Sequence[Message], template: Template = "plain", add_generation_prompt: bool = False
@@ -186,6 +188,33 @@ def is_dialogue(value: str | Sequence[Message]) -> bool:
     return not isinstance(value, str) and any(
         message.get("role") in ("user", "system") for message in value
     )
+
+
+def from_sharegpt(messages: Any) -> Any:
+    """Returns messages of the keys `from` and `value` as messages of `role` and `content`.
+
+    Args:
+        messages: list of dict. Anything else is returned as it is, and so are its messages that
+            have neither key.
+
+    Returns:
+        list of dict, with "human" as "user" and "gpt" as "assistant"; other roles stay.
+
+    Example:
+        >>> rlhf.data.dialogue.from_sharegpt([{"from": "gpt", "value": "Hi."}])
+        [{'role': 'assistant', 'content': 'Hi.'}]
+    """
+    if not isinstance(messages, list | tuple):
+        return messages
+
+    def renamed(message: Any) -> Any:
+        if not isinstance(message, dict) or not {"from", "value"} <= message.keys():
+            return message
+        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+        role = message["from"]
+        return {"role": _SHAREGPT_ROLES.get(role, role), "content": message["value"], **rest}
+
+    return [renamed(message) for message in messages]
 
 
 def ignored_keys(messages: Sequence[Message]) -> set[str]:

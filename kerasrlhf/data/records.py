@@ -67,7 +67,9 @@ def load(source: Source, *, text_column: str = "text") -> Records:
         text_column: str. The column that plain strings become. Defaults to `"text"`.
 
     Returns:
-        list of dict.
+        list of dict. Conversations in the form of ShareGPT (`conversations`, of `from` and `value`,
+        and a column `system` if there is one) are `messages`, or the `prompt` where the text is a
+        prompt or there is `chosen`.
 
     Raises:
         ValueError: If the source cannot be read or has no rows, or a row is neither a dictionary
@@ -76,6 +78,8 @@ def load(source: Source, *, text_column: str = "text") -> Records:
     Example:
         >>> rlhf.data.records.load(["Once upon a time"], text_column="prompt")
         [{'prompt': 'Once upon a time'}]
+        >>> rlhf.data.records.load([{"conversations": [{"from": "human", "value": "Hi"}]}])
+        [{'messages': [{'role': 'user', 'content': 'Hi'}]}]
     """
     rows = sources.read(source)
     if not rows:
@@ -83,7 +87,23 @@ def load(source: Source, *, text_column: str = "text") -> Records:
     # A string is a record of one column.
     rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
     refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
-    return rows
+    return [_from_sharegpt(row, text_column) for row in rows]
+
+
+def _from_sharegpt(row: Record, text_column: str) -> Record:
+    """Returns a record with the names of columns and keys that the rest of the package reads."""
+    if "conversations" not in row or row.keys() & {"messages", "prompt"}:
+        return row
+    rest = {key: value for key, value in row.items() if key not in ("conversations", "system")}
+    # In pairs the conversation leads up to two replies, each a single message.
+    for column in rest.keys() & {"chosen", "rejected"}:
+        reply = rest[column]
+        rest[column] = dialogue.from_sharegpt([reply] if isinstance(reply, dict) else reply)
+    messages = dialogue.from_sharegpt(row["conversations"])
+    if row.get("system") and isinstance(messages, list):
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    is_prompt = text_column == "prompt" or "chosen" in rest
+    return {"prompt" if is_prompt else "messages": messages, **rest}
 
 
 def prompt_texts(records: Records, template: Template = "plain") -> list[str]:
