@@ -92,9 +92,11 @@ def main(config):
     records = rlhf.data.records.load(source, text_column="prompt")
     rlhf.data.records.prompt_texts(records, template)  # raises for what is not a prompt
     # 2. Shuffle the prompts and hold some back.
-    texts = [record["prompt"] for record in records]
-    np.random.default_rng(config.seed).shuffle(texts)
-    held_out, train = texts[: config.held_out], texts[config.held_out :][: config.max_prompts]
+    train, held_out = (
+        [record["prompt"] for record in part]
+        for part in rlhf.data.split(records, config.held_out, config.seed)
+    )
+    train = train[: config.max_prompts]
     sampler = rlhf.Sampler(config.response_length, temperature=config.temperature)
 
     def sample(prompts, seed):

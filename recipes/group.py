@@ -21,7 +21,6 @@ from typing import ClassVar, Literal
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -187,12 +186,10 @@ def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     records = rlhf.data.records.load(source, text_column="prompt")
-    # Shuffle before the split, so that held-out prompts are like the others.
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    held_out, train = np.split(order, [config.held_out])
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     prompts, unseen = (
         rlhf.data.prompts(
-            [records[i] for i in part],
+            part,
             preprocessor,
             config.batch_size,
             max_length=config.prompt_length,

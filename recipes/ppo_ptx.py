@@ -20,7 +20,6 @@ from typing import ClassVar
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -180,7 +179,8 @@ def build(config, actor, texts):
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
-    held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
+    records = rlhf.data.records.load(source, text_column="prompt")
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     template = rlhf.data.dialogue.load_template(config.template)
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
     print(f"{len(train)} prompts, {len(held_out)} held out")
@@ -203,19 +203,15 @@ def demonstrations(config, preprocessor, texts):
     )
 
 
-def split(records, config):
-    """Shuffles records and keeps the first `held_out` of them back."""
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    return ([records[i] for i in part] for part in np.split(order, [config.held_out]))
-
-
 def read_texts(config, actor):
     """Returns texts to measure perplexity on, and texts to learn from."""
     if config.texts:
         records = rlhf.data.records.load(config.texts)
         template = rlhf.data.dialogue.load_template(config.template)
         pairs = rlhf.data.records.demonstration_texts(records, template)
-        return split([prompt + response for prompt, response in zip(*pairs, strict=True)], config)
+        texts = [prompt + response for prompt, response in zip(*pairs, strict=True)]
+        train, held_out = rlhf.data.split(texts, config.held_out, config.seed)
+        return held_out, train
     # Without texts, the model's own stories show how it wrote before training.
     openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
     sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)

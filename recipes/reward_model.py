@@ -105,9 +105,7 @@ def main(config):
     keras.utils.set_random_seed(config.seed)
     # 1. Split the records into pairs to learn from and pairs to measure on.
     records = rlhf.data.records.load(config.data)
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    count = max(1, round(config.held_out * len(records)))
-    held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     # 2. The policy: reward models start as its backbone, and it answers prompts to normalize by.
     options = {"dtype": config.dtype} if config.dtype else {}
     policy = rlhf.ActorCritic.from_preset(config.model, **options)

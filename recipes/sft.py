@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -101,7 +100,7 @@ def main(config):
     records = rlhf.data.records.load(config.data)
     if config.response_column:
         records = imitating(records, config.response_column)
-    train, held_out = split(records, config.held_out, config.seed)
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     # 2. The language model; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
@@ -192,13 +191,6 @@ def compile_lm(config, lm, updates):
         ],
         jit_compile=config.jit_compile,
     )
-
-
-def split(records, fraction, seed):
-    """Shuffles records and keeps a fraction of them back."""
-    order = np.random.default_rng(seed).permutation(len(records))
-    count = max(1, round(fraction * len(records)))
-    return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
 
 
 def imitating(records, column):

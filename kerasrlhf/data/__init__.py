@@ -4,6 +4,7 @@ from kerasrlhf.data import dialogue, records
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.sources import read
+from kerasrlhf.data.splitting import mix, split
 from kerasrlhf.data.steps import stepwise
 from kerasrlhf.data.templates import ChatTemplate
 from kerasrlhf.data.tokenized import TokenizedDataset
@@ -17,10 +18,12 @@ __all__ = [
     "demonstrations",
     "detokenize",
     "dialogue",
+    "mix",
     "preferences",
     "prompts",
     "read",
     "records",
+    "split",
     "stepwise",
     "tokenize",
     "unpaired_preferences",

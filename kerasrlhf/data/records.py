@@ -351,6 +351,33 @@ def _common(left: Sequence, right: Sequence) -> int:
     return next((i for i, (x, y) in pairs if x != y), min(len(left), len(right)))
 
 
+def prompt_of(record: Record) -> Any:
+    r"""Returns what the responses of a record answer, whatever its columns are.
+
+    Args:
+        record: dict.
+
+    Returns:
+        str or list of messages: the column `prompt`; else the messages before the last reply, the
+        common beginning of `chosen` and `rejected`, or the whole `text`. None if there is nothing
+        of the kind.
+
+    Example:
+        >>> prompt_of({"chosen": "Human: Hi\n\nAssistant: Yes.",
+        ...            "rejected": "Human: Hi\n\nAssistant: No."})
+        'Human: Hi\n\nAssistant:'
+    """
+    if "prompt" in record:
+        return record["prompt"]
+    if "chosen" in record and "rejected" in record:
+        try:
+            return _split_common(record["chosen"], record["rejected"])[0]
+        except (ValueError, TypeError):  # A loader says what is wrong with the row.
+            return None
+    messages = record.get("messages", record.get("text"))
+    return messages[:-1] if isinstance(messages, list) else messages
+
+
 def prompt_text(value: Text, template: Template = "plain") -> str:
     r"""Returns a prompt as text; messages end in a generation prompt.
 
