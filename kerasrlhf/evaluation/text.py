@@ -87,7 +87,8 @@ def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
         float, at least 1.
 
     Raises:
-        ValueError: If an argument is not as in `negative_log_likelihood`.
+        ValueError: If an argument is not as in `negative_log_likelihood`, or no text has a second
+            token.
 
     Example:
         >>> import keras_hub
@@ -96,6 +97,11 @@ def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
         True
     """
     nats, counts = negative_log_likelihood(causal_lm, texts, **kwargs)
+    if not counts.any():
+        raise ValueError(
+            f"Each of the {len(texts)} texts is a single token, which nothing predicts. Pass "
+            "longer texts."
+        )
     return math.exp(float(nats.sum() / counts.sum()))
 
 

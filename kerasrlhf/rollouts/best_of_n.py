@@ -155,7 +155,7 @@ def best_of_n(
     ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
         batch = _prompt_batch(*actor.padded_prompts(rows, sampler), texts, records)
         uniforms = replica.uniforms(stream, next(batches), len(rows) * n, sampler.length)
-        collected = collector(batch, uniforms, temperature)
+        collected = collector(batch, uniforms, temperature, explore=False)
         rollout, (_, responses) = collected.rollout, collected.episodes.texts
         # The end token of the tokenizer, which other stop tokens are not.
         ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))

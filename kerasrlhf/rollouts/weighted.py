@@ -406,9 +406,11 @@ class WeightedReward:
 
     def _summed(self, readings: dict[str, Reading], responses: Responses) -> np.ndarray:
         """Returns the weighted sum; if a part scores tokens, others count at the last token."""
-        per_token = any(reading.scores.ndim == 2 for reading in readings.values())
+        # Parts of weight 0 are only logged: they decide neither the sum nor its shape.
+        counted = [part for part in self.parts if part.weight]
+        per_token = any(readings[part.name].scores.ndim == 2 for part in counted)
         total = np.zeros((), "float32")
-        for part in self.parts:
+        for part in counted:
             scores = readings[part.name].scores
             if per_token and scores.ndim == 1:
                 scores = scores[:, None] * masking.last_true_mask(responses.response_mask).numpy()

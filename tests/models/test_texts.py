@@ -214,6 +214,11 @@ def test_perplexity_tells_that_it_did_not_read_the_whole_text():
     ):
         _, counts = rlhf.evaluation.negative_log_likelihood(lm, ["b" * 20, "bc"])
     assert counts.tolist() == [7, 2]
+    with (
+        pytest.warns(UserWarning, match="only their first 1 count"),
+        pytest.raises(ValueError, match="Each of the 1 texts is a single token"),
+    ):
+        rlhf.evaluation.perplexity(lm, ["bc"], max_length=1)
 
 
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0], [1, 0, 0]])
