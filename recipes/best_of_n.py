@@ -31,8 +31,8 @@ class Config:
     """Chooses the best of n responses and distils the choice.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
-            openings of unhappy stories.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset;
+            none for openings of unhappy stories.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
         model: The policy: a keras-hub preset, a folder of one, or a Hugging Face folder.

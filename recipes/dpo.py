@@ -27,7 +27,7 @@ class Config:
     """Trains a policy on preference pairs directly.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         method: The loss.
         model: The initial policy and, except for orpo, its reference: a keras-hub preset, a folder
             of one, or a Hugging Face folder.

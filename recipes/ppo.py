@@ -27,7 +27,7 @@ class Config:
     """Trains a policy with PPO.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
         model: The initial policy: a keras-hub preset, a folder of one, or a Hugging Face folder.

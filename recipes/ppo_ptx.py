@@ -29,8 +29,8 @@ class Config:
     """Trains a policy with PPO and language modeling.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
-            openings of unhappy stories.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset;
+            none for openings of unhappy stories.
         texts: A source of records with `text`, or with `prompt` and `response`, to model; none for
             stories that the model writes before it is trained.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,

@@ -26,7 +26,7 @@ class Config:
     """Trains a reward model on preference pairs.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         model: Where the reward model starts: the fine-tuned language model, as a keras-hub
             preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.

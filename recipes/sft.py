@@ -25,7 +25,7 @@ class Config:
     """Fine-tunes a language model on demonstrations.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         model: A keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         batch_size: Rows of an update.

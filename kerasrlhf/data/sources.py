@@ -30,10 +30,10 @@ def read(
 
     Args:
         source: Rows in memory (an iterable of dictionaries or strings; a generator is read once);
-            a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`; an unbatched, finite
-            `tf.data.Dataset` of strings or of dictionaries; or the name of a TFDS dataset, which
-            is a str without path separator and file suffix. `"tfds:name/config:1.0.0"` is
-            always a TFDS name.
+            a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`, or to a `.parquet`
+            file; an unbatched, finite `tf.data.Dataset` of strings or of dictionaries; or the name
+            of a TFDS dataset, which is a str without path separator and file suffix.
+            `"tfds:name/config:1.0.0"` is always a TFDS name.
         split: str. The split of a TFDS dataset; other sources ignore it. Defaults to `"train"`.
         data_dir: str, path or None. Where TFDS keeps its prepared datasets; other sources ignore
             it. Defaults to the directory that TFDS uses.
