@@ -123,6 +123,15 @@ class FittedModel(adapters.AdaptedModel):
         self.limits().check_batch(x)
         return super().predict_on_batch(x)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` calls with each batch, as in Keras."""
+        optimizer = self.optimizer
+        if optimizer is not None and not optimizer.built:
+            # Variables that appear while TensorFlow traces would have it trace everything twice.
+            with self.distribute_strategy.scope():
+                optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Updates the weights on a batch, as in Keras, and lets go of the graph with the model."""
         with replica.tracing:
