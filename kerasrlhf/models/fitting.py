@@ -14,7 +14,7 @@ from kerasrlhf import adapters, replica
 from kerasrlhf.data import kinds
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
-from kerasrlhf.data.training import in_step, whole_batch_loss
+from kerasrlhf.data.training import build_optimizer, in_step, whole_batch_loss
 from kerasrlhf.models import lm_adapter, precision
 from kerasrlhf.types import Tensor, require_int
 
@@ -125,11 +125,7 @@ class FittedModel(adapters.AdaptedModel):
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` calls with each batch, as in Keras."""
-        optimizer = self.optimizer
-        if optimizer is not None and not optimizer.built:
-            # Variables that appear while TensorFlow traces would have it trace everything twice.
-            with self.distribute_strategy.scope():
-                optimizer.build(self.trainable_variables)
+        build_optimizer(self)
         super().make_train_function(force)
 
     def train_step(self, data: Any) -> dict[str, Any]:
