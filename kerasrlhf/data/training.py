@@ -36,9 +36,37 @@ def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
     if backbone is not None:
         Limits.of([backbone], getattr(model, "preprocessor", None)).check_dataset(dataset)
     adapters.keep_apart(model)
+    _build_optimizer_first(model)
     if replica.is_distributed(model.distribute_strategy):
         _train_whole_batches(model)
     return in_step(model, dataset)
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Makes the variables of a model's optimizer, if it has one and they are missing.
+
+    Variables that appear while TensorFlow traces an update would have it trace everything twice.
+
+    Args:
+        model: A built `keras.Model`.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+
+def _build_optimizer_first(model: keras.Model) -> None:
+    """Makes `fit` of a stock model trace an update once."""
+    if "make_train_function" in vars(model):
+        return
+    make = model.make_train_function
+
+    def make_train_function(force: bool = False) -> None:
+        build_optimizer(model)
+        make(force)
+
+    model.make_train_function = make_train_function
 
 
 def in_step(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:

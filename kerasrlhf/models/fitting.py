@@ -14,7 +14,7 @@ from kerasrlhf import adapters, replica
 from kerasrlhf.data import kinds
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
-from kerasrlhf.data.training import in_step, whole_batch_loss
+from kerasrlhf.data.training import build_optimizer, in_step, whole_batch_loss
 from kerasrlhf.models import lm_adapter, precision
 from kerasrlhf.types import Tensor, require_int
 
@@ -125,6 +125,11 @@ class FittedModel(adapters.AdaptedModel):
         """Predicts for one batch, after checks of it."""
         self.limits().check_batch(x)
         return super().predict_on_batch(x)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` calls with each batch, as in Keras."""
+        build_optimizer(self)
+        super().make_train_function(force)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Updates the weights on a batch, as in Keras; the graph is freed with the model."""

@@ -318,15 +318,30 @@ def _read_layout(causal_lm: keras.Model, length: int) -> Any:
 
 
 def _cache_spec(causal_lm: keras.Model, length: int) -> Any:
-    parameters = [*inspect.signature(causal_lm._build_cache).parameters.values()][1:]
+    """The cache that keras-hub's builder hands to the model, whose layout the model keeps."""
+    builder = type(causal_lm)._build_cache
+    parameters = [*inspect.signature(builder).parameters.values()][2:]
     # Families with encoders have further required parameters, for embeddings of images.
     no_images = [None for x in parameters if x.default is x.empty]
-    # Traced and never run. The builder returns hidden states and the cache; the last is kept.
-    build = tf.function(lambda ids: causal_lm._build_cache(ids, *no_images)[-1], autograph=False)
+    given = _WithoutLayers(causal_lm)
+    build = tf.function(lambda ids: builder(given, ids, *no_images)[-1], autograph=False)
     # Outside a graph that is being built, so that the trace is a graph by itself.
     with tf.init_scope():
         traced = build.get_concrete_function(tf.TensorSpec((1, length), "int32"))
     return traced.structured_outputs
+
+
+class _WithoutLayers:
+    """A `CausalLM` whose layers are skipped: to trace them would take as long as to sample."""
+
+    def __init__(self, causal_lm: keras.Model) -> None:
+        self._causal_lm = causal_lm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._causal_lm, name)
+
+    def call_with_cache(self, token_ids: Tensor, cache: Any, *_: Any, **__: Any) -> tuple:
+        return None, None, cache
 
 
 def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:

@@ -152,6 +152,18 @@ def test_other_prompt_lengths_need_no_other_program(tmp_path):
     assert "module" in first and first == second == third
 
 
+def test_the_layout_of_the_cache_is_found_without_the_layers(monkeypatch):
+    """They would be traced twice more than sampling needs."""
+    causal_lm = helpers.lm()
+
+    def call_with_cache(self, token_ids, cache, cache_update_index):
+        raise AssertionError("a layer was traced")
+
+    monkeypatch.setattr(type(causal_lm), "call_with_cache", call_with_cache)
+    layout = lm_adapter.cache_layout(causal_lm, 10)
+    assert layout.shape.as_list() == [1, 1, 2, None, 2, 8]
+
+
 def test_the_cache_is_all_that_is_stepped_through(monkeypatch):
     """Prefill once; then one column a step, and none once every row has ended."""
     actor = helpers.actor()

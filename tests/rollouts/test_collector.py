@@ -21,7 +21,8 @@ SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
 BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
 
 
-EXECUTION = replica.Execution(tf.distribute.get_strategy(), jit_compile=False)
+# To trace what runs once takes longer than to run it.
+EXECUTION = replica.Execution(tf.distribute.get_strategy(), run_eagerly=True)
 TEMPERATURE = tf.constant(SAMPLER.temperature)
 
 

@@ -234,7 +234,7 @@ def test_text_goes_into_every_update_and_nothing_follows_the_last():
         )
     )
     memory = RolloutMemory(3, reuse=2)
-    made, texts = make(memory, texts=rlhf.LanguageModeling(text, coef=0.1)), []
+    made, texts = make(memory, True, texts=rlhf.LanguageModeling(text, coef=0.1)), []
     original = made.train_step
     made.train_step = lambda batch: texts.append(batch.text) or original(batch)
     counts = [made.iterate(batch)["policy/updates"] for batch in BATCHES[:3]]

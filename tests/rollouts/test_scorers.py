@@ -52,7 +52,7 @@ def collector_of(actor, reward, sampler=SAMPLER, jit_compile=False, **options):
         Reference.of(actor.causal_lm, None),
         WeightedReward(reward, actor),
         sampler,
-        replica.Execution(tf.distribute.get_strategy(), jit_compile),
+        replica.Execution(tf.distribute.get_strategy(), jit_compile, run_eagerly=not jit_compile),
         **options,
     )
 

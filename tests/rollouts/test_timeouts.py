@@ -78,7 +78,7 @@ def test_functions_stay_in_the_thread_of_training_without_a_time_out():
 
 def test_a_trainer_has_the_time_out():
     made = helpers.ppo(reward=lambda response_ids: hangs(None), reward_timeout=0.2)
-    made.compile("sgd", jit_compile=False)
+    made.compile("sgd", run_eagerly=True)
     with pytest.raises(TimeoutError, match="`lambda`"):
         made.collect(helpers.prompts([2, 4]))
     with pytest.raises(ValueError, match="reward_timeout"):

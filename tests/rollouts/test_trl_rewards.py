@@ -122,7 +122,7 @@ def run(reward, batch, iterations):
     acting = helpers.actor(texts=True)
     sampler = Sampler(length=5, stop_token_ids=(0, 3))
     trainer = helpers.ppo(acting, reward, sampler=sampler, group_size=2, update_epochs=1)
-    trainer.compile(jit_compile=False)
+    trainer.compile("sgd", run_eagerly=True)
     kept = []
     for _ in range(iterations):
         trainer.iterate(batch)

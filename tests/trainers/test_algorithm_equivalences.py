@@ -153,7 +153,7 @@ def test_rloo_is_what_its_page_shows(options):
     exec(shown.split("trainer = ")[0], names)
     weights = []
     for algorithm in (rlhf.RLOO, names["LeaveOneOut"]):
-        made = learner(algorithm, jit_compile=False, **options)
+        made = learner(algorithm, **options)
         before = [np.array(v) for v in made.trainable_variables]
         steps = [made.iterate(BATCH)["policy/updates"] for _ in range(2)]
         weights.append([np.array(v) for v in made.trainable_variables])

@@ -85,7 +85,7 @@ def test_as_many_iterations_as_asked_hold_the_policy(separate):
         warmup=CriticWarmup(2, kl_coef=0.0),
         update_epochs=1,
     )
-    made.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    made.compile(keras.optimizers.SGD(0.01), run_eagerly=True)
     policy, changed = separate.causal_lm.trainable_variables, []
     for _ in range(3):
         before = [np.array(v) for v in policy]

@@ -20,10 +20,12 @@ SHOWN = ["score", "kl", "kl_coef", "length", "clipfrac", "loss"]
 VALIDATED = {"val_score", "val_kl", "val_length"}
 
 
-def trainer(rate=3e-3, **options):
+def trainer(rate=3e-3, run_eagerly=False, **options):
     options = {"sampler": SAMPLER, "kl": FixedKL(0.1), "update_epochs": 1, **options}
     made = helpers.ppo(helpers.actor(num_layers=2), **options)
-    made.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=False)
+    made.compile(
+        keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=False, run_eagerly=run_eagerly
+    )
     return made
 
 
@@ -131,7 +133,7 @@ def test_stock_callbacks_can_stop_a_run():
 
 def test_a_callback_can_set_the_learning_rate():
     """N5."""
-    made = trainer()
+    made = trainer(run_eagerly=True)
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * (1 - epoch / 2))
     made.fit(PROMPTS.take(1), epochs=2, callbacks=[schedule], verbose=0)
     assert float(made.optimizer.learning_rate) == pytest.approx(1.5e-3)
@@ -148,7 +150,7 @@ def test_records_reach_the_reward_function():
     made = trainer()  # only to show that a trainer without texts is possible
     assert made.actor.causal_lm.preprocessor is None
     made = helpers.ppo(helpers.actor(texts=True), reward, sampler=SAMPLER, update_epochs=1)
-    made.compile(jit_compile=False)
+    made.compile(run_eagerly=True)
     batch = {k: x[:2] for k, x in ROWS.items()}
     batch["prompt"] = np.array(["one", "two"])
     batch["record"] = np.array(['{"label": 0.25}', '{"label": -1.5}'])
@@ -203,7 +205,8 @@ def test_shaping_reaches_the_scores_that_are_trained_on():
         ("missing_end_score", -1.0),
         ("missing_end_penalty", 2.0),
     ):
-        made = trainer(sampler=sampler, shaping=RewardShaping(**{name: value}))
+        shaping = RewardShaping(**{name: value})
+        made = trainer(run_eagerly=True, sampler=sampler, shaping=shaping)
         made.iterate(dict(batch))
         collected = made.last
         raw, scores = collected.raw_scores, np.array(collected.rollout.scores)

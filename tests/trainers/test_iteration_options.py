@@ -98,7 +98,9 @@ def ramp(iteration):
 
 
 def test_the_temperature_follows_its_schedule():
-    plain, made = make(), make(sampler=dataclasses.replace(SAMPLER, temperature=ramp))
+    plain = make(run_eagerly=True)
+    sampler = dataclasses.replace(SAMPLER, temperature=ramp)
+    made = make(run_eagerly=True, sampler=sampler)
     plain.iterate(BATCH)
     made.iterate(BATCH)
     for ours, theirs in zip(weights(made), weights(plain), strict=True):
@@ -205,7 +207,7 @@ def test_a_text_of_an_update_is_a_term_of_the_loss(acting):
 
 
 def test_where_training_and_sampling_agree_the_cap_has_no_effect(acting):
-    made = make(acting, importance_cap=5.0)
+    made = make(acting, run_eagerly=True, importance_cap=5.0)
     rollout = made.collect(BATCH).rollout
     found, plain = made.estimate(rollout), make(acting, False).estimate(rollout)
     np.testing.assert_allclose(found.advantages, plain.advantages, atol=1e-5)
@@ -223,18 +225,19 @@ def test_a_sampler_that_disagrees_is_corrected(monkeypatch):
         return sampled._replace(logprobs=shifted, behavior_logprobs=shifted)
 
     monkeypatch.setattr(ActorCritic, "sample", sample)
-    made = make(importance_cap=5.0)
+    made = make(run_eagerly=True, importance_cap=5.0)
     assert made.iterate(BATCH)["policy/ratio_error"] < 1e-5
     rollout = made.collect(BATCH).rollout
     found = made.estimate(rollout).advantages
     agreeing = made.estimate(rollout._replace(behavior_logprobs=rollout.logprobs)).advantages
     np.testing.assert_allclose(found, np.exp(-0.5) * agreeing, rtol=1e-3, atol=1e-5)
     with pytest.warns(RuntimeWarning, match="must see the policy that sampled"):
-        make().iterate(BATCH)
+        make(run_eagerly=True).iterate(BATCH)
 
 
 def test_the_prompt_reward_is_the_log_probability_of_the_prompt_given_the_response():
-    plain, made = make(), make(prompt_prediction=PromptPrediction(reward=0.5))
+    plain = make(run_eagerly=True)
+    made = make(run_eagerly=True, prompt_prediction=PromptPrediction(reward=0.5))
     before, after = plain.collect(BATCH), made.collect(BATCH)
     rollout = after.rollout
     ids, inside = rollout.token_ids.numpy(), rollout.response_mask.numpy()
@@ -250,7 +253,8 @@ def test_the_prompt_reward_is_the_log_probability_of_the_prompt_given_the_respon
 
 
 def test_scores_are_divided_by_the_running_standard_deviation_of_the_run(tmp_path):
-    made = make(shaping=RewardShaping(running_scale=True), update_epochs=1, num_minibatches=1)
+    shaping = RewardShaping(running_scale=True)
+    made = make(run_eagerly=True, shaping=shaping, update_epochs=1, num_minibatches=1)
     so_far = []
     for seed in range(3):
         made.iterate(helpers.prompts([2, 4, 3, 1], seed=seed))

@@ -12,6 +12,9 @@ from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.trainers.kl_control import AdaptiveKL
 
+# One update, line by line: to trace what runs a few times takes longer than to run it.
+ONCE = {"jit_compile": None, "update_epochs": 1, "num_minibatches": 1}
+
 
 def test_every_variable_moves_and_none_of_the_reference(plain):
     made, weights = plain.trainer, plain.weights
@@ -67,8 +70,8 @@ def test_the_coefficient_is_steered_by_the_kl_of_the_whole_batch(plain):
 
 
 def test_the_seed_decides(plain):
-    again = trainer().iterate(dict(BATCHES[0]))
-    other = trainer(seed=1).iterate(dict(BATCHES[0]))
+    again = trainer(**ONCE).iterate(dict(BATCHES[0]))
+    other = trainer(**ONCE, seed=1).iterate(dict(BATCHES[0]))
     assert again["objective/score"] == plain.statistics[0]["objective/score"]
     assert other["objective/score"] != again["objective/score"]
 
@@ -99,7 +102,7 @@ def test_a_critic_and_a_reward_model_of_their_own():
 def test_adapters_are_trained_and_nothing_else():
     model = helpers.lm(num_layers=2)
     model.backbone.enable_lora(2)
-    made = trainer(lambda: ActorCritic(model), kl=AdaptiveKL(0.2, 1.0, 100))
+    made = trainer(lambda: ActorCritic(model), kl=AdaptiveKL(0.2, 1.0, 100), **ONCE)
     frozen = [v for v in model.weights if not v.trainable]
     before = [np.array(v) for v in frozen]
     reference = helpers.lm(num_layers=2)
@@ -126,7 +129,7 @@ def test_a_disagreement_of_sampling_and_training_is_loud(monkeypatch):
         return collected._replace(rollout=collected.rollout._replace(logprobs=logprobs))
 
     monkeypatch.setattr(Collector, "__call__", corrupted)
-    made = trainer(update_epochs=1, num_minibatches=1)
+    made = trainer(**ONCE)
     with pytest.warns(RuntimeWarning, match="ratio 1.*in iteration 0"):
         made.iterate(dict(BATCHES[0]))
     monkeypatch.setattr(Collector, "__call__", original)
@@ -135,7 +138,7 @@ def test_a_disagreement_of_sampling_and_training_is_loud(monkeypatch):
 
 def test_checkpoints_hold_what_is_trained_and_nothing_frozen(tmp_path):
     reward = RewardModel(helpers.lm(seed=2, num_layers=2))
-    made = trainer(reward=reward)
+    made = trainer(reward=reward, **ONCE)
     actor = len(made.actor.weights)
     control = {"iteration", "coef", "score_moments"}
     names = {v.name for v in made.weights} - {v.name for v in made.actor.weights}

@@ -178,7 +178,7 @@ def test_k3_in_the_loss_is_finite_for_a_peaked_policy(coef):
         kl=rlhf.FixedKL(coef),
         group_size=2,
     )
-    grpo.compile(keras.optimizers.SGD(1e-6), jit_compile=False)
+    grpo.compile(keras.optimizers.SGD(1e-6), run_eagerly=True)
     statistics = grpo.iterate(BATCH)
     rollout = grpo.last.rollout
     ids, mask = (np.array(x) for x in (rollout.token_ids, rollout.response_mask))
@@ -204,7 +204,7 @@ def test_scores_that_would_break_weights_stop_the_run(kind):
     reward, name = scores_of(kind)
     actor = helpers.actor(texts=kind == "function")
     ppo = helpers.ppo(actor, reward, update_epochs=1)
-    ppo.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+    ppo.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
     before = state(ppo)
     with pytest.raises(ValueError, match=f"The {name}.*cannot be trained on in 4 of 4 rows"):
         ppo.iterate(BATCH)
