@@ -202,10 +202,10 @@ def prepared(records: Source, against: Source | None, **options: Any) -> tuple[C
 
 
 def _statistics(corpus: Corpus, options: Options) -> dict[str, Any]:
-    scripts = contents.script_counts(
-        {column: [*map(contents.script, texts)] for column, texts in corpus.columns.items()}
-    )
-    found: dict[str, Any] = {"lengths": lengths.statistics(corpus, options), "scripts": scripts}
+    found: dict[str, Any] = {
+        "lengths": lengths.statistics(corpus, options),
+        "scripts": contents.script_counts(corpus),
+    }
     if corpus.kind == "preferences":
         found["biases"] = biases.statistics(corpus)
         column, counts = biases.positions(corpus, options)

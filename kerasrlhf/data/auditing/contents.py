@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import re
+import string
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,9 @@ _MOJIBAKE = re.compile(
     rf"[ÂÃ][{_NEXT}]|â(?:€|\x80)[{_NEXT}]|ð(?:Ÿ|\x9f)[{_NEXT}]{{2}}|ï»¿"
     rf"|(?:[ÎÏÐÑ][{_NEXT}]){{2,}}|(?:[ã-é][{_NEXT}]{{2}}){{2,}}"
 )
+_LEAD = re.compile("[ÂÃâðïÎÏÐÑã-é]")
 _SCRIPTS = {
-    "Latin": "A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
+    "Latin": "\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
     "Greek": "\u0370-\u03ff\u1f00-\u1fff",
     "Cyrillic": "\u0400-\u052f",
     "Armenian": "\u0530-\u058f",
@@ -44,6 +45,8 @@ _SCRIPTS = {
     "Chinese or Japanese": "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
 }
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+_ASCII = re.compile(r"[\x00-\x7f]+")
+_ASCII_LETTERS = string.ascii_letters.encode()
 # A name or a formula is not yet a text in another script.
 _LEAST_LETTERS = 5
 # The fraction of texts that one script must have before the others are odd.
@@ -77,7 +80,9 @@ def has_mojibake(text: str) -> bool:
         >>> has_mojibake("Itâ€™s"), has_mojibake("It’s a château, Ångström: CAFÉ…")
         (True, False)
     """
-    return not text.isascii() and _MOJIBAKE.search(text) is not None
+    if text.isascii() or _LEAD.search(text) is None:
+        return False
+    return _MOJIBAKE.search(text) is not None
 
 
 def has_control_character(text: str) -> bool:
@@ -107,10 +112,12 @@ def script(text: str) -> str | None:
         >>> script("Tom was sad."), script("Том was грустный."), script("1 + 1 = 2")
         ('Latin', 'Cyrillic', None)
     """
-    if text.isascii():
-        counts = {"Latin": len(_LETTERS["Latin"].findall(text))}
-    else:
-        counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    ascii_text = text.encode("ascii", "ignore")
+    counts = {"Latin": len(ascii_text) - len(ascii_text.translate(None, _ASCII_LETTERS))}
+    if len(ascii_text) < len(text):
+        others = _ASCII.sub("", text)
+        for name, letters in _LETTERS.items():
+            counts[name] = counts.get(name, 0) + len(letters.findall(others))
     name = max(counts, key=lambda key: counts[key])
     # One sign of these scripts is as much as some letters of others.
     least = 2 if name in ("Hangul", "Chinese or Japanese") else _LEAST_LETTERS
@@ -141,23 +148,29 @@ def find_fault(name: str, corpus: Corpus, options: Options) -> list[Finding]:
 
 def find_other_scripts(corpus: Corpus, options: Options) -> list[Finding]:
     """Finds the rows with a text whose script is not that of nearly all texts."""
-    found = {column: [*map(script, texts)] for column, texts in corpus.columns.items()}
-    counts = script_counts(found)
+    counts = script_counts(corpus)
     usual = next(iter(counts), None)
     if usual is None or counts[usual] < _USUAL * sum(counts.values()):
         return []
     odd = [
         {name for name in row if name not in (None, usual)}
-        for row in zip(*found.values(), strict=True)
+        for row in zip(*scripts_of(corpus).values(), strict=True)
     ]
     rows = [row for row, names in enumerate(odd) if names]
     others = "; ".join(f"{name}: {n} texts" for name, n in counts.items() if name != usual)
     return finding("other_script", corpus, rows, detail=f"usual: {usual}; {others}")
 
 
-def script_counts(found: dict[str, list[str | None]]) -> dict[str, int]:
+def scripts_of(corpus: Corpus) -> dict[str, list[str | None]]:
+    """Returns the script of each text by column, computed once."""
+    if corpus.scripts is None:
+        corpus.scripts = {name: [*map(script, texts)] for name, texts in corpus.columns.items()}
+    return corpus.scripts
+
+
+def script_counts(corpus: Corpus) -> dict[str, int]:
     """Returns how many texts are in each script, the most frequent first."""
-    counts: collections.Counter[Any] = collections.Counter()
-    for names in found.values():
+    counts: collections.Counter[str] = collections.Counter()
+    for names in scripts_of(corpus).values():
         counts.update(name for name in names if name is not None)
     return dict(counts.most_common())

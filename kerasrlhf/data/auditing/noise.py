@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from kerasrlhf.data.auditing import biases
 from kerasrlhf.data.auditing.corpus import Corpus
@@ -17,7 +18,7 @@ FOLDS = 5
 # Fewer rows teach the built-in model nothing, and one that is right less often accuses too many.
 LEAST_ROWS = 200
 LEAST_ACCURACY = 0.7
-_WORDS = 500
+_WORDS = 300
 _RIDGE = 10.0
 _STEPS = 8
 _CHUNK = 10_000
@@ -265,7 +266,11 @@ def cross_fitted_margins(
 
 
 def _fit(x: np.ndarray, signs: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns the weights of logistic regression with a ridge, by Newton's method."""
+    """Returns the weights of logistic regression with a ridge, by Newton's method.
+
+    TensorFlow multiplies the matrices: the threads of NumPy wait for each other where processors
+    are shared, and are then ten times as slow.
+    """
     weights = np.zeros(x.shape[1], "float32")
     for _ in range(_STEPS):
         gradient = -_RIDGE * weights
@@ -273,11 +278,13 @@ def _fit(x: np.ndarray, signs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
             z = x[part] * signs[part, None]
-            p = 0.5 * (1.0 - np.tanh(z @ weights / 2.0))  # of the wrong label
-            gradient += z.T @ p
-            curvature += (z * (p * (1.0 - p))[:, None]).T @ z
-        step = np.linalg.solve(curvature, gradient)
+            p = 0.5 * (1.0 - np.tanh(tf.linalg.matvec(z, weights).numpy() / 2.0))  # wrong label
+            gradient += tf.linalg.matvec(z, p, transpose_a=True).numpy()
+            spread = z * (p * (1.0 - p))[:, None]
+            curvature += tf.linalg.matmul(spread, z, transpose_a=True).numpy()
+        step = tf.linalg.solve(curvature, gradient[:, None]).numpy()[:, 0]
         weights += step
-        if np.abs(step).max() < 1e-3:
+        # The steps of Newton's method end in squares of each other: the next is negligible.
+        if np.abs(step).max() < 0.1:
             break
     return weights
