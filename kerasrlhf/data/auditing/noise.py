@@ -18,7 +18,7 @@ FOLDS = 5
 # Fewer rows teach the built-in model nothing, and one that is right less often accuses too many.
 LEAST_ROWS = 200
 LEAST_ACCURACY = 0.7
-_WORDS = 300
+_WORDS, _ROWS_PER_WORD = 300, 10
 _RIDGE = 10.0
 _STEPS = 8
 _CHUNK = 10_000
@@ -201,7 +201,8 @@ def _features(corpus: Corpus) -> np.ndarray:
     names = ["chosen", "rejected"] if is_pair else ["response"]
     seen = np.concatenate([corpus.words[name].ids for name in names])
     counts = np.bincount(seen)
-    frequent = np.argsort(-counts, kind="stable")[:_WORDS]
+    most = min(_WORDS, len(corpus) // _ROWS_PER_WORD)
+    frequent = np.argsort(-counts, kind="stable")[:most]
     place = np.full(len(counts), -1)
     place[frequent] = np.arange(len(frequent))
     features = [name for name in biases.FEATURES if name != "overlap"]
