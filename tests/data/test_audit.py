@@ -135,6 +135,11 @@ class TestDuplicates:
         assert report["duplicate_chosen"].rows == (8,)
         assert report["leaked_responses"].rows == (3, 8)
 
+    def test_texts_are_the_same_but_for_case_white_space_and_quotation_marks(self):
+        texts = ["Tom's  “dog”", 'TOM’S\n"dog" ', '\uff34om\'s "dog"', "Tom's dog", 'Toms "dog"']
+        report = rlhf.data.audit([{"prompt": text} for text in texts])
+        assert report["duplicate_records"].rows == (1, 2)
+
     def test_near_is_the_least_similarity(self):
         # Of 10 words and 9 pairs of words, 8 and 7 are in both: 15 of 10 + 9 + 2 + 2.
         words = VOCABULARY[:10]

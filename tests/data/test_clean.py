@@ -174,7 +174,7 @@ def test_rules_that_cannot_apply_are_refused(rules, message):
 
 
 def test_bad_records_are_refused():
-    with pytest.raises(ValueError, match="no text .* in 'chosen': rows 2 "):
+    with pytest.raises(ValueError, match=r"no text .* in 'chosen': rows 2 "):
         rlhf.data.clean([*pairs(2), {"prompt": "a", "chosen": 3, "rejected": "b"}])
 
 

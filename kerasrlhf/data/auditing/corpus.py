@@ -31,6 +31,7 @@ _MARKS = {
 _ALONE = "\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 # The same for ASCII, several times as fast: word characters in lower case, all others as a space.
 _ASCII = {
     code: chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " "
@@ -117,14 +118,15 @@ def words_of(text: str) -> list[str]:
 
 
 def normalized(text: str) -> str:
-    r"""Returns a text without differences of case, white space and Unicode form.
+    r"""Returns a text without differences of case, white space, quotation marks and Unicode form.
 
     Example:
-        >>> normalized("Tom  was\n SAD. ")
-        'tom was sad.'
+        >>> normalized("Tom’s  dog\n was SAD. ")
+        "tom's dog was sad."
     """
-    form = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return " ".join(form.casefold().split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
+    return " ".join(text.casefold().split())
 
 
 class Corpus:
