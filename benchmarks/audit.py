@@ -5,8 +5,8 @@
 
 Without `--source` the records are made: pairs of a prompt of 20 words and two responses of 20 to
 100 words, resampled with the frequencies of words in language (Zipf), of which some hundreds repeat
-earlier ones; and a twentieth as many held-out pairs. Prints the summary of the report, the seconds, and the most memory that the process
-had, TensorFlow included.
+earlier ones; and a twentieth as many held-out pairs. Prints the summary of the report, the seconds
+on the clock and of the processors, and the most memory that the process had, TensorFlow included.
 """
 
 import argparse
@@ -59,9 +59,9 @@ def main():
         records, against = rlhf.data.read(args.source), args.against
     else:
         records, against = synthetic(args.pairs), synthetic(args.pairs // 20, seed=1)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     report = rlhf.data.audit(records, against, verbose=True)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     print(f"\n{report}\n")
     if args.page:
         report.save(args.page)
@@ -70,7 +70,8 @@ def main():
         print(rlhf.data.clean(records, against=against).report)
         print(f"clean: {time.perf_counter() - start:.1f} s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"audit of {len(records)} records: {seconds:.1f} s, {peak:.2f} GB at most")
+    print(f"audit of {len(records)} records: {seconds:.1f} s, {busy:.1f} s of the processors")
+    print(f"memory: {peak:.2f} GB at most")
 
 
 if __name__ == "__main__":

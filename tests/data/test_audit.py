@@ -136,7 +136,13 @@ class TestDuplicates:
         assert report["leaked_responses"].rows == (3, 8)
 
     def test_texts_are_the_same_but_for_case_white_space_and_quotation_marks(self):
-        texts = ["Tom's  “dog”", 'TOM’S\n"dog" ', '\uff34om\'s "dog"', "Tom's dog", 'Toms "dog"']
+        texts = [
+            "Tom's  “dog”",
+            'TOM\u2019S\n"dog" ',
+            '\uff34om\'s "dog"',
+            "Tom's dog",
+            'Toms "dog"',
+        ]
         report = rlhf.data.audit([{"prompt": text} for text in texts])
         assert report["duplicate_records"].rows == (1, 2)
 
