@@ -38,7 +38,7 @@ ALGORITHMS = {
     "REINFORCE++": (rlhf.REINFORCEPlusPlus, {}),
     "OnlineDPO": (rlhf.OnlineDPO, {"group_size": 2}),
 }
-# How they are made; `beta` is the coefficient of the others, which here is no scale of scores.
+# How they are made. `beta` is the KL coefficient of the others, here without a scale of scores.
 OFFLINE = {
     "DPO": lambda bench: rlhf.DPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
     "IPO": lambda bench: rlhf.IPO(bench.actor.causal_lm, bench.reference, beta=bench.kl_coef),
@@ -67,13 +67,14 @@ def parse_args():
 
 @functools.cache
 def on_policy(bench, name):
-    """The compiled trainer of an algorithm, the same for all seeds."""
+    """Returns the compiled trainer of an algorithm, the same for all seeds."""
     algorithm, options = ALGORITHMS[name]
     return bench.compile(bench.trainer(algorithm, update_epochs=EPOCHS, **options))
 
 
 def run_offline(bench, name, seed):
-    """DPO and its kind on pairs of the start's own responses, a batch after the other."""
+    """Runs DPO or a relative on pairs of the start's own responses, batch by batch."""
+    # As many responses as on-policy runs sample: two for each pair.
     pairs, sampling = bench.annotated_pairs(bench.iterations * ROWS // 2, seed)
     batches = rlhf.data.preferences(
         pairs,
@@ -87,6 +88,7 @@ def run_offline(bench, name, seed):
     trainer.compile(bench.optimizer(EPOCHS * bench.iterations))
     for x, y in batches.take(1):  # compiles
         trainer.train_on_batch(x, y)
+    # The batch that compiled has also trained.
     bench.reset(trainer.optimizer)
 
     def steps():
@@ -100,12 +102,13 @@ def run_offline(bench, name, seed):
 
 
 def run_best_of_n(bench, seed):
-    """The best of the first n of 16, for every n."""
+    """Returns the scores of the best of n, for every n."""
     start = time.perf_counter()
     found = rlhf.best_of_n(
         bench.actor, reward, bench.held_out, COUNTS[-1], bench.sampler, batch_size=16, seed=seed
     )
     seconds = round(time.perf_counter() - start, 2)
+    # 16 responses are several groups of n: their mean is a better estimate than one group.
     groups = {n: found.scores.reshape(-1, n).max(axis=1).mean() for n in COUNTS}
     return {
         "n": list(COUNTS),
@@ -116,7 +119,7 @@ def run_best_of_n(bench, seed):
 
 
 def run(bench, name, seed):
-    """One run as a dict."""
+    """Returns one run as a dict."""
     if name == "best of n":
         bench.restore()
         return run_best_of_n(bench, seed)
@@ -138,6 +141,7 @@ def main():
             labels = {"algorithm": name, "seed": seed, **setting}
             if lines.has(**labels):
                 continue
+            # Built for the first run that is not in the file yet.
             bench = bench or Bench(args.length, args.kl_coef, args.iterations)
             start = time.perf_counter()
             found = run(bench, name, seed)

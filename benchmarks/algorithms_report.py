@@ -12,7 +12,7 @@ PANELS = {"kl": "KL to the start, nats a response", "episodes": "episodes", "sec
 
 
 def groups(lines):
-    """Lines by algorithm, in order."""
+    """Returns lines by algorithm, in order."""
     found = {}
     for line in lines:
         found.setdefault(line["algorithm"], []).append(line)
@@ -20,7 +20,7 @@ def groups(lines):
 
 
 def table(lines):
-    """Markdown: a row for each algorithm, at the end of its runs, and for each n."""
+    """Returns Markdown: a row for each algorithm, at the end of its runs, and for each n."""
     rows = [
         "| algorithm | seeds | score | KL | score - b KL | perplexity of stories "
         "| distinct bigrams | s a run |",
@@ -33,6 +33,7 @@ def table(lines):
 
 def _trained(name, runs):
     score, kl, seconds = ([run[field][-1] for run in runs] for field in ("score", "kl", "seconds"))
+    # The objective that all algorithms share: score minus KL penalty.
     value = [s - run["kl_coef"] * k for s, k, run in zip(score, kl, runs, strict=True)]
     cells = [spread(score), spread(kl, 2), spread(value)]
     cells += [spread([run["perplexity"] for run in runs], 2)]
@@ -49,7 +50,7 @@ def _choices(runs):
 
 
 def draw(lines, path):
-    """PNG: score against KL, episodes and seconds; means over seeds thick, seeds thin."""
+    """Draws score against KL, episodes and seconds as PNG; means are thick, seeds thin."""
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), sharey=True)
     colors = dict(zip(groups(lines), pyplot.get_cmap("tab20").colors, strict=False))
     for name, runs in groups(lines).items():
@@ -77,6 +78,7 @@ def draw(lines, path):
 def _draw_choices(axes, runs):
     score = np.mean([run["score"] for run in runs], axis=0)
     axes[0].plot(runs[0]["kl"], score, "k--o", ms=4, lw=1, label="best of 2, 4, 8, 16")
+    # Choosing has no course of training: a line for its best.
     for axis in axes[1:]:
         axis.axhline(score[-1], color="black", ls=":", lw=1)
         axis.annotate("best of 16", (0.01, score[-1]), xycoords=("axes fraction", "data"))

@@ -18,14 +18,15 @@ from kerasrlhf.models import lm_adapter
 
 @tf.RegisterGradient("XlaDynamicUpdateSlice")
 def _update_slice_gradient(op, gradient):
-    """TensorFlow has none for the operation that writes into a cache."""
+    """Computes the gradient, which TensorFlow lacks, of the operation that writes into a cache."""
+    # Overwritten values have no gradient; the update gets the gradient of its place.
     _, update, start = op.inputs
     kept = ops.slice_update(gradient, start, ops.zeros_like(update))
     return kept, tf.slice(gradient, start, tf.shape(update)), None
 
 
 def tree_logprobs(causal_lm, prompts, responses):
-    """Log-probabilities float32 `(prompts, responses)`, differentiable.
+    """Computes log-probabilities float32 `(prompts, responses)`, differentiable.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
@@ -40,9 +41,11 @@ def tree_logprobs(causal_lm, prompts, responses):
     for t in range(length):
         # (prompts, prefixes of t tokens * tokens); a prefix's number has its tokens as digits.
         table = ops.reshape(ops.log_softmax(logits[:, -1], axis=-1), (rows, -1))
+        # Each response looks up its prefix with its next token.
         places = places * vocab + responses.token_ids[:, t]
         sums += ops.where(responses.mask[:, t], ops.take(table, places, axis=1), 0.0)
         if t < length - 1:
+            # Every prefix continues with every token.
             cache = tf.nest.map_structure(lambda x: ops.repeat(x, vocab, axis=0), cache)
             tokens = np.tile(np.arange(vocab, dtype="int32"), rows * vocab**t)[:, None]
             logits, _, cache = lm_adapter.step(causal_lm, tokens, cache, columns + t)
@@ -70,6 +73,7 @@ class ExactTrainer:
                 tape.watch(values)
                 logprobs = tree_logprobs(causal_lm, prompts, responses)
                 gain = scores - coef * (logprobs - ref_logprobs)
+                # The expectation over all responses, exactly.
                 loss = -ops.mean(ops.sum(ops.exp(logprobs) * gain, axis=1))
             return replica.dense_gradients(tape, loss, values), {"loss/total": loss}
 
@@ -78,16 +82,17 @@ class ExactTrainer:
         self._read = replica.compiled(lambda: tree_logprobs(causal_lm, prompts, responses))
 
     def logprobs(self):
-        """As the model is now, float64 `(prompts, responses)`."""
+        """Returns log-probabilities of the present model, float64 `(prompts, responses)`."""
         return np.asarray(self._read(), "float64")
 
     def run(self, ref_logprobs, scores, coef, steps, marks):
-        """Steps, and `(step, seconds, logprobs)` at every mark."""
+        """Makes steps, and yields `(step, seconds, logprobs)` at every mark."""
         batch = tuple(ops.cast(x, "float32") for x in (ref_logprobs, scores, coef))
         seconds = 0.0
         for step in range(1, steps + 1):
             start = time.perf_counter()
             self._step(batch)
+            # Wait for the step, so that its time is measured.
             keras.ops.convert_to_numpy(self.optimizer.iterations)
             seconds += time.perf_counter() - start
             if step in marks:

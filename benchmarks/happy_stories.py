@@ -20,7 +20,7 @@ RATE = 5e-4
 
 
 def reward(responses):
-    """Sentiment of every response, in [-1, 1]."""
+    """Returns the sentiment of every response, in [-1, 1]."""
     return sentiment.vader_scores(responses)
 
 
@@ -42,6 +42,7 @@ class Bench:
         self.unseen = self._prompts(self.held_out, HELD_OUT // 2, shuffle=False)
         self._initial = [v.numpy() for v in self.actor.trainable_variables]
         self.reference = None
+        # The judge's reference, a copy of the start, serves all trainers.
         self._judge = self.trainer(rlhf.PPO)
         self._judge.compile()
         self.reference = self._judge.reference
@@ -51,11 +52,11 @@ class Bench:
         return rlhf.data.prompts(openings, preprocessor, rows, pad_to_multiple_of=8, **options)
 
     def prompts(self, rows, seed):
-        """Endless batches of openings to learn from."""
+        """Returns endless batches of openings to learn from."""
         return iter(self._prompts(self.training, rows, seed=seed).repeat())
 
     def trainer(self, algorithm, **options):
-        """A trainer of the shared actor, not yet compiled."""
+        """Returns a trainer of the shared actor, not yet compiled."""
         return algorithm(
             self.actor,
             reward,
@@ -88,7 +89,7 @@ class Bench:
             variable.assign(keras.ops.zeros_like(variable))
 
     def measure(self):
-        """Score and KL of the actor as it is, on held-out openings."""
+        """Returns score and KL of the present actor on held-out openings."""
         found = self._judge.evaluate(self.unseen, verbose=0, return_dict=True)
         return {name: round(found[name], 4) for name in ("score", "kl")}
 
@@ -122,6 +123,7 @@ class Bench:
         """Measures after some steps; a step is `ROWS` episodes, and its value its seconds."""
         points, seconds = [], 0.0
         for step in range(max(marks) + 1):
+            # Step 0 is the start, before any training.
             seconds += next(steps) if step else 0.0
             if step in marks:
                 points.append({"episodes": step * ROWS, "seconds": seconds, **self.measure()})
@@ -131,7 +133,10 @@ class Bench:
         }
 
     def annotated_pairs(self, count, seed):
-        """Preference records of samples of the start, the happier one chosen, and their seconds."""
+        """Returns preference records of samples of the start, and the seconds of sampling.
+
+        The happier response of a pair is chosen.
+        """
         self.restore()
         prompts = [self.training[i % len(self.training)] for i in range(count)]
         self.actor.generate(prompts, self.sampler, batch_size=ROWS)  # compiles
@@ -142,6 +147,7 @@ class Bench:
         ]
         scores = [reward(texts) for texts in sampled]
         rows = zip(prompts, *sampled, np.subtract(*scores), strict=True)
+        # Ties and empty responses teach no preference.
         pairs = [
             {"prompt": p, "chosen": a if lead > 0 else b, "rejected": b if lead > 0 else a}
             for p, a, b, lead in rows
@@ -150,7 +156,7 @@ class Bench:
         return pairs, time.perf_counter() - start
 
     def own_stories(self, count=192, length=96):
-        """Batches of texts that the start writes."""
+        """Returns batches of texts that the start writes."""
         self.restore()
         openings = ["Once upon a time", "One day", "There was"] * (count // 3)
         sampler = rlhf.Sampler(length, temperature=1.0)
@@ -177,7 +183,7 @@ class Lines:
             self.rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
     def has(self, **labels):
-        """Whether there is a run with these labels."""
+        """Returns whether there is a run with these labels."""
         return any(labels.items() <= row.items() for row in self.rows)
 
     def add(self, row):
@@ -197,6 +203,6 @@ def marks(iterations):
 
 
 def spread(values, digits=3):
-    """Mean and, of several, standard deviation."""
+    """Returns the mean and, of several values, the standard deviation."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

@@ -47,7 +47,7 @@ SETTING = {
     "cliprange": 0.1,
     "cliprange_value": 100.0,  # never reached: off
     "vf_coef": 0.5,
-    # What limits the end is the noise of sampling, and rollouts are few: each is learned from
+    # The noise of sampling limits the final regret, and rollouts are few: each is learned from
     # four times, the last three from a memory of 8, whose responses count at most once.
     "memory": {"capacity": 8, "reuse": 3},
 }
@@ -143,6 +143,7 @@ class Bench:
         setting = dict(setting)
         kept = setting.pop("memory")
         if memory is not None:
+            # `--memory` replaces the capacity, or with 0 the memory.
             kept = {**(kept or {}), "capacity": memory} if memory else None
         self.trainer = trainer(
             rlhf.ActorCritic(optimum_tasks.language_model()),
@@ -155,13 +156,14 @@ class Bench:
         self.batch = optimum_tasks.prompt_batch(BATCH // self.trainer.group_size)
         self.updates = self.trainer.updates_in(self.iterations)
         self.trainer.compile(optimizer(self.updates))
+        # Exact log-probabilities of all responses, for the regret.
         self.read, self._read_reference = (
             optimum.ResponseLogprobs(model, PROMPTS, self.responses)
             for model in (self.trainer.actor, self.trainer.reference)
         )
         self._exact = None
         self._start_from_now()
-        for _ in range(2):  # compiles; the second reads the memory
+        for _ in range(2):  # compiles; the second uses the memory
             self.trainer.iterate(self.batch)
 
     def _start_from_now(self):
@@ -177,12 +179,12 @@ class Bench:
         self._start_from_now()
 
     def random(self, drawn):
-        """The task of a `RandomTask` under its reference network."""
+        """Returns the task of a `RandomTask` under its reference network."""
         self.refer_to(drawn.reference, drawn.scale)
         return drawn.task(np.exp(self.reference).mean(axis=0))
 
     def table(self, task):
-        """Scores of every response, float64 `(prompts, responses)`."""
+        """Returns the scores of every response, float64 `(prompts, responses)`."""
         return self.reward.fill(task, self.responses.tuples())
 
     def regret(self, logprobs, task, coef):
@@ -190,6 +192,7 @@ class Bench:
         scores = self.table(task)
         if self.algorithm != "grpo":
             return optimum.regret(logprobs, self.reference, scores, coef)
+        # The resting point takes an iteration to find: once for a task and coefficient.
         if (task, coef) not in self._resting:
             self._resting[task, coef] = grpo_optimum.resting_logprobs(
                 self.reference, scores, self.responses, coef, self.trainer.group_size
@@ -210,6 +213,7 @@ class Bench:
         Returns:
             `(episodes, seconds, log-probabilities)` at every mark; seconds of iterations alone.
         """
+        # Fill the reward's table, and start from the reference.
         self.table(task)
         self.reset(self.trainer.optimizer, seed)
         self.trainer.kl = kl
@@ -222,7 +226,7 @@ class Bench:
         return curve
 
     def exact(self, task, coef):
-        """The same curve by exact gradients; a step counts as one update of PPO."""
+        """Returns the same curve by exact gradients; a step counts as one update of PPO."""
         if self._exact is None:
             prompts = np.array(PROMPTS, "int32")
             self._exact = ExactTrainer(
@@ -240,7 +244,7 @@ class Bench:
 
 
 def record(bench, name, task, coef, curve, **labels):
-    """One run as a JSON line."""
+    """Returns one run as a JSON line."""
     scores = bench.table(task)
     reference = bench.reference
     last = curve[-1][-1]
@@ -263,14 +267,15 @@ def _mean(values):
 
 
 def label(algorithm, args):
-    """The algorithm, and what differs from the rule."""
+    """Returns the algorithm with the options that differ from the defaults."""
     memory = "" if args.memory is None else f", memory {args.memory}"
     episodes = "" if args.episodes == EPISODES else f", {args.episodes:,} episodes"
     return algorithm + memory + episodes
 
 
 def runs(args):
-    """Every run as a dict, in turn."""
+    """Yields every run as a dict."""
+    # One bench for each algorithm and kind of task: building it compiles.
     benches = {}
 
     def bench(algorithm, ends):
@@ -293,7 +298,7 @@ def runs(args):
                 yield sampled(found, name, task, kl, drawn.seed + seed, label(algorithm, args))
         return
     first = args.algorithms[0]
-    # The mean gradient of published GRPO is another.
+    # Exact gradients follow the shared objective, which published GRPO does not have.
     exact = next((name for name in args.algorithms if name != "grpo"), None)
     for name, coef in itertools.product(args.tasks, args.coef):
         task = ALL[name]
@@ -311,7 +316,7 @@ def runs(args):
 
 
 def kept(path):
-    """The lines of a file, if there is one."""
+    """Returns the lines of a file, if there is one."""
     if path is None or not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""What mixing language modeling into PPO keeps, and what it costs.
+"""Benefits and costs of mixing language modeling into PPO.
 
     python benchmarks/language_modeling.py --output runs/language_modeling.jsonl
 
@@ -75,6 +75,7 @@ def table(lines):
         found.setdefault(line["variant"], []).append(line)
     for name, runs in found.items():
         score, kl = ([run[x][-1] for run in runs] for x in ("score", "kl"))
+        # Seconds of iterations alone, without those of measuring.
         seconds = [run["seconds"][-1] / max(run["iterations"], 1) for run in runs]
         language = [[run[x] for run in runs] for x in ("perplexity", "distinct_2")]
         cells = [spread(score), spread(kl, 2), *(spread(x, 2) for x in language)]
@@ -98,6 +99,7 @@ def main():
                 continue
             bench = bench or Bench(args.length, args.kl_coef, args.iterations)
             if not lines.has(**start):
+                # The figures of the start, once, to compare the variants with.
                 curve = bench.curve(iter(()), {0})
                 lines.add({**start, **curve, **bench.language()})
             trainer = trainer or compiled(bench, VARIANTS[name])

@@ -10,7 +10,7 @@ FLOOR = 1e-6
 
 
 def groups(lines):
-    """Lines by task, system and coefficient (one group for adaptive runs), in order."""
+    """Returns lines by task, coefficient (one group for adaptive runs) and system, in order."""
     found = {}
     for line in lines:
         coef = "adaptive" if line["system"] == "adaptive" else line["coef"]
@@ -19,7 +19,8 @@ def groups(lines):
 
 
 def episodes_until(line, regret=0.02):
-    """Episodes at the first mark from which on the regret stays at or below a bound, or None."""
+    """Returns the episodes from which on the regret stays at or below a bound, or None."""
+    # A later mark above the bound starts the search again.
     reached = None
     for episodes, value in zip(line["episodes"], line["regret"], strict=True):
         if value > regret:
@@ -30,7 +31,7 @@ def episodes_until(line, regret=0.02):
 
 
 def table(lines):
-    """Markdown: a row for each task and coefficient."""
+    """Returns Markdown: a row for each task and coefficient."""
     found = groups(lines)
     rows = [
         "| task | b | regret, each seed | at or below 0.02 from episode | exact gradient | s |",
@@ -54,7 +55,7 @@ def table(lines):
 
 
 def by_system(lines):
-    """Markdown: a row for each task and fixed coefficient, a column for each algorithm."""
+    """Returns Markdown: a row for each task and fixed coefficient, a column per algorithm."""
     found = {key: runs for key, runs in groups(lines).items() if key[1] != "adaptive"}
     systems = list(dict.fromkeys(system for *_, system in found))
     rows = [f"| task | b | {' | '.join(systems)} |", "|---" * (2 + len(systems)) + "|"]
@@ -66,7 +67,7 @@ def by_system(lines):
 
 
 def random_table(lines):
-    """Markdown: a row for each random task, and the regret at the end and at its best."""
+    """Returns Markdown: a row for each random task, with the regret at the end and at its best."""
     found = groups(lines)
     systems = list(dict.fromkeys(system for *_, system in found))
     rows = [
@@ -80,6 +81,7 @@ def random_table(lines):
             cells.append(_several(_short(run["regret"][-1]) for run in runs))
             cells.append(_several(_short(min(run["regret"])) for run in runs))
         rows.append("| " + " | ".join(cells) + " |")
+    # Means over the tasks that every system ran.
     whole, tasks = [], [{key[:2] for key in found if key[2] == system} for system in systems]
     shared = set.intersection(*tasks)
     for system in systems:
@@ -101,7 +103,7 @@ def _short(regret):
 
 
 def draw(lines, path, seconds=True):
-    """PNG: regret of every run against episodes (above) and seconds (below), a column a task.
+    """Draws regret against episodes (above) and seconds (below) as PNG, a column for each task.
 
     Exact gradients sample nothing, and their seconds are not comparable: they are above only.
     """
@@ -116,6 +118,7 @@ def draw(lines, path, seconds=True):
         label = f"b {coef}" if coef == "adaptive" else f"b = {coef}"
         for row, x in enumerate(shown[:1] if system == "exact" else shown):
             for index, run in enumerate(runs):
+                # A logarithmic axis cannot show 0.
                 regret = [max(value, FLOOR) for value in run["regret"]]
                 name = f"{label}, {system}" if index == 0 and row == 0 else None
                 axes[row, tasks.index(task)].plot(run[x], regret, label=name, **style)
@@ -130,6 +133,7 @@ def draw(lines, path, seconds=True):
     handles, labels = [], []
     for axis in axes[0]:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            # Columns share labels: each is in the legend once.
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)

@@ -18,7 +18,7 @@ PROMPTS = ((1,), (3,), (5,), (7,))
 
 
 class Task(NamedTuple):
-    """What is rewarded.
+    """A score for responses to prompts.
 
     score: of a prompt and a response.
     text: the definition in one line.
@@ -35,7 +35,7 @@ def counting(token):
 
 
 def palindrome(score):
-    """A score for palindromes of different tokens."""
+    """Returns a score for palindromes of different tokens."""
 
     def found(prompt, response):
         return score * (response == response[::-1] and len(set(response)) == LENGTH // 2)
@@ -56,18 +56,20 @@ def smooth_table(seed=11):
         singles = sum(single[t, token] for t, token in enumerate(response))
         return singles + sum(pair[t, a, b] for t, (a, b) in enumerate(itertools.pairwise(response)))
 
+    # All 4,096 responses, so that the scale is exact.
     table = {y: raw(y) for y in itertools.product(range(VOCAB), repeat=LENGTH)}
     mean, deviation = np.mean(list(table.values())), np.std(list(table.values()))
     return lambda prompt, response: (table[response] - mean) / deviation
 
 
 def prefix(wanted, score=4.0):
-    """A score for responses that begin with some tokens."""
+    """Returns a score for responses that begin with some tokens."""
     return lambda prompt, response: score * (response[: len(wanted)] == wanted)
 
 
 def scattered(count=16, seed=5):
-    """4 for some responses that have nothing in common."""
+    """Returns a score of 4 for some responses that have nothing in common."""
+    # A response is a number to base 8, with its tokens as digits.
     chosen = np.random.default_rng(seed).choice(VOCAB**LENGTH, count, replace=False)
     wanted = {tuple(np.base_repr(i, VOCAB).zfill(LENGTH)) for i in chosen}
     return lambda prompt, response: 4.0 * (tuple(map(str, response)) in wanted)
@@ -78,7 +80,7 @@ def ended_sum(prompt, response):
 
 
 def count_up(step=1):
-    """The number of tokens that go on from the prompt in steps of one size."""
+    """Returns a score: the number of tokens that continue the prompt in steps of one size."""
 
     def score(prompt, response):
         wanted = [(prompt[0] + step * place) % VOCAB for place in range(1, LENGTH + 1)]
@@ -103,8 +105,8 @@ HARDER = {
 }
 
 
-# Of random tasks, with the coefficients that each is drawn for. What an answer is worth is in
-# proportion to its chance, as above.
+# Kinds of random tasks, and the coefficients that each is sampled for. The score of an answer is
+# in proportion to its chance, as above.
 KINDS = ("palindrome", "table", "sparse")
 MORE_KINDS = ("counting", "prompted")
 COEFS = (0.1, 0.5)
@@ -114,7 +116,7 @@ SCALES = (0.2, 1.0)
 
 
 class RandomTask(NamedTuple):
-    """What is random in a task before its reference network is known; the same for one number.
+    """The random choices of a task before its reference network is known.
 
     kind: of `KINDS` or `MORE_KINDS`.
     coef: KL coefficient.
@@ -132,7 +134,7 @@ class RandomTask(NamedTuple):
     draw: int
 
     def task(self, chances):
-        """The task itself.
+        """Returns the task.
 
         Args:
             chances: float `(responses,)`, probabilities of all responses of `LENGTH` tokens in
@@ -158,12 +160,12 @@ class RandomTask(NamedTuple):
 
 
 def random_tasks(count, seed, kinds=KINDS, coefs=COEFS):
-    """Random tasks by name; scales of reference networks, kinds and coefficients take turns.
+    """Returns random tasks by name; reference scales, kinds and coefficients take turns.
 
     Args:
         count: int, how many.
         seed: int. Tasks of different seeds have nothing in common.
-        kinds, coefs: what to draw.
+        kinds, coefs: what to choose from.
     """
     turns = itertools.cycle(itertools.product(SCALES, kinds, coefs))
     found = {}
@@ -190,7 +192,7 @@ class TableReward:
 
 
 def language_model(seed=0):
-    """GPT-2 of 2 layers and width 64 with random weights that prefer some tokens to others.
+    """Returns a GPT-2 of 2 layers and width 64 whose random weights prefer some tokens.
 
     Kernels are N(0, 1/fan-in), embeddings N(0, 0.1^2), biases 0. With seed 0 the responses to the
     four prompts have entropies of 6.8 to 7.5 nats (uniform: 8.3); the likeliest has probability
@@ -221,12 +223,12 @@ def draw_weights(backbone, seed, scale=1.0):
 
 
 def _fan_in(kernel):
-    """Inputs of a unit: all axes but the last in output projections, the first elsewhere."""
+    """Returns the inputs of a unit: in output projections all axes but the last, else the first."""
     out = "attention_output" in kernel.path
     return np.prod(kernel.shape[:-1]) if out else kernel.shape[0]
 
 
 def prompt_batch(rows):
-    """Every prompt equally often, as a trainer takes them."""
+    """Returns a batch in which every prompt is equally frequent."""
     ids = np.tile(np.array(PROMPTS, "int32"), (rows // len(PROMPTS), 1))
     return {"token_ids": ids, "padding_mask": np.ones(ids.shape, bool)}

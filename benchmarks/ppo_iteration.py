@@ -76,6 +76,7 @@ def build_trainer(args):
     import kerasrlhf as rlhf
 
     lm = build_lm(args)
+    # Four networks with `--critic separate`: actor, critic, reference and reward.
     critic = build_lm(args).backbone if args.critic == "separate" else None
     trainer = rlhf.PPO(
         rlhf.ActorCritic(lm, critic=critic),
@@ -93,6 +94,7 @@ def build_trainer(args):
 def prompts(args):
     import numpy as np
 
+    # Random ids, without those that may be special.
     rows = np.random.default_rng(0).integers(
         2, args.vocabulary - 2, (args.iterations, args.batch, args.prompt)
     )
@@ -115,6 +117,7 @@ def measure(args):
         name: [run[f"time/{name}"] for run in runs]
         for name in ("iteration", "rollout", "score", "update")
     }
+    # The first iteration compiles.
     steady = {name: values[1:] or values for name, values in parts.items()}
     median = {name: statistics.median(values) for name, values in steady.items()}
     actor = trainer.actor.causal_lm.backbone
@@ -138,7 +141,7 @@ def measure(args):
 
 
 def measure_sampling(args):
-    """Our sampling (with logprobs and values) and keras-hub's `generate`, in turn."""
+    """Times our sampling (with logprobs and values) and keras-hub's `generate`, in turn."""
     import time
 
     import keras
@@ -153,8 +156,10 @@ def measure_sampling(args):
     seconds = {"ours": [], "keras_hub": []}
     for index, batch in enumerate(prompts(args)):
         start = time.perf_counter()
+        # Reading a result waits for it.
         np.asarray(actor.generate(batch, sampler, seed=index).logprobs)
         middle = time.perf_counter()
+        # keras-hub expects room for the response in the batch.
         padded = {
             "token_ids": np.pad(batch["token_ids"], [(0, 0), (0, args.response)]),
             "padding_mask": np.pad(batch["padding_mask"], [(0, 0), (0, args.response)]),
@@ -172,7 +177,7 @@ def measure_sampling(args):
 
 
 def run_json(command):
-    """The last line of a command's output, as JSON."""
+    """Returns the last line of a command's output, as JSON."""
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -183,6 +188,7 @@ def compare(args):
     here = [sys.executable, os.path.abspath(__file__), *sizes, f"--critic={args.critic}"]
     here += [f"--micro-batches={args.micro_batches}", f"--dtype={args.dtype}"]
     ours, peers = [], []
+    # In turn, so that a change of the machine's load affects both.
     for _ in range(args.rounds):
         ours.append(run_json(here))
         peers.append(run_json([python, script, *sizes]))

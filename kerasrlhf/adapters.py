@@ -53,6 +53,7 @@ def kept_apart(model: keras.Model) -> Iterator[None]:
     Raises:
         ValueError: Inside, if a file is loaded that has no adapters for a layer that has one.
     """
+    # Replace the methods of instances; Keras finds these before those of the class.
     layers = adapted_layers(model)
     for layer in layers:
         layer.save_own_variables = functools.partial(_save, layer)
@@ -113,6 +114,7 @@ def _save(layer: keras.Layer, store: Any) -> None:
 
 def _load(layer: keras.Layer, store: Any) -> None:
     variables = own_variables(layer)
+    # A file of merged weights has a kernel, and no adapters for it.
     if {*store.keys()} != {*variables}:
         raise ValueError(
             f"The layer {layer.path!r} has a LoRA adapter, and the file has none for it: it was "

@@ -43,7 +43,7 @@ def require_number(
 
     Args:
         name: str, for the message.
-        value: what must be a finite number; bool is none.
+        value: what must be a finite number; a bool is not a number.
         minimum: float or None, the smallest value.
         above: float or None, what the value must be above.
         maximum: float or None, the largest value.
@@ -104,7 +104,7 @@ _RANGES: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _check_range(name: str, value: Any, *bounds: float | None) -> None:
-    """Refuses a number outside its bounds, in the order of `_RANGES`, which the message names."""
+    """Raises a `ValueError` for a number outside its bounds, in the order of `_RANGES`."""
     named = zip(_RANGES, bounds, strict=True)
     given = {words: bound for words, bound in named if bound is not None}
     if not all(_RANGES[words](value, bound) for words, bound in given.items()):

@@ -22,7 +22,7 @@ class _KeyBase:
         return 0 if strategy is None else 100_000 * next(self._strategies)
 
 
-# TensorFlow has no public name for it.
+# TensorFlow has no public name for these numbers.
 tf.distribute.MirroredStrategy._collective_key_base = _KeyBase()  # noqa: SLF001
 
 
@@ -49,6 +49,7 @@ def strategy() -> tf.distribute.Strategy:
             "TF_CONFIG is set, but training across machines is not supported: the batch is kept "
             "whole on one host. Unset TF_CONFIG to use the devices of this machine."
         )
+    # CPU devices count only without a GPU.
     for kind in ("GPU", "CPU"):
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
         if len(devices) > 1:

@@ -61,6 +61,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     with _temporary(pathlib.Path(path)) as temporary:
         yield temporary
+        # On disk before the rename: a crash leaves the old file or the whole new one.
         _sync(temporary)
         os.replace(temporary, path)
         _sync(temporary.parent)
@@ -71,9 +72,8 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary folder, whose files move to `folder` once all of them are there.
 
     In a folder that exists, only files of a preset are replaced: all others stay. Files of an
-        earlier
-    preset that the new one does not have are removed. The JSON files, which loading starts with,
-    are removed first and moved last, so a mixture of two presets can never be loaded.
+    earlier preset that the new one does not have are removed. The JSON files, which loading starts
+    with, are removed first and moved last, so a mixture of two presets can never be loaded.
 
     Args:
         folder: str or path. Preset folder to create or replace.
@@ -101,6 +101,7 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     with _temporary(place) as temporary:
         temporary.mkdir()
         yield temporary
+        # All contents are on disk before any of them takes its place.
         for path in temporary.rglob("*"):
             _sync(path)
         if folder.exists():
@@ -118,6 +119,7 @@ def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> None:
         pattern: str. Final names of the files, as for `fnmatch`.
     """
     for path in pathlib.Path(folder).glob(".*"):
+        # Temporary names begin with the number of the process that made them.
         match = re.fullmatch(r"\.(\d+)-[0-9a-f]{8}\.(.+)", path.name, re.DOTALL)
         if match and fnmatch.fnmatchcase(match[2], pattern) and not _runs_elsewhere(int(match[1])):
             _remove(path)
@@ -205,20 +207,25 @@ def _check_place(path: pathlib.Path, is_folder: bool) -> None:
 
 
 def _move_files(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+    # 1. Check all places before anything changes.
     written = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
     for name in written:
         for parent in reversed(name.parents[:-1]):
             _check_place(folder / parent, is_folder=True)
         _check_place(folder / name, is_folder=False)
+    # 2. Find the files of the preset that was there before.
     patterns = [inside + name for inside in _PRESETS_INSIDE for name in _PRESET]
     former = {p.relative_to(folder) for pattern in patterns for p in folder.glob(pattern)}
     stale = [name for name in sorted(former - set(written)) if not (folder / name).is_dir()]
+    # 3. Remove JSON files first: without them, nothing can be loaded halfway.
     described = [name for name in written if name.suffix == ".json"]
     for name in sorted([*described, *stale], key=lambda name: name.suffix != ".json"):
         (folder / name).unlink(missing_ok=True)
+    # 4. Move weights and vocabularies, and the JSON files last.
     for name in [*(name for name in written if name not in described), *described]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary / name, folder / name)
+    # 5. Remove folders that are empty; the deepest first.
     for parent in sorted({p for name in stale for p in name.parents[:-1]}, reverse=True):
         if not any((folder / parent).iterdir()):
             (folder / parent).rmdir()

@@ -42,7 +42,7 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
         `Interval`, in units of the values.
 
     Raises:
-        ValueError: If there are fewer than two values, or one is not finite.
+        ValueError: If there are fewer than two values, or a value is not finite.
 
     Example:
         >>> str(rlhf.evaluation.mean_interval([1.0, 3.0]))
@@ -54,6 +54,7 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
             f"An interval needs at least two finite values. Received {len(values)} values, "
             f"{int((~np.isfinite(values)).sum())} of them not finite."
         )
+    # Sample standard deviation: the mean is estimated from the same values.
     half = _NORMAL * values.std(ddof=1) / math.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half)

@@ -43,7 +43,9 @@ class PreferenceLoss(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Computes `rows` plus the centering term, float32 `(batch,)`."""
+        # One loss per row; Keras applies sample weights and the reduction.
         losses = self.rows(y_true, y_pred)
+        # Preferences do not determine a constant added to all scores; this term does.
         if not self.center_coef:
             return losses
         return losses + self.center_coef * preferences.squared_sum(y_pred)
@@ -97,6 +99,7 @@ class BradleyTerry(PreferenceLoss):
         super().__init__(name=name, **kwargs)
         if isinstance(margin, str) and margin != "labels":
             raise ValueError(f'`margin` must be a number or "labels". Received: {margin!r}.')
+        # Check here: a wrong margin would fail only in the first batch.
         if margin is not None and not isinstance(margin, str):
             require_number("margin", margin)
         require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
@@ -105,6 +108,7 @@ class BradleyTerry(PreferenceLoss):
 
     def rows(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Computes the loss of each row, float32 `(batch,)`."""
+        # The labels of `data.preferences` are the margins of the records.
         margin = y_true if isinstance(self.margin, str) else self.margin
         return preferences.bradley_terry(y_pred, margin, self.label_smoothing)
 
@@ -206,6 +210,7 @@ class StepCrossEntropy(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Computes the cross entropy of each position, float32 `(batch, length)`."""
+        # Keras multiplies by the sample weight, which is 0 between the ends of steps.
         return ops.binary_crossentropy(y_true, y_pred, from_logits=True)
 
 
@@ -291,6 +296,7 @@ class KTOLoss(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Computes the loss of each row, float32 `(batch,)`."""
         desirable, y_pred = None, ops.convert_to_tensor(y_pred)
+        # Single responses have labels; with several, candidate 0 is desirable.
         if y_pred.shape[-1] == 1:
             desirable = ops.reshape(y_true, ops.shape(y_pred)) > 0
         return direct_losses.kto(y_pred, self.desirable_weight, self.undesirable_weight, desirable)

@@ -1,9 +1,9 @@
 """The only file with XLA compilation, `strategy.run` and sums over replicas.
 
-Batches live on the host as whole tensors. Under a `tf.distribute` strategy each replica takes
-its share of the rows, runs an XLA-compiled function on it, and the results come back as whole
-tensors; gradients are summed between compiled parts, because an optimizer cannot stand inside
-one. Without a strategy everything, the optimizer included, is one compiled function.
+Batches are whole tensors on the host. Under a `tf.distribute` strategy each replica takes its
+share of the rows and runs an XLA-compiled function on it, and the results are joined to whole
+tensors. Gradients are summed between compiled functions, because an optimizer cannot run inside
+one. Without a strategy the optimizer is compiled too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 @functools.cache
 def _order_by_memory() -> None:
-    """Has XLA order a CPU program for the least memory instead of the most concurrency.
+    """Makes XLA order a CPU program for the least memory instead of the most concurrency.
 
     Matrix products fill the cores anyway: a PPO update is as fast and needs 150 MB less (6 layers,
-    width 384). XLA reads its flags once, before it first compiles, and ends the process at a flag
-    that it does not know, so only the release that was tried gets it. A setting of the user stays.
+    width 384). XLA reads its flags once, before it first compiles, and ends the process at an
+    unknown flag, so only the tested release gets the flag. A setting of the user takes precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
+    # `XLA_FLAGS` may also be the name of a file with flags.
     names_a_file = flags and not flags.lstrip().startswith("-")
     if tf.__version__.startswith("2.21.") and _SCHEDULER not in flags and not names_a_file:
         os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
@@ -62,7 +63,7 @@ class Execution:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether functions must run through the strategy, as with one mirrored replica too."""
+        """Whether functions must run through the strategy, even with one mirrored replica."""
         return is_distributed(self.strategy)
 
 
@@ -97,12 +98,12 @@ def compiled(
 
 
 class _Traces:
-    """Forgets the gradient functions of the graphs that were traced while it was entered.
+    """Removes the gradient functions of graphs that are traced inside this context.
 
-    TensorFlow registers the gradient of a `custom_gradient` in a graph under a name of its own and
-    keeps it as long as the process lives, and with it the graph: some 15 MB for every trainer that
-    was ever made. Once the tape inside a function has been read, nothing asks for them again.
-    Threads of several replicas trace in turn, and the last one to leave forgets for all.
+    TensorFlow registers the gradient of a `custom_gradient` in a graph under a unique name and
+    keeps it, and the graph with it, until the process ends: some 15 MB for every trainer. Once the
+    tape inside a function has computed its gradients, nothing needs them again. Threads of several
+    replicas trace in turn, and the last one to leave removes the gradients of all.
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class _Traces:
 
     def __enter__(self) -> None:
         with self._lock:
+            # Outermost trace: remember what was registered before.
             if self._depth == 0:
                 self._before = set(gradient_registry.list())
             self._depth += 1
@@ -120,6 +122,7 @@ class _Traces:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
+                # Only what this package traced; Keras and users keep theirs.
                 for name in set(gradient_registry.list()) - self._before:
                     if name.startswith("CustomGradient-"):
                         del gradient_registry._registry[name]  # noqa: SLF001 (no public way)
@@ -134,12 +137,12 @@ def is_distributed(strategy: tf.distribute.Strategy) -> bool:
 
 
 def replicas(strategy: tf.distribute.Strategy) -> int:
-    """How many replicas share a batch."""
+    """Returns the number of replicas that share a batch."""
     return strategy.num_replicas_in_sync
 
 
 def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """Whole-batch tensors from per-replica rows; other tensors pass unchanged."""
+    """Joins per-replica rows to whole-batch tensors; other tensors pass unchanged."""
 
     def whole(value: Any) -> Any:
         local = strategy.experimental_local_results(value)
@@ -149,12 +152,13 @@ def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
 
 
 def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> tuple[Any, Any]:
-    """What Keras builds a model from, `(iterator, batch)`: under several replicas one batch.
+    """Returns what Keras builds a model from, `(iterator, batch)`; on several replicas one batch.
 
     Keras itself would average the batch over replicas; masks have no average.
     """
     if iterator is None or not is_distributed(strategy):
         return iterator, batch
+    # Take one batch of the epoch, joined over the replicas.
     for _, _, batches in iterator:
         return None, gather(strategy, next(batches))
     return None, batch
@@ -171,11 +175,11 @@ def check_division(
     """Raises a `ValueError` when rows cannot be divided into parts of equal size.
 
     Args:
-        what: str, what the rows are, for the message.
+        what: str, name of the rows, for the message.
         rows: int, of a batch.
-        minibatches: int or None. What they are divided into. Defaults to None: not at all.
-        micro_batches: int or None. What each minibatch is divided into. Defaults to None.
-        replicas: int. What they are divided between.
+        minibatches: int or None. Number of minibatches. Defaults to None: not divided.
+        micro_batches: int or None. Number of parts of each minibatch. Defaults to None.
+        replicas: int. Number of replicas that share each part.
 
     Example:
         >>> check_division("prompts", 8, minibatches=2, micro_batches=1, replicas=4)
@@ -193,7 +197,7 @@ def check_division(
 
 
 def _share(rows: Any, context: Any) -> Any:
-    """The rows of the calling replica; scalars and None pass unchanged."""
+    """Returns the rows of the calling replica; scalars and None pass unchanged."""
     count = context.num_replicas_in_sync
     index = context.replica_id_in_sync_group
 
@@ -208,7 +212,7 @@ def _share(rows: Any, context: Any) -> Any:
 
 
 def next_rows(rows: Any) -> Any:
-    """Each row's successor in the batch of all replicas, and the first row after the last.
+    """Returns the next row of each row in the batch of all replicas; the first follows the last.
 
     For a model that is called inside `strategy.run`, as Keras calls it in `fit`.
 
@@ -223,20 +227,23 @@ def next_rows(rows: Any) -> Any:
     if context is None or context.num_replicas_in_sync == 1:
         return tf.roll(rows, -1, axis=0)
     own = tf.shape(rows)[0]
+    # Rows before this replica's share: shares of a last batch may differ in size.
     counts = context.all_gather(own[None], axis=0)
     first = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+    # Roll the whole batch, and cut out the replica's own rows.
     whole = context.all_gather(rows, axis=0)
     return tf.roll(whole, -1, axis=0)[first : first + own]
 
 
 def batch_mean(x: Any) -> tf.Tensor:
-    """The mean over a batch of which every replica holds a share; without a gradient.
+    """Returns the mean over a batch that replicas share; without a gradient.
 
     Example:
         >>> float(batch_mean([1.0, 3.0]))
         2.0
     """
     x = tf.stop_gradient(tf.convert_to_tensor(x))
+    # Sum and count separately: a mean of means is wrong for unequal shares (M3).
     total, count = tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype)
     context = tf.distribute.get_replica_context()
     if context is not None and context.num_replicas_in_sync > 1:
@@ -245,14 +252,14 @@ def batch_mean(x: Any) -> tf.Tensor:
 
 
 def whole_loss(loss: tf.Tensor, part: tf.Tensor | None) -> tf.Tensor:
-    """The loss of a batch of which every replica has computed the loss of its share.
+    """Returns the loss of a batch from the losses of the replicas' shares.
 
     For a model whose loss is computed inside `strategy.run`, as Keras computes it in `fit`.
 
     Args:
-        loss: scalar. Of a mean, the share's own divided by the number of replicas, as losses of
-            Keras are; of a sum, the share's own.
-        part: float32 scalar, what the mean of the share is divided by (its rows, or the sum of its
+        loss: scalar, of the calling replica's share. For a mean, divided by the number of replicas,
+            as Keras does; for a sum, undivided.
+        part: float32 scalar, the denominator of the share's mean (its rows, or the sum of its
             weights); None for a sum.
 
     Returns:
@@ -265,16 +272,18 @@ def whole_loss(loss: tf.Tensor, part: tf.Tensor | None) -> tf.Tensor:
     count = float(context.num_replicas_in_sync)
     own = loss
     if part is not None:
+        # Weigh the mean of the share by its fraction of the whole denominator.
         whole = context.all_reduce(tf.distribute.ReduceOp.SUM, part)
         share = tf.cast(tf.math.divide_no_nan(part, whole), loss.dtype)
-        # A share without rows has no mean, and no part in the loss.
+        # A share without rows has no mean and does not count.
         own = tf.where(part > 0, share * count * loss, 0.0)
+    # The value is that of all replicas, the gradient that of the own share only.
     fixed = tf.stop_gradient(own)
     return context.all_reduce(tf.distribute.ReduceOp.SUM, fixed) / count + own - fixed
 
 
 def batch_rows(rows: Any) -> tf.Tensor:
-    """How many rows the batch has of which every replica holds a share, int32 scalar.
+    """Returns the number of rows of a batch that replicas share, int32 scalar.
 
     Example:
         >>> int(batch_rows(tf.zeros((3, 2))))
@@ -288,13 +297,14 @@ def batch_rows(rows: Any) -> tf.Tensor:
 
 
 def rowwise(function: Callable[..., R], execution: Execution) -> Callable[..., R]:
-    """Compiles a function whose output rows depend on the same input rows only.
+    """Compiles a function whose output rows depend only on the same input rows.
 
     Args:
         function: maps nested tensors `(rows, ...)` to nested tensors `(rows, ...)`. Scalar inputs
             go to every replica whole.
         execution: `Execution`. The number of its replicas must divide the rows.
     """
+    # XLA compiles what runs on one replica; joining the results stays outside.
     island = compiled(function, execution.jit_compile, execution.run_eagerly)
     if not execution.is_distributed:
         return island
@@ -313,8 +323,8 @@ def rowwise(function: Callable[..., R], execution: Execution) -> Callable[..., R
 def dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, values: list[Any]) -> list[tf.Tensor]:
     """Returns dense gradients of a scalar with respect to `values`, one for each.
 
-    Those of embeddings are dense too, as XLA needs them, and zero where the scalar does not depend
-    on a value.
+    Gradients of embeddings are dense too, as XLA needs them. A gradient is zero if the scalar does
+    not depend on the value.
 
     Args:
         tape: has recorded `loss` and watches `values`.
@@ -331,23 +341,24 @@ def update(
     variables: list[keras.Variable],
     execution: Execution,
 ) -> Callable[[Any], dict[str, Any]]:
-    """Makes one optimizer step a function of a batch, the same on one device and on many.
+    """Returns a function that makes one optimizer step, the same on one device and on many.
 
     Args:
         gradients_and_sums: maps a batch (nested tensors `(rows, ...)`, and scalars) to gradients
-            and nested sums, both already divided by counts over the whole batch, so that shares
-            of replicas simply add up.
+            and nested sums, both already divided by counts over the whole batch, so that those of
+            replicas add up.
         optimizer: built on `variables`.
         variables: list of Keras variables to update.
         execution: `Execution`. The rows of the batch are divided between its replicas.
 
     Returns:
-        A function of the whole batch that updates the variables and returns the summed sums, a
-        dict, with `policy/grad_norm`, the global norm of the gradients before any clipping, and
-        `policy/skipped`: 1 where a gradient or a loss was not finite, so that nothing was updated,
+        A function of the whole batch that updates the variables and returns a dict of the summed
+        sums, with `policy/grad_norm`, the global norm of the gradients before any clipping, and
+        `policy/skipped`: 1 if a gradient or a loss was not finite, so that nothing was updated,
         else 0.
     """
     jit_compile, eager = execution.jit_compile, execution.run_eagerly
+    # `read` computes gradients, `apply` updates, `measure` decides in between.
     if execution.is_distributed:
         read, apply = _update_on_replicas(gradients_and_sums, optimizer, variables, execution)
     else:
@@ -356,9 +367,10 @@ def update(
     measure = compiled(_norm_and_soundness, jit_compile=False, run_eagerly=eager)
 
     def step(batch: Any) -> dict[str, Any]:
-        # Two programs: one that could skip the update would hold all variables twice.
+        # Two programs: a single one that may skip the update would hold all variables twice.
         gradients, sums = read(batch)
         local = execution.strategy.experimental_local_results(gradients)[0]
+        # All replicas hold the same sums: measure those of the first.
         norm, is_sound = measure(local, sums)
         sound = bool(is_sound)
         if sound:
@@ -382,18 +394,19 @@ def _update_on_replicas(
     variables: list[keras.Variable],
     execution: Execution,
 ) -> tuple[Callable, Callable]:
-    """The two functions of `update` on several replicas: of a whole batch, of gradients."""
+    """Returns `read` and `apply` of `update` for several replicas."""
     strategy, eager = execution.strategy, execution.run_eagerly
     island = compiled(gradients_and_sums, execution.jit_compile, eager)
 
     def read_on_replica(batch: Any) -> Any:
         context = tf.distribute.get_replica_context()
         gradients, sums = island(_share(batch, context))
+        # Sum outside the compiled function: XLA cannot reduce over replicas.
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients), sums
 
     def apply_on_replica(gradients: list[tf.Tensor]) -> None:
-        # The optimizer sums over replicas once more and clips before it does: clip the sum here,
-        # then hand every replica its share, on which the second clipping has no effect.
+        # The optimizer clips and then sums over replicas again. Clip the sum here and pass an equal
+        # share on each replica, on which the second clipping has no effect.
         count = tf.distribute.get_replica_context().num_replicas_in_sync
         clipped = optimizer._clip_gradients(gradients)  # noqa: SLF001 (no public way)
         optimizer.apply([g / count for g in clipped], variables)
@@ -415,11 +428,11 @@ def _update_on_replicas(
 def _norm_and_soundness(
     gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The global norm of the gradients, and whether gradients and losses are all finite."""
+    """Returns the global norm of the gradients, and whether gradients and losses are finite."""
     norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients])
     losses = [x for name, x in sums.items() if name.startswith("loss/")]
-    # A finite norm has finite elements. The squares of finite ones may still overflow, so that
-    # the elements themselves are looked at where the norm is not finite, and only there.
+    # A finite norm has finite elements. Squares of finite elements may overflow, so the elements
+    # themselves are checked if, and only if, the norm is not finite.
     are_finite = tf.cond(
         tf.math.is_finite(norm), lambda: tf.constant(True), lambda: _are_finite(gradients)
     )
@@ -431,21 +444,22 @@ def _are_finite(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 
 def all_finite(variables: list[keras.Variable], execution: Execution) -> Callable[[], bool]:
-    """Returns a function that says whether all values of variables are finite."""
+    """Returns a function that checks whether all values of variables are finite."""
 
     def read() -> tf.Tensor:
         return _are_finite([v.value for v in variables])
 
+    # No XLA around mirrored variables: its program must not span devices.
     jit_compile = execution.jit_compile and not execution.is_distributed
     function = compiled(read, jit_compile, execution.run_eagerly)
     return lambda: bool(function())
 
 
 def uniforms(seed: int, iteration: int, rows: int, length: int) -> tf.Tensor:
-    """The random numbers of one iteration, float32 `(rows, length, 2)` in [0, 1).
+    """Returns the random numbers of one iteration, float32 `(rows, length, 2)` in [0, 1).
 
-    They are a function of seed, iteration and row alone. Every row, and so every replica, has its
-    own (N6), and the same row draws the same tokens on one device as on many.
+    They depend on seed, iteration and row only. Every row, and so every replica, has different
+    numbers (N6), and a row samples the same tokens on one device as on many.
 
     Example:
         >>> a, b = uniforms(0, 3, 4, 5), uniforms(0, 3, 4, 5)
@@ -456,22 +470,23 @@ def uniforms(seed: int, iteration: int, rows: int, length: int) -> tf.Tensor:
 
 
 def stream(seed: int, use: str) -> int:
-    """Returns the seed of a use of its own, whose random numbers no training iteration has.
+    """Returns the seed for a use outside training, with random numbers that training never uses.
 
     Args:
         seed: int.
-        use: str, what the numbers are for.
+        use: str, purpose of the numbers.
 
     Example:
         >>> stream(0, "generate") == stream(0, "generate") != stream(0, "best_of_n")
         True
     """
     sequence = np.random.SeedSequence((seed, zlib.crc32(use.encode())))
+    # 63 bits: TensorFlow's seeds are signed.
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tensor], Any]:
-    """The sum over `parts` calls of a function of the part's index, one after the other.
+    """Returns the sum of a function of the part's index over `parts` calls, one after the other.
 
     Args:
         gradients_and_sums: maps an int32 scalar to gradients and nested sums.
@@ -484,20 +499,21 @@ def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tenso
     def body(index: tf.Tensor, total: Any) -> Any:
         return index + 1, tf.nest.map_structure(tf.add, total, gradients_and_sums(index))
 
+    # A loop, not an unrolled sum: only one part's activations are in memory.
     return tf.while_loop(lambda index, _: index < parts, body, (tf.constant(1), total))[1]
 
 
 def in_batches(function: Callable, rows: Any, size: int) -> Any:
-    """Applies a function to batches of one size and joins what it returns.
+    """Applies a function to batches of one size and joins the results.
 
     The last batch is filled up with copies of its first row, so that a compiled function has one
-    shape; what belongs to the copies is cut off.
+    shape; results of the copies are dropped.
 
     Args:
         function: Maps a batch of every column to a list, an array or a tensor with one entry per
             row, or to a tuple of these.
-        rows: A column, or a tuple of columns with one entry per row each, of at least one row: a
-            list, of which the function gets lists, or an array, of which it gets tensors.
+        rows: A column, or a tuple of columns of equal length, with at least one row. The function
+            gets lists of a column that is a list, and tensors of a column that is an array.
         size: int, at least 1. Rows of a batch.
 
     Returns:
@@ -511,6 +527,7 @@ def in_batches(function: Callable, rows: Any, size: int) -> Any:
     """
     columns = rows if isinstance(rows, tuple) else (rows,)
     count = len(columns[0])
+    # Row numbers, rounded up to whole batches; the rest repeats one row.
     order = np.arange(-(-count // size) * size)
     order[count:] = order[-size]
     found = [

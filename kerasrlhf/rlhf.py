@@ -1,4 +1,4 @@
-"""RLHF from start to end in two calls, for a first look."""
+"""RLHF from start to end in two calls, as an introduction."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ ALGORITHMS: dict[str, Callable] = {
     "reinforce++": REINFORCEPlusPlus,
     "online_dpo": OnlineDPO,
 }
-"""What `RLHF(algorithm=...)` takes."""
+"""Algorithms by the name that `RLHF(algorithm=...)` takes."""
 
 _NORMALIZED = 256
 
 
 def _check_algorithm(algorithm: str, options: dict[str, Any]) -> None:
-    """Refuses an unknown algorithm, and options that it does not take."""
+    """Raises a `ValueError` for an unknown algorithm or for options that it does not take."""
     if algorithm not in ALGORITHMS:
         near = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
         raise ValueError(
             f"Unknown algorithm {algorithm!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
             f"There are {list(ALGORITHMS)}."
         )
+    # These follow from arguments of `RLHF` itself.
     made = sorted({"actor", "sampler", "kl"} & set(options))
     if made:
         raise ValueError(
@@ -51,6 +52,7 @@ def _check_algorithm(algorithm: str, options: dict[str, Any]) -> None:
             "For others use the classes behind it, for example "
             "`rlhf.PPO(actor, reward, sampler=..., kl=...)`."
         )
+    # A `partial` has the class in `func`.
     trainer = ALGORITHMS[algorithm]
     kind: Any = getattr(trainer, "func", trainer)
     signatures.check_names(kind, options)
@@ -59,36 +61,35 @@ def _check_algorithm(algorithm: str, options: dict[str, Any]) -> None:
 class RLHF:
     """Supervised fine-tuning, reward model and reinforcement learning behind one object.
 
-    `build_model()` makes the networks and compiles them, `train()` takes the steps that there is
-    data for. Everything is a public class of this package, reachable as an attribute; whoever
-    wants more than one learning rate uses those classes, in the same order.
+    `build_model()` creates and compiles the networks; `train()` runs the steps that have data. All
+    parts are public classes of this package, available as attributes. For more than one learning
+    rate, use those classes directly, in the same order.
 
     Args:
-        preset: keras-hub name or handle, or a local folder: where the policy starts.
-        prompts: what to answer, a source as `data.prompts` takes.
+        preset: keras-hub name or handle, or a local folder, of the initial policy.
+        prompts: source of prompts, as in `data.prompts`.
         reward: a trained reward model, a function of prompts and responses, a list or dict of
-            these as a trainer takes, or the name of one as `load_reward` takes. Instead of
-            `preferences`.
-        preferences: pairs to train a reward model on, a source as `data.preferences` takes.
-        demonstrations: None, or what to imitate first, a source as `data.demonstrations` takes.
+            these as in a trainer, or a name as in `load_reward`. Instead of `preferences`.
+        preferences: source of pairs to train a reward model on, as in `data.preferences`.
+        demonstrations: source of texts to imitate first, as in `data.demonstrations`, or None.
         algorithm: a key of `rlhf.ALGORITHMS`.
-        length: int. Tokens of a response at most.
-        temperature: float, above 0. Of sampling.
+        length: int. Maximum number of tokens of a response.
+        temperature: float, above 0. Sampling temperature.
         kl_coef: float. Score units per nat of distance from the model before reinforcement.
-        learning_rate: float. Adam's, in every step.
-        batch_size: int. Prompts of an iteration, pairs or demonstrations of an update.
-        jit_compile: compile with XLA.
+        learning_rate: float. Learning rate of Adam in every step.
+        batch_size: int. Prompts per iteration, and pairs or demonstrations per update.
+        jit_compile: bool. Whether to compile with XLA.
         seed: int.
         template: how messages become a text, see `data.dialogue`.
         **options: of the algorithm, such as `update_epochs`, `group_size` or `reference`.
 
     Attributes:
-        actor, reward, trainer: `ActorCritic`, what scores, and the on-policy trainer; None before
+        actor, reward, trainer: `ActorCritic`, the reward, and the on-policy trainer; None before
             `build_model()`.
 
     Raises:
-        ValueError: an unknown algorithm, not exactly one of `reward` and `preferences`, or an
-            option that is made here.
+        ValueError: If the algorithm is unknown, not exactly one of `reward` and `preferences` is
+            passed, or an option belongs to `RLHF` itself.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -135,9 +136,11 @@ class RLHF:
                 f"{preset!r} of type {type(preset).__name__}. For a model that is loaded already "
                 "use the classes behind this one, such as `rlhf.PPO`."
             )
+        # Check a reward now, but load one by name only in `build_model`.
         is_named = isinstance(reward, str | pathlib.Path)
         if reward is not None and not is_named:
             weighted.parts_of(reward)
+        # Check all values before a model is downloaded.
         self.preset, self.algorithm, self.options = preset, algorithm, options
         self.learning_rate = require_number("learning_rate", learning_rate, above=0.0)
         self.batch_size = require_int("batch_size", batch_size, minimum=1)
@@ -148,7 +151,7 @@ class RLHF:
         self.seed = require_seed(seed)
         data.dialogue.check_template(template)
         self.template = template
-        # Read once: a generator would be used up by the first call of `train`.
+        # Read sources once: the first call of `train` would exhaust a generator.
         self._sources: list[Any] = [
             source if source is None else data.records.load(source, text_column=column)
             for source, column in (
@@ -164,10 +167,10 @@ class RLHF:
         self.trainer: Any = None
 
     def build_model(self) -> None:
-        """Makes policy, reward and trainer, and compiles them.
+        """Creates and compiles policy, reward and trainer.
 
         Raises:
-            ValueError: a preset that cannot be loaded, or options that the algorithm does not take.
+            ValueError: If the preset cannot be loaded, or an option is outside its range.
         """
         self._is_prepared = False
         self.reward = self._given_reward
@@ -175,6 +178,7 @@ class RLHF:
             self.reward = load_reward(self.reward)
         self.actor = ActorCritic.from_preset(self.preset)
         if self.reward is None:
+            # Start the reward model from the policy; `train` fits it to `preferences`.
             self.reward = RewardModel.from_causal_lm(self.actor.causal_lm)
             self.reward.compile(self._optimizer(), jit_compile=self.jit_compile)
         self.trainer = ALGORITHMS[self.algorithm](
@@ -188,20 +192,20 @@ class RLHF:
         self.trainer.compile(self._optimizer(), jit_compile=self.jit_compile)
 
     def train(self, epochs: int = 1, **kwargs: Any) -> keras.callbacks.History:
-        """Imitates, learns what is preferred, and reinforces.
+        """Fine-tunes the policy, fits the reward model, and runs reinforcement learning.
 
-        The first two steps, an epoch each, are taken where there is data for them, once: further
-        calls go on with reinforcement.
+        Each of the first two steps runs once, for one epoch, if it has data; further calls only
+        continue the reinforcement learning.
 
         Args:
             epochs: int. Passes over the prompts.
-            **kwargs: of the reinforcement's `fit`, such as `callbacks` and `verbose`.
+            **kwargs: of the trainer's `fit`, such as `callbacks` and `verbose`.
 
         Returns:
-            The history of the reinforcement, with score and KL of every epoch.
+            The history of the trainer, with score and KL of every epoch.
 
         Raises:
-            ValueError: no model yet, or data that cannot be used.
+            ValueError: If there is no model yet, or data cannot be used.
         """
         self._check_built("train")
         prompts, preferences, demonstrations = self._sources
@@ -216,14 +220,14 @@ class RLHF:
         return self.trainer.fit(batches, epochs=epochs, shuffle=False, **kwargs)
 
     def generate(self, prompts: Any, seed: int = 0) -> Any:
-        """Returns responses of the policy as it is now: a string for one prompt, else a list."""
+        """Returns responses of the current policy: a string for one prompt, else a list."""
         self._check_built("generate")
         return self.actor.generate(
             prompts, self.sampler, seed, jit_compile=self.jit_compile, template=self.template
         )
 
     def _imitate(self, demonstrations: Any) -> None:
-        """Fine-tunes the policy; what was not given starts from what came out."""
+        """Fine-tunes the policy, and copies it to the reference and to a new reward model."""
         lm = self.actor.causal_lm
         lm.compile(
             optimizer=self._optimizer(),
@@ -233,14 +237,17 @@ class RLHF:
             jit_compile=self.jit_compile,
         )
         lm.fit(demonstrations, shuffle=False, verbose=0)
+        # By default the KL is measured against the fine-tuned model.
         if self.options.get("reference") is None:
             self.trainer.reference.causal_lm.set_weights(lm.get_weights())
+        # The reward model starts from the fine-tuned backbone; its head stays.
         if self._given_reward is None:
             self.reward.backbone.set_weights(lm.backbone.get_weights())
 
     def _learn_preferences(self, pairs: Any, prompts: list[str]) -> None:
-        """Fits the reward model; responses of the policy then score mean 0 and deviation 1."""
+        """Fits the reward model and normalizes its scores of the policy's responses (N9)."""
         self.reward.fit(pairs, shuffle=False, verbose=0)
+        # Scale to mean 0 and variance 1 on responses of the initial policy (N9).
         responses, ended = self.actor.generate(
             prompts,
             self.sampler,

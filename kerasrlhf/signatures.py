@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 def expanded(kind: type, base: type) -> inspect.Signature:
-    """Returns the signature of a class, with the arguments behind its `**kwargs` by name.
+    """Returns the signature of a class, with the arguments of its `**kwargs` by name.
 
     Args:
         kind: class whose `__init__` may end in `**kwargs` that go to `base`, annotated as
@@ -29,6 +29,7 @@ def expanded(kind: type, base: type) -> inspect.Signature:
     inherited = {p.name: p for p in (known.parameters.values() if known else _parameters(base))}
     parameters: list[inspect.Parameter] = []
     for parameter in own:
+        # `*args` stands for the base's positional arguments, `**kwargs` for its others.
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             parameters += [p for p in inherited.values() if p.kind in positional]
@@ -39,6 +40,7 @@ def expanded(kind: type, base: type) -> inspect.Signature:
                     parameters.append(inherited[name].replace(kind=parameter.KEYWORD_ONLY))
         else:
             parameters.append(parameter)
+    # Sorting by kind is stable: positional first, each kind in its order.
     return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
 
 
@@ -47,7 +49,7 @@ def _parameters(kind: type) -> list[inspect.Parameter]:
 
 
 def _names(kind: type, name: str, inherited: Iterable[str]) -> Iterable[str]:
-    """Names that `**kwargs` stand for: those of its `TypedDict`, or all that are inherited."""
+    """Returns the names in `**kwargs`: those of its `TypedDict`, or all that are inherited."""
     hint = typing.get_type_hints(inspect.getattr_static(kind, "__init__")).get(name)
     options = next(iter(typing.get_args(hint)), None)
     return typing.get_type_hints(options) if typing.is_typeddict(options) else inherited

@@ -2,8 +2,8 @@
 
 A chat template writes special tokens such as `<|im_end|>` into a text, and so may the person whose
 words it wraps. Only the template's are tokens. Typed ones are guarded: a noncharacter of Unicode
-behind their first character keeps them from being found, and is dropped when the text is tokenized.
-Whatever looks like a marker is guarded, so that a guarded text serves every tokenizer.
+after their first character keeps them from being found, and is dropped when the text is tokenized.
+Whatever looks like a marker is guarded, so that a guarded text is right for every tokenizer.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ TURN_ENDS = (
 )
 """The tokens that published chat models end a turn with."""
 
+# Markers of published models, to find special tokens that a tokenizer does not declare.
 _SHAPE = re.compile(
     r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|mask)>"
     r"|<(?:start|end)_of_\w+>|<turn\|>"
 )
+# In typed text also markers in brackets, such as those of Mistral and Llama 2.
 _SHAPES = re.compile(rf"{_SHAPE.pattern}|\[/?[A-Z_]+\]")
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -64,6 +66,7 @@ def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def _known_of(tokenizer: Tokenizer) -> tuple[dict[str, int], re.Pattern[str], re.Pattern[str]]:
     if tokenizer not in _known:
         ids = _find(tokenizer)
+        # Of tokens with a common prefix, the pattern must find the longest.
         longest_first = sorted(ids, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
         typed = re.compile(f"{pattern}|{_SHAPES.pattern}")
@@ -77,6 +80,7 @@ def _find(tokenizer: Tokenizer) -> dict[str, int]:
     ids = {}
     for index, token in enumerate(tokenizer.get_vocabulary()):
         token = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
+        # SentencePiece knows control symbols by id; others are declared or look like a marker.
         is_control = processor is not None and processor.IsControl(index)
         if token in declared or is_control or _SHAPE.fullmatch(token):
             ids[token] = int(tokenizer.token_to_id(token))
@@ -118,7 +122,7 @@ def unguarded(text: str) -> str:
 def split(text: str, tokenizer: Tokenizer) -> list[str | int]:
     r"""Splits a text at its special tokens, and inside those that are guarded.
 
-    A guard that keeps no token of this tokenizer apart leaves no trace.
+    A guard inside anything but a special token of this tokenizer has no effect.
 
     Args:
         text: str.
@@ -135,12 +139,14 @@ def split(text: str, tokenizer: Tokenizer) -> list[str | int]:
         ['a', 0, 'b <', '|endoftext|>']
     """
     ids, pattern, _ = _known_of(tokenizer)
+    # Places of guards in the plain text: each guard before moves them by one.
     guards = [match.start() - before for before, match in enumerate(re.finditer(GUARD, text))]
     plain = unguarded(text)
     pieces: list[str | int] = []
     start = 0
     for match in pattern.finditer(plain):
         if any(match.start() < place < match.end() for place in guards):
+            # A guard inside the token keeps it text: split after its first character.
             pieces.append(plain[start : match.start() + 1])
             start = match.start() + 1
         else:

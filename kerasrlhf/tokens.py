@@ -1,7 +1,7 @@
 """Between texts and token ids, the same for every keras-hub tokenizer.
 
 This is the only place that decides which ids open and end a row, which id is written into padding,
-and where padding is: behind the tokens. keras-hub tokenizers return ragged tensors, arrays or
+and where padding is: after the tokens. keras-hub tokenizers return ragged tensors, arrays or
 lists, depending on their kind and workflow; here ids are lists of int.
 
 A text that continues another one is not tokenized or detokenized by itself: SentencePiece puts a
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _CHUNK = 1024
-# Texts to tokenize a continuation behind; some of them merge with what follows.
+# Texts to tokenize a continuation after; some of them merge with what follows.
 _ANCHORS = ("\n", ".", "0", "\u2603")
 _adds_blank: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -75,7 +75,7 @@ def tokenize(
         list of lists of int, one per text.
 
     Raises:
-        ValueError: If the tokenizer pads, adds tokens of its own, or returns strings.
+        ValueError: If the tokenizer pads, adds tokens, or returns strings.
 
     Example:
         >>> import keras_hub
@@ -134,15 +134,17 @@ def continuations(
         [[3], [2]]
     """
     tokenizer = tokenizer_of(preprocessor)
+    # What follows the prompt's tokens is the response, unless a token crosses the boundary.
     wholes = _encode([p + r for p, r in zip(prompts, responses, strict=True)], tokenizer)
     rows: list[list[int] | None] = [
         whole[len(ids) :] if whole[: len(ids)] == ids else None
         for whole, ids in zip(wholes, prompt_ids, strict=True)
     ]
+    # The sampled tokens themselves: other tokens may have the same text (M8).
     for index, response in enumerate(responses):
         if isinstance(response, SampledText) and response.tokenizer is tokenizer:
             rows[index] = [*response.token_ids]
-    # A token reaches across the boundary: the response is tokenized by itself.
+    # A token crosses the boundary: tokenize the response by itself.
     merged = [index for index, row in enumerate(rows) if row is None]
     encoded = _encode([responses[index] for index in merged], tokenizer, continues=True)
     alone = dict(zip(merged, encoded, strict=True))
@@ -156,6 +158,7 @@ def _encode(texts: list[str], tokenizer: Tokenizer, continues: bool = False) -> 
     """
     rows = [special_tokens.split(text, tokenizer) for text in texts]
     start = getattr(tokenizer, "start_token_id", None)
+    # Pieces of text by row and place: those that open a text, and those that something precedes.
     opening: dict[tuple[int, int], str] = {}
     inner: dict[tuple[int, int], str] = {}
     for index, pieces in enumerate(rows):
@@ -163,6 +166,7 @@ def _encode(texts: list[str], tokenizer: Tokenizer, continues: bool = False) -> 
             if isinstance(piece, str):
                 opens = not continues and pieces[:place] in ([], [start])
                 (opening if opens else inner)[index, place] = piece
+    # One call of the tokenizer for each kind, then the ids return to their places.
     ids = dict(zip(opening, _encode_plain([*opening.values()], tokenizer), strict=True))
     ids |= dict(zip(inner, _encode_inner([*inner.values()], tokenizer), strict=True))
     return [
@@ -187,7 +191,7 @@ def _encode_inner(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     """Returns the token ids of texts without special tokens that something precedes."""
     if not texts or not _puts_blank_first(tokenizer):
         return _encode_plain(texts, tokenizer)
-    # Behind an anchor, with the tokens of the anchor taken off again.
+    # Tokenize after an anchor, and remove the anchor's tokens.
     rows: list[list[int] | None] = [None] * len(texts)
     for anchor in _ANCHORS:
         missing = [index for index, row in enumerate(rows) if row is None]
@@ -195,6 +199,7 @@ def _encode_inner(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
         wholes = _encode_plain([anchor + texts[index] for index in missing], tokenizer)
         decoded = _decode([head + whole[len(head) :] for whole in wholes], tokenizer)
         for index, whole, text in zip(missing, wholes, decoded, strict=True):
+            # The anchor must have kept its tokens, and the rest its text.
             if whole[: len(head)] == head and text == anchor + texts[index]:
                 rows[index] = whole[len(head) :]
     # What merges with every anchor is tokenized by itself.
@@ -207,6 +212,7 @@ def _puts_blank_first(tokenizer: Tokenizer) -> bool:
     """Returns whether the first word of a text is tokenized as if a blank preceded it."""
     if tokenizer not in _adds_blank:
         (ids,) = _encode_plain(["a"], tokenizer)
+        # Twice the ids of a word: SentencePiece decodes the second one with its blank.
         _adds_blank[tokenizer] = _decode([ids + ids], tokenizer) == ["a a"]
     return _adds_blank[tokenizer]
 
@@ -233,7 +239,7 @@ def detokenize(
         list of str.
 
     Raises:
-        ValueError: If the tokenizer pads or adds tokens of its own.
+        ValueError: If the tokenizer pads or adds tokens.
 
     Example:
         >>> import keras_hub
@@ -246,12 +252,14 @@ def detokenize(
     hidden = _hidden_ids(tokenizer)
     whole = [[int(i) for i in row] for row in rows]
     visible = [[i for i in row if i not in hidden] for row in whole]
+    # By itself, a row has the text of its visible tokens.
     if after is None:
         return _decode(visible, tokenizer)
     # One visible token is context enough: only the first blank of a text depends on what precedes.
     heads = [next(([int(i)] for i in row[::-1] if int(i) not in hidden), []) for row in after]
     before = _decode(heads, tokenizer)
     wholes = _decode([head + row for head, row in zip(heads, visible, strict=True)], tokenizer)
+    # The text of a row is what it adds to the text of its context.
     added = [
         whole[len(head) :] if whole.startswith(head) else None
         for whole, head in zip(wholes, before, strict=True)
@@ -347,6 +355,7 @@ def end_ids(
     """
     tokenizer = tokenizer_of(preprocessor)
     if end_token_id == "auto":
+        # The template's end of turn comes before the tokenizer's end token.
         if turn_end is not None and turn_end in special_tokens.special_token_ids(tokenizer):
             return [special_tokens.special_token_ids(tokenizer)[turn_end]]
         add = getattr(preprocessor, "add_end_token", True)
@@ -382,6 +391,7 @@ def stop_ids(preprocessor: CausalLMPreprocessor | None) -> tuple[int, ...]:
         return ()
     ids = [getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
     known = special_tokens.special_token_ids(tokenizer)
+    # Chat models end a turn with another token than a text.
     ids += [known.get(token) for token in special_tokens.TURN_ENDS]
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
@@ -477,7 +487,7 @@ def text_list(texts: Iterable[_T], name: str) -> list[_T]:
 def padded_length(length: int, limit: int | None = None) -> int:
     """Rounds a length up to one of a few sizes: 16, 24, 32, 48, 64, 96, 128 and so on.
 
-    Every shape is a program of its own for XLA, which takes seconds and memory.
+    XLA compiles a program for every shape, which takes seconds and memory.
 
     Args:
         length: int, in tokens.
@@ -492,6 +502,7 @@ def padded_length(length: int, limit: int | None = None) -> int:
     """
     size = 16
     while size < length:
+        # Alternate the factors 3/2 and 4/3: few shapes, and little padding.
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size if limit is None else max(length, min(size, limit))
 
@@ -542,6 +553,7 @@ def check_right_padded(token_ids: ArrayLike, padding_mask: ArrayLike) -> None:
             "Expected `token_ids` and `padding_mask` of one shape (rows, length). Received: "
             f"{shape} and {mask.shape}."
         )
+    # Wrong: no token at the start, or a token after padding.
     bad = np.flatnonzero(~mask[:, 0] | (mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
     if bad.size:
         raise ValueError(
@@ -573,7 +585,7 @@ def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Token
     """Returns the tokenizer of a preprocessor, or the tokenizer that was passed.
 
     Raises:
-        ValueError: If there is none, or it adds tokens of its own.
+        ValueError: If there is none, or it adds tokens.
     """
     tokenizer = getattr(preprocessor, "tokenizer", preprocessor)
     if tokenizer is None:
@@ -581,6 +593,7 @@ def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Token
             "A tokenizer is needed. Received a preprocessor without one (or None): pass "
             "`causal_lm.preprocessor` of a model that was made with its preprocessor."
         )
+    # Start, end and padding are added here, once, and not by the tokenizer.
     for option in ("sequence_length", "add_bos", "add_eos"):
         if getattr(tokenizer, option, None):
             raise ValueError(
@@ -593,6 +606,7 @@ def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Token
 def _hidden_ids(tokenizer: Tokenizer) -> set[int]:
     """Returns the ids of the start, end and padding tokens that are special tokens."""
     names = ("start_token_id", "end_token_id", "pad_token_id")
+    # A padding id that is an ordinary token stays visible.
     ids = {getattr(tokenizer, name, None) for name in names} & {*tokenizer.special_token_ids}
     return {i for i in ids if i is not None}
 

@@ -1,9 +1,9 @@
-"""The records that travel between the stages of an iteration, and their shapes.
+"""The records passed between the stages of an iteration, and their shapes.
 
 Letters in shapes: `batch` rows, `length` padded tokens (prompt columns plus response length),
 `vocab` entries of the vocabulary, `candidates` responses to one prompt, `width` hidden units.
 
-Layout, the same everywhere: a row holds its prompt, its response directly behind it, then
+Layout, the same everywhere: a row holds its prompt, directly followed by its response, then
 padding. Every per-token tensor is `(batch, length)`. `logprobs[:, t]` and `values[:, t]` belong
 to the choice of token `t`, made in the state before it, so position 0 is never a response.
 Masks are true where something counts. Statistics are float32, log-probabilities are in nats.
@@ -26,7 +26,7 @@ from kerasrlhf.checks import require_int as require_int
 from kerasrlhf.checks import require_number as require_number
 
 Tensor: TypeAlias = Any
-"""A backend tensor, or whatever `keras.ops` converts to one; docstrings give dtype and shape."""
+"""A backend tensor, or anything that `keras.ops` converts to one; see docstrings for shapes."""
 
 T = TypeVar("T")
 
@@ -44,10 +44,12 @@ def serializable(kind: type[T]) -> type[T]:
     """
 
     def get_config(self: Any) -> dict[str, Any]:
+        # Serialize fields too: a temperature may be a Keras schedule.
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: keras.saving.serialize_keras_object(x) for name, x in fields.items()}
 
     def from_config(cls: type[T], config: dict[str, Any]) -> T:
+        # Construct it as a user does, so that values are checked again.
         return cls(**{n: keras.saving.deserialize_keras_object(x) for n, x in config.items()})
 
     methods = {"get_config": get_config, "from_config": classmethod(from_config)}
@@ -61,9 +63,9 @@ def serializable(kind: type[T]) -> type[T]:
 class Sampler:
     """How responses are sampled from the model.
 
-    A trainer only takes samplers that follow the policy's own distribution at the given
-    temperature: with `top_k`, `top_p` or temperature 0, the log-probabilities that are trained on
-    would not be those of the samples (details N4, N10, M7). Filters are for `generate`.
+    A trainer only accepts samplers that follow the policy's own distribution at the given
+    temperature. With `top_k`, `top_p` or temperature 0, the log-probabilities in training would
+    not be those of the samples (details N4, N10, M7). Filters are for `generate`.
 
     Args:
         length: int, at least 1. Maximum number of new tokens, the stop token included.
@@ -104,6 +106,7 @@ class Sampler:
     epsilon: float = 0.0
 
     def __post_init__(self) -> None:
+        # Check every value, and keep the checked type, for example int for a NumPy integer.
         checked: dict[str, Any] = {
             "length": require_int("length", self.length, minimum=1),
             "min_length": require_int("min_length", self.min_length, minimum=1),
@@ -117,6 +120,7 @@ class Sampler:
         if self.top_p is not None:
             checked["top_p"] = require_number("top_p", self.top_p, above=0.0, maximum=1.0)
         for name, value in checked.items():
+            # The dataclass is frozen.
             object.__setattr__(self, name, value)
         if self.min_length > self.length:
             raise ValueError(
@@ -142,7 +146,7 @@ class Sampler:
         )
 
     def at(self, iteration: int) -> Sampler:
-        """Returns the sampler of an iteration, without a schedule."""
+        """Returns the sampler of an iteration, with a number as its temperature."""
         return dataclasses.replace(self, temperature=self.temperature_at(iteration))
 
     def temperature_at(self, iteration: int) -> float:
@@ -153,6 +157,7 @@ class Sampler:
         """
         if not callable(self.temperature):
             return self.temperature
+        # `float` for the scalar tensor of a Keras schedule.
         return require_number("temperature", float(self.temperature(iteration)), above=0.0)
 
 
@@ -163,6 +168,7 @@ def _stop_token_ids(ids: Any) -> Any:
         raise ValueError(
             f'`stop_token_ids` must be "auto", None or a sequence of token ids. Received: {ids!r}.'
         )
+    # A tuple, because a frozen dataclass must be hashable and comparable.
     return tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
 
 
@@ -175,8 +181,8 @@ class Responses(NamedTuple):
     prompt_lengths: int32 `(batch,)`.
     ended: bool `(batch,)`, true where a stop token closed the response.
     logprobs: float32 `(batch, length)`, zero outside the response.
-    values: float32 `(batch, length)`, zero outside the response; zeros when the critic is a
-        network of its own, which is evaluated when the responses are scored.
+    values: float32 `(batch, length)`, zero outside the response; zeros if the critic is a separate
+        network, which is evaluated when the responses are scored.
     behavior_logprobs: float32 `(batch, length)`, of the distribution that the tokens were sampled
         from; differs from `logprobs` with `Sampler(epsilon=...)`.
     """
@@ -192,18 +198,18 @@ class Responses(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """A scored batch of responses: what `estimate` of a trainer starts from.
+    """A scored batch of responses: the input of `estimate` of a trainer.
 
     The first fields are those of `Responses`; further:
     ref_logprobs: float32 `(batch, length)`, of the frozen reference.
     scores: float32 `(batch,)`, one number per response, after `RewardShaping`; of a process reward
         model `(batch, length)`, each at its own token.
-    kl_coef: float32 scalar, nats to score.
-    behavior_logprobs: float32 `(batch, length)`, of what the tokens were sampled from. `logprobs`
-        are those of the policy when the updates begin.
+    kl_coef: float32 scalar, units of score per nat.
+    behavior_logprobs: float32 `(batch, length)`, of the distribution that the tokens were sampled
+        from. `logprobs` are those of the policy when the updates begin.
     iteration: int32 scalar.
-    drift: float32 `(batch, length)`, in nats. `logprobs` minus those of the policy that sampled,
-        where that is an earlier one. None in the rollout of the iteration itself.
+    drift: float32 `(batch, length)`, in nats. `logprobs` minus those of the earlier policy that
+        sampled. None in a rollout of the current iteration.
     """
 
     token_ids: Tensor
@@ -227,12 +233,12 @@ class Rollout(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """What an update needs of each row: the rollout's tokens and the estimates made from it.
+    """The rows of an update: the tokens of a rollout and the estimates made from it.
 
-    All are `(batch, length)` but `prompt_lengths` `(batch,)`; `advantages` and `returns` are
-    float32 and zero outside the response. `kl_weights` multiply the KL term of the loss (None
-    where the KL is in the reward); `extras`, a dict of tensors or None, holds what an algorithm
-    adds for its own objective.
+    All are `(batch, length)` except `prompt_lengths` `(batch,)`; `advantages` and `returns` are
+    float32 and zero outside the response. `kl_weights` multiply the KL term of the loss (None if
+    the KL is in the reward); `extras`, a dict of tensors or None, holds inputs of an algorithm's
+    own objective.
     """
 
     token_ids: Tensor
@@ -291,6 +297,7 @@ def require_instance(name: str, value: Any, kind: type[T], expected: str | None 
     """
     if isinstance(value, kind):
         return value
+    # A class instead of an instance is a common slip.
     hint = f" Pass `{name}={value.__name__}(...)`." if isinstance(value, type) else ""
     raise ValueError(
         f"`{name}` must be {expected or f'a {kind.__name__}'}. Received: {described(value)} of "
@@ -325,7 +332,7 @@ def require_constant_sampler(sampler: Any) -> Sampler:
 
 
 def require_seed(value: Any) -> int:
-    """Returns a seed as an int, or raises a `ValueError` for one that random numbers cannot take.
+    """Returns a seed as an int, or raises a `ValueError` for one that is out of range.
 
     Example:
         >>> require_seed(17)
@@ -342,13 +349,15 @@ def require_finite_scores(scores: Any, name: str) -> None:
 
     Args:
         scores: float array `(batch, ...)`.
-        name: str, what gave the scores, as the beginning of a sentence.
+        name: str, the source of the scores, as the start of a sentence.
 
     Example:
         >>> require_finite_scores(np.array([1.0, -2.5]), "The reward model")
     """
     scores = np.asarray(scores)
+    # One row per response, also with scores per token.
     rows = scores.reshape(len(scores), -1)
+    # `not <=` instead of `>`, to catch NaN too.
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero(~(np.abs(rows) <= LARGEST_SCORE).all(axis=1))
     if bad.size:
@@ -362,7 +371,7 @@ def require_finite_scores(scores: Any, name: str) -> None:
 
 
 def _worst(row: np.ndarray) -> Any:
-    """A score of the row that is not finite, or else the largest."""
+    """Returns a score of the row that is not finite, or else the largest."""
     broken = row[~np.isfinite(row)]
     return broken[0] if broken.size else row[np.argmax(np.abs(row))]
 

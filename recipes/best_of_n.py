@@ -31,15 +31,15 @@ class Config:
     """Chooses the best of n responses and distils the choice.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
-            openings of unhappy stories.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset;
+            none for openings of unhappy stories.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
         model: The policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         n: Responses to every prompt, at least 2.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         max_prompts: Prompts to learn from at most; none for all.
         held_out: Prompts kept back for the report.
         batch_size: Prompts answered at once, n rows each; winners of an update.
@@ -84,15 +84,19 @@ class Config:
 def main(config):
     progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. The policy twice: one copy is trained, the other stays to measure the KL to.
     actor, start = (rlhf.ActorCritic.from_preset(config.model) for _ in range(2))
     reward = rlhf.load_reward(config.reward)
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     template = rlhf.data.dialogue.load_template(config.template)
     records = rlhf.data.records.load(source, text_column="prompt")
     rlhf.data.records.prompt_texts(records, template)  # raises for what is not a prompt
-    texts = [record["prompt"] for record in records]
-    np.random.default_rng(config.seed).shuffle(texts)
-    held_out, train = texts[: config.held_out], texts[config.held_out :][: config.max_prompts]
+    # 2. Shuffle the prompts and hold some back.
+    train, held_out = (
+        [record["prompt"] for record in part]
+        for part in rlhf.data.split(records, config.held_out, config.seed)
+    )
+    train = train[: config.max_prompts]
     sampler = rlhf.Sampler(config.response_length, temperature=config.temperature)
 
     def sample(prompts, seed):
@@ -108,8 +112,10 @@ def main(config):
             "kl": divergence(actor, start, held_out, sampler, config, template),
         }
 
+    # 3. The score of one sample and of the best of n, before training.
     progress.step(f"Sampling {config.n} responses to {len(held_out)} held-out prompts")
     before = measure()
+    # 4. Choose the best of n responses to each training prompt.
     progress.step(f"Sampling {config.n} responses to {len(train)} prompts")
     found = sample(train, config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -118,8 +124,10 @@ def main(config):
     winners = found.demonstrations()
     if not winners:
         raise ValueError("Every winner is empty: the policy ends before its first word.")
+    # 5. Distill the choice: imitate the winners.
     progress.step(f"Fine-tuning on {len(winners)} winners")
     distil(config, actor.causal_lm, winners, template, progress.verbose)
+    # 6. Measure again: one sample should score more than before.
     progress.step("Held-out prompts after training")
     after = measure()
     actor.save_to_preset(config.output / "model")
@@ -179,10 +187,12 @@ def divergence(actor, start, prompts, sampler, config, template):
         shuffle=False,
         template=template,
     )
+    # Samples of the policy, with their log-probabilities under the policy and its start.
     sampled = actor.generate(batch, sampler, config.seed + 2, jit_compile=config.jit_compile)
     stats = start.token_stats(
         sampled.token_ids, sampled.padding_mask, temperature=config.temperature
     )
+    # k1 per token, summed over the response, estimates the KL of whole responses.
     lead = rlhf.functional.kl.k1(sampled.logprobs, stats.logprobs)
     totals = rlhf.functional.masking.masked_sum(lead, sampled.response_mask, axis=-1)
     return float(np.mean(totals))

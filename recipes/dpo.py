@@ -27,7 +27,7 @@ class Config:
     """Trains a policy on preference pairs directly.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         method: The loss.
         model: The initial policy and, except for orpo, its reference: a keras-hub preset, a folder
             of one, or a Hugging Face folder.
@@ -39,8 +39,8 @@ class Config:
         epochs: Passes over the pairs.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-6.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Fraction of the pairs that is kept back to measure accuracy.
@@ -112,21 +112,24 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into pairs to learn from and pairs to measure on.
     records = rlhf.data.records.load(config.data)
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    count = max(1, round(config.held_out * len(records)))
-    held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
+    # 2. The initial policy; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     if config.lora_rank:
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
+    # 3. Pairs as batches of token ids, and the trainer.
     template = rlhf.data.dialogue.load_template(config.template)
     pairs, unseen = read_pairs(config, actor.causal_lm.preprocessor, train, held_out, template)
-    skipped = {*unseen.report.skipped}
-    held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+    # Records that were left out have no score: the accuracies must not count them.
+    left_out = {*unseen.report.skipped, *unseen.report.dropped}
+    held_out = [record for i, record in enumerate(held_out) if i not in left_out]
     longest = max(data.report.longest_response for data in (pairs, unseen))
     trainer = build(config, actor.causal_lm, longest, config.epochs * len(pairs))
 
+    # 4. Measure, train, and measure again.
     prompts = read_prompts(config, held_out, template)
     progress.step("Held-out pairs before training")
     before, responses_before = measure(
@@ -148,6 +151,7 @@ def main(config):
     after, responses_after = measure(
         config, trainer, actor, unseen, prompts, template, progress.verbose
     )
+    # 5. Report, and save the policy.
     samples = zip(prompts, responses_before, responses_after, strict=True)
     report = {
         "config": dataclasses.asdict(config),
@@ -208,6 +212,7 @@ def measure(config, trainer, actor, unseen, prompts, template, verbose):
 def accuracies(scores, records):
     """Returns how often the chosen response has the higher score, by source too."""
     scores = np.asarray(scores, "float64")
+    # Of a ranking, the best must beat all others.
     chosen, rejected = scores[:, 0], scores[:, 1:].max(axis=1)
     sourced = [i for i, record in enumerate(records) if "source" in record]
     by_source = {}
@@ -223,6 +228,7 @@ def accuracies(scores, records):
 def build(config, causal_lm, response_length, updates):
     """Returns the compiled trainer."""
     loss = None
+    # ORPO needs no reference; the others compare with the policy at the start.
     if config.method == "orpo":
         trainer = rlhf.ORPO(causal_lm, coef=config.coef, response_length=response_length)
     else:

@@ -21,7 +21,6 @@ from typing import ClassVar, Literal
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -32,8 +31,8 @@ class Config:
 
     Args:
         algorithm: How responses to a prompt are compared.
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
-            openings of unhappy stories.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset;
+            none for openings of unhappy stories.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
         model: The initial policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
@@ -43,8 +42,8 @@ class Config:
         group_size: Responses to every prompt, at least 2.
         held_out: Prompts kept back for validation; a multiple of batch_size.
         validate_every: Iterations between validations and saved states; divides iterations.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         prompt_length: Tokens of a prompt; none for what the model takes.
@@ -123,11 +122,13 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. The trainer, prompts to train on, and others to measure on.
     resume = rlhf.callbacks.Resume(
         config.output / "state", every=config.validate_every, on_change=config.on_change
     )
     trainer = build(config)
     prompts, unseen = read_prompts(config, trainer.actor.causal_lm.preprocessor)
+    # 2. Measure, train with a validation after each epoch, and measure again.
     progress.step("Held-out prompts before training")
     before = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
     progress.step("Training")
@@ -142,6 +143,7 @@ def main(config):
     )
     progress.step("Held-out prompts after training")
     after = trainer.evaluate(unseen, verbose=progress.verbose, return_dict=True)
+    # 3. Save the policy, and report.
     trainer.actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<8}{before[name]:>10.3f}{after[name]:>10.3f}")
@@ -162,6 +164,7 @@ def build(config):
         "shaping": rlhf.RewardShaping(missing_end_score=config.missing_end_score),
         "seed": config.seed,
     }
+    # Left out, so that each algorithm has its own default.
     if config.cliprange is not None:
         options["cliprange"] = config.cliprange
     actor = rlhf.ActorCritic.from_preset(config.model)
@@ -171,6 +174,7 @@ def build(config):
     else:
         options |= {"variant": config.algorithm, "cliprange_high": config.cliprange_high}
         trainer = rlhf.GRPO(actor, reward, **options)
+    # The rate reaches 0 with the last update of the run (N5).
     rate = keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, trainer.updates_in(config.iterations), end_learning_rate=0.0
     )
@@ -182,14 +186,14 @@ def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
     records = rlhf.data.records.load(source, text_column="prompt")
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    held_out, train = np.split(order, [config.held_out])
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     prompts, unseen = (
         rlhf.data.prompts(
-            [records[i] for i in part],
+            part,
             preprocessor,
             config.batch_size,
             max_length=config.prompt_length,
+            # Similar lengths get one shape, so that XLA compiles once.
             pad_to_multiple_of=8,
             template=rlhf.data.dialogue.load_template(config.template),
             on_error=config.on_error,

@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -28,7 +27,7 @@ class Config:
     """Trains a policy with PPO.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
             as package.module:function or path/to/file.py:function.
         model: The initial policy: a keras-hub preset, a folder of one, or a Hugging Face folder.
@@ -38,8 +37,8 @@ class Config:
         held_out: Prompts kept back for validation; a multiple of batch_size.
         validate_every: Iterations between validations; divides iterations.
         save_every: Iterations between states.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         prompt_length: Tokens of a prompt; none for what the model takes.
@@ -135,6 +134,7 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Callbacks: the state of the run, samples, and curves.
     resume = rlhf.callbacks.Resume(
         config.output / "state", every=config.save_every, on_change=config.on_change
     )
@@ -142,11 +142,15 @@ def main(config):
         config.samples, every=config.validate_every, path=config.output / "samples.jsonl"
     )
     curves = rlhf.callbacks.TensorBoard(config.output / "logs", samples=config.samples)
+    # Under a strategy, everything is built and trained inside one scope.
     with rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext():
+        # 2. The trainer, prompts to train on, and others to measure on.
         ppo = build(config)
         prompts, unseen = read_prompts(config, ppo.actor.causal_lm.preprocessor)
         progress.step("Held-out prompts before training")
+        # 3. Figures before training. On a resume, `fit` loads the state only afterward.
         before, shown_before = measure(ppo, unseen, progress.verbose)
+        # 4. Train: each batch of prompts is one iteration, and an epoch ends with a validation.
         progress.step("Training")
         ppo.fit(
             prompts.repeat(),
@@ -157,8 +161,10 @@ def main(config):
             callbacks=[resume, curves, samples],
             verbose=progress.verbose,
         )
+        # 5. Measure again on the same prompts, with the same random numbers.
         progress.step("Held-out prompts after training")
         after, shown_after = measure(ppo, unseen, progress.verbose)
+    # 6. Save the policy with its critic, and report.
     ppo.actor.save_to_preset(config.output / "model")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}
     report["samples"] = pairs(shown_before, shown_after, config.samples)
@@ -173,7 +179,9 @@ def build(config):
         config.model, **({"dtype": config.dtype} if config.dtype else {})
     )
     if config.lora_rank:
+        # Before the trainer is built: its reference is then the model without adapters.
         actor.causal_lm.backbone.enable_lora(config.lora_rank)
+    # The KL to the initial policy keeps the language; a target adapts its coefficient (N21).
     kl = rlhf.FixedKL(config.kl_coef)
     if config.kl_target is not None:
         kl = rlhf.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -190,8 +198,10 @@ def build(config):
     )
     rate = config.learning_rate
     if config.decay:
+        # The rate reaches 0 with the last update of the run (N5).
         updates = ppo.updates_in(config.iterations)
         rate = keras.optimizers.schedules.PolynomialDecay(rate, updates, end_learning_rate=0.0)
+    # Adam's epsilon of the original implementation (N22).
     ppo.compile(keras.optimizers.Adam(rate, epsilon=1e-5), jit_compile=config.jit_compile)
     return ppo
 
@@ -199,11 +209,10 @@ def build(config):
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     records = rlhf.data.records.load(config.prompts, text_column="prompt")
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    held_out, train = np.split(order, [config.held_out])
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     prompts, unseen = (
         rlhf.data.prompts(
-            [records[i] for i in part],
+            part,
             preprocessor,
             config.batch_size,
             max_length=config.prompt_length,

@@ -20,7 +20,6 @@ from typing import ClassVar
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -30,8 +29,8 @@ class Config:
     """Trains a policy with PPO and language modeling.
 
     Args:
-        prompts: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset; none for
-            openings of unhappy stories.
+        prompts: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset;
+            none for openings of unhappy stories.
         texts: A source of records with `text`, or with `prompt` and `response`, to model; none for
             stories that the model writes before it is trained.
         reward: A folder of a saved reward model, or a Python function of prompts and responses,
@@ -48,8 +47,8 @@ class Config:
         batch_size: Prompts of an iteration.
         text_batch_size: Texts of an update.
         text_length: Tokens of a text.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         held_out: Prompts kept back for the report; a multiple of batch_size. Of `texts` as many.
         response_length: Tokens of a response at most.
         temperature: Of sampling.
@@ -111,6 +110,7 @@ class Config:
 def main(config):
     progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Prompts for reinforcement, and texts for language modeling.
     actor = rlhf.ActorCritic.from_preset(config.model)
     prompts, unseen = read_prompts(config, actor.causal_lm.preprocessor)
     progress.step("Texts")
@@ -122,6 +122,7 @@ def main(config):
         found = judge.evaluate(unseen, verbose=progress.verbose, return_dict=True)
         return {**found, "perplexity": rlhf.evaluation.perplexity(actor.causal_lm, unseen_texts)}
 
+    # 2. Measure, train, and measure again: the score should rise, the perplexity should not.
     progress.step("Held-out prompts and texts before training")
     before = measure()
     progress.step("Training")
@@ -134,6 +135,7 @@ def main(config):
     )
     progress.step("Held-out prompts and texts after training")
     after = measure()
+    # 3. Save the policy, and report.
     actor.save_to_preset(config.output / "model")
     for name in before:
         print(f"held-out {name:<11}{before[name]:>10.3f}{after[name]:>10.3f}")
@@ -153,6 +155,7 @@ def build(config, actor, texts):
     }
     options = {"update_epochs": config.update_epochs}
     if config.ptx_coef or config.lm_every:
+        # A loss in every update, or steps between iterations.
         options["texts"] = rlhf.LanguageModeling(
             demonstrations(config, actor.causal_lm.preprocessor, texts),
             coef=config.ptx_coef,
@@ -160,9 +163,11 @@ def build(config, actor, texts):
             steps=config.lm_steps,
         )
     if config.reverse_coef or config.reverse_reward:
+        # Language modeling in reverse: from the response to its prompt.
         options["prompt_prediction"] = rlhf.PromptPrediction(
             coef=config.reverse_coef, reward=config.reverse_reward
         )
+    # With `reverse_reward` the trainer's own score has another meaning: the judge has none of it.
     ppo, judge = rlhf.PPO(**common, **options), rlhf.PPO(**common)
     steps = ppo.updates_in(config.iterations)
     rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, steps, 0.0)
@@ -174,7 +179,8 @@ def build(config, actor, texts):
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
-    held_out, train = split(rlhf.data.records.load(source, text_column="prompt"), config)
+    records = rlhf.data.records.load(source, text_column="prompt")
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     template = rlhf.data.dialogue.load_template(config.template)
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8, "template": template}
     print(f"{len(train)} prompts, {len(held_out)} held out")
@@ -197,19 +203,16 @@ def demonstrations(config, preprocessor, texts):
     )
 
 
-def split(records, config):
-    """Shuffles records and keeps the first `held_out` of them back."""
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    return ([records[i] for i in part] for part in np.split(order, [config.held_out]))
-
-
 def read_texts(config, actor):
     """Returns texts to measure perplexity on, and texts to learn from."""
     if config.texts:
         records = rlhf.data.records.load(config.texts)
         template = rlhf.data.dialogue.load_template(config.template)
         pairs = rlhf.data.records.demonstration_texts(records, template)
-        return split([prompt + response for prompt, response in zip(*pairs, strict=True)], config)
+        texts = [prompt + response for prompt, response in zip(*pairs, strict=True)]
+        train, held_out = rlhf.data.split(texts, config.held_out, config.seed)
+        return held_out, train
+    # Without texts, the model's own stories show how it wrote before training.
     openings = ["Once upon a time", "One day", "There was"] * 64  # of at most 8 tokens
     sampler = rlhf.Sampler(config.text_length - 8, temperature=config.temperature)
     written = actor.generate(openings, sampler, config.seed, jit_compile=config.jit_compile)

@@ -1,8 +1,8 @@
 """Pretrains the small story model that comes with the package (`kerasrlhf/presets/tiny_stories`).
 
-A Llama 3 shape of keras-hub with a byte-level tokenizer of its own learns from stories that a
-teacher model writes, mixed with real ones, and is then finished on whole real stories. From the
-root of the repository:
+A small Llama 3 of keras-hub with its own byte-level tokenizer learns from stories that a teacher
+model writes, mixed with real ones, and is then finished on whole real stories. From the root of
+the repository:
 
     python recipes/pretrain_tiny.py --output kerasrlhf/presets/tiny_stories
 """
@@ -28,7 +28,7 @@ SPECIAL_TOKENS += ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the model is made of and how long it learns.
+    """Size and training of the model.
 
     Args:
         stories: Real stories to learn from, compressed JSON lines with `text`.
@@ -79,7 +79,7 @@ class Config:
 
 
 def read(path):
-    """The texts of a file of compressed JSON lines."""
+    """Returns the texts of a file of compressed JSON lines."""
     if not path.exists():
         raise ValueError(f"No stories at {path}. Give a .jsonl.gz file whose lines have `text`.")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -107,17 +107,20 @@ def write(actor, rows, temperature, seed, jit_compile):
 
 
 def is_good(text):
-    """Whether a text is of a usual length, ends as a sentence does and says nothing twice."""
+    """Returns whether a text has a usual length, ends like a sentence and says nothing twice."""
     sentences = [s for s in re.split(r'(?<=[.!?])["”]?\s+', text) if len(s) > 12]
     ended = len(text) >= 200 and re.search(r'[.!?]["”]?$', text)
     return len(set(sentences)) == len(sentences) > 2 and bool(ended)
 
 
 def teacher_stories(config, teacher):
-    """Good stories of the teacher at several temperatures: cool ones read better, warm ones keep
-    the student's probabilities honest."""
+    """Returns good stories of the teacher at several temperatures.
+
+    Cool ones read better; warm ones keep the student's probabilities calibrated.
+    """
     if not config.sampled.exists():
         actor, texts = rlhf.ActorCritic(teacher), []
+        # Sampling is slow: the stories are kept in a file, and read when it exists.
         for i in range(config.rounds):
             temperature = 0.7 + 0.1 * (i % 4)
             stories = write(actor, config.rows, temperature, i, config.jit_compile)
@@ -132,12 +135,13 @@ def teacher_stories(config, teacher):
 
 
 def make_tokenizer(texts, size):
-    """A byte-level `Llama3Tokenizer` of `size` tokens, trained on `texts`."""
+    """Returns a byte-level `Llama3Tokenizer` of `size` tokens, trained on `texts`."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=SPECIAL_TOKENS,
+        # All 256 bytes, so that every text can be tokenized.
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -148,7 +152,7 @@ def make_tokenizer(texts, size):
 
 
 def make_model(config):
-    """A new `Llama3CausalLM`; untied embeddings, because keras-hub forgets that they are tied."""
+    """Returns a new `Llama3CausalLM`; untied, because keras-hub forgets tied embeddings."""
     backbone = keras_hub.models.Llama3Backbone(
         vocabulary_size=config.vocabulary_size,
         num_layers=config.layers,
@@ -163,20 +167,21 @@ def make_model(config):
 
 
 def token_rows(tokenizer, texts):
-    """Token ids of each text between the start and the end token."""
+    """Returns the token ids of each text between the start and the end token."""
     start, end = tokenizer.start_token_id, tokenizer.end_token_id
     return [np.array([start, *ids, end], "int32") for ids in tokenizer(texts)]
 
 
 def windows(rows, length):
-    """All tokens in rows of `length + 1`; the last token of a row is the first of the next."""
+    """Returns all tokens in rows of `length + 1`; rows overlap by one token."""
     stream = np.concatenate(rows)
+    # Rows of inputs and next tokens: the last token of a row is the first of the next.
     starts = range(0, len(stream) - length, length)
     return np.stack([stream[start : start + length + 1] for start in starts])
 
 
 def whole_stories(tokenizer, texts, length):
-    """One story a row, begun at position 0, cut or padded to `length + 1`."""
+    """Returns one story per row from position 0 on, cut or padded to `length + 1`."""
     filled = np.full((len(texts), length + 1), tokenizer.pad_token_id, "int32")
     for i, row in enumerate(token_rows(tokenizer, texts)):
         filled[i, : len(row)] = row[: length + 1]
@@ -184,10 +189,11 @@ def whole_stories(tokenizer, texts, length):
 
 
 def dataset(rows, batch_size, tokenizer):
-    """Full batches of (inputs, next tokens, weights), in a new order at every pass.
+    """Returns full batches of (inputs, next tokens, weights), in a new order at every pass.
 
     A start token is never to be predicted: what follows an end is not the model's to decide.
     """
+    # Position t predicts token t + 1.
     mask, targets = rows != tokenizer.pad_token_id, rows[:, 1:]
     weights = mask[:, 1:] & (targets != tokenizer.start_token_id)
     inputs = {"token_ids": rows[:, :-1], "padding_mask": mask[:, :-1]}
@@ -196,7 +202,8 @@ def dataset(rows, batch_size, tokenizer):
 
 
 def train(model, data, epochs, learning_rate, end, jit_compile, validation=None):
-    """Muon for matrices and Adam for the rest, at a rate that falls to `end` times the highest."""
+    """Trains with Muon for matrices and Adam for the rest; the rate falls to a fraction `end`."""
+    # A short warmup from a tenth of the rate, then a cosine.
     steps = epochs * len(data)
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate / 10, steps, end, warmup_target=learning_rate, warmup_steps=steps // 20
@@ -220,6 +227,7 @@ def train(model, data, epochs, learning_rate, end, jit_compile, validation=None)
 
 def save(model, folder):
     """Saves a preset that computes in float32 and stores its weights in float16."""
+    # float16 halves the file; loading converts the weights to float32.
     half = type(model.backbone).from_config(model.backbone.get_config() | {"dtype": "float16"})
     half.set_weights(model.backbone.get_weights())
     with rlhf.files.replacing_preset(folder) as temporary:
@@ -256,18 +264,21 @@ def main(config):
     keras.utils.set_random_seed(config.seed)
     if not config.teacher.exists():
         raise ValueError(f"No teacher at {config.teacher}. Give a folder with a keras-hub preset.")
+    # 1. Stories of the teacher and real ones, and a tokenizer for both.
     teacher = keras_hub.models.CausalLM.from_preset(str(config.teacher))
     real, sampled = read(config.stories), teacher_stories(config, teacher)
     held_out, real = real[: config.held_out], real[config.held_out :]
     tokenizer = make_tokenizer(sampled + real, config.vocabulary_size)
     model = make_model(config)
 
+    # 2. Learn the language from the mixture, in windows of a shuffled stream of tokens.
     rows = token_rows(tokenizer, sampled + real)
     order = np.random.default_rng(config.seed).permutation(len(rows))
     mixture = windows([rows[i] for i in order], config.length)
     print(f"{len(sampled)} sampled stories, {len(real)} real ones, {mixture.size:,} tokens")
     data = dataset(mixture, config.batch_size, tokenizer)
     train(model, data, config.epochs, config.learning_rate, 0.1, config.jit_compile)
+    # 3. Finish on whole real stories, which begin at position 0 as prompts do.
     data, validation = (
         dataset(whole_stories(tokenizer, part, config.length), config.batch_size, tokenizer)
         for part in (real, held_out)

@@ -84,6 +84,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Runs everything and returns the report."""
+    # The folder of the quickstart itself is replaced without asking.
     is_default = config.output == Config.output
     progress = Progress(config.output, overwrite=config.overwrite or is_default)
     keras.utils.set_random_seed(config.seed)
@@ -99,6 +100,7 @@ def main(config: Config) -> dict:
 
     progress.step("1. Comparisons of a simulated annotator")
     comparisons = compare_pairs(config, actor, sampler, training)
+    # Hold back an eighth, to see whether the reward model has learned what generalizes.
     cut = len(comparisons) * 7 // 8
     pairs = rlhf.data.preferences(comparisons[:cut], lm.preprocessor, batch_size=32)
     unseen = rlhf.data.preferences(comparisons[cut:], lm.preprocessor, batch_size=32)
@@ -113,9 +115,11 @@ def main(config: Config) -> dict:
     reward.fit(pairs, epochs=config.reward_epochs, verbose=progress.verbose)
     accuracy = reward.evaluate(unseen, return_dict=True, verbose=0)["accuracy"]
     print(f"It orders {accuracy:.1%} of the unseen comparisons as the annotator did.")
+    # Scores of the start get mean 0 and variance 1, so that the KL coefficient has a scale (N9).
     reward.normalize(held_out, responses=before[0], ended=before[1])
 
     progress.step("3. PPO")
+    # `rows` collects the statistics of each iteration for the plot.
     ppo, rows = build(config, actor, reward, sampler), []
     batches = {"batch_size": config.batch_size, "pad_to_multiple_of": 8}
     prompts = rlhf.data.prompts(training, lm.preprocessor, seed=config.seed, **batches)
@@ -133,6 +137,7 @@ def main(config: Config) -> dict:
     )
 
     progress.step("4. Before and after")
+    # The same openings and random numbers as before training.
     after = answer(config, actor, held_out, sampler, config.seed + 1)
     unseen = rlhf.data.prompts(held_out, lm.preprocessor, shuffle=False, **batches)
     kl = ppo.evaluate(unseen, return_dict=True, verbose=0)["kl"]
@@ -157,6 +162,7 @@ def main(config: Config) -> dict:
 
 def build(config, actor, reward, sampler):
     """Returns the compiled trainer; its learning rate falls to 0."""
+    # The reference is the actor as it is now; the KL to it is steered to a target (N21).
     ppo = rlhf.PPO(
         actor,
         reward,
@@ -180,8 +186,9 @@ def answer(config, actor, prompts, sampler, seed):
 
 
 def compare_pairs(config, actor, sampler, openings):
-    """Preference records: two continuations of each opening, compared by their VADER sentiment."""
+    """Returns preference records: two continuations of each opening, compared by VADER."""
     prompts = [openings[index % len(openings)] for index in range(config.pairs)]
+    # Two continuations with different random numbers.
     texts, ended = zip(
         *(answer(config, actor, prompts, sampler, config.seed + i) for i in (2, 3)),
         strict=True,
@@ -193,7 +200,7 @@ def compare_pairs(config, actor, sampler, openings):
 
 
 def measure(reward, openings, texts, ended):
-    """What the report says of continuations; intervals are of 95 %."""
+    """Returns figures of continuations for the report; intervals are of 95 %."""
     return {
         "proxy": rlhf.evaluation.mean_interval(reward.score(openings, texts, ended=ended)),
         "gold": rlhf.evaluation.mean_interval(rlhf.tasks.sentiment.vader_scores(texts)),
@@ -203,7 +210,7 @@ def measure(reward, openings, texts, ended):
 
 
 def ranked(openings, before, after):
-    """The openings with the best, the median and the worst continuation after training."""
+    """Returns the openings with the best, the median and the worst continuation after training."""
     gold = [rlhf.tasks.sentiment.vader_scores(texts) for texts in (before, after)]
     order = sorted(range(len(openings)), key=lambda i: gold[1][i], reverse=True)
     ranks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}

@@ -26,7 +26,7 @@ class Config:
     """Trains a reward model on preference pairs.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         model: Where the reward model starts: the fine-tuned language model, as a keras-hub
             preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
@@ -38,8 +38,8 @@ class Config:
         epochs: Passes over the pairs; more than one overfits soon.
         learning_rate: Of Adam at the start; falls linearly to 0. Large models want 1e-5.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Fraction of the pairs that is kept back to measure accuracy.
@@ -103,16 +103,18 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into pairs to learn from and pairs to measure on.
     records = rlhf.data.records.load(config.data)
-    order = np.random.default_rng(config.seed).permutation(len(records))
-    count = max(1, round(config.held_out * len(records)))
-    held_out, train = ([records[i] for i in part] for part in (order[:count], order[count:]))
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
+    # 2. The policy: reward models start as its backbone, and it answers prompts to normalize by.
     options = {"dtype": config.dtype} if config.dtype else {}
     policy = rlhf.ActorCritic.from_preset(config.model, **options)
     pairs = Pairs(config, policy, train, held_out)
 
+    # 3. Train one reward model, or several with different seeds.
     members = [member(config, pairs, index, progress) for index in range(config.ensemble)]
     reward = members[0] if len(members) == 1 else rlhf.RewardEnsemble(members)
+    # 4. Score the held-out pairs, then bring the scores to mean 0 and variance 1 (N9).
     progress.step("Scores of held-out pairs")
     # On the scale that the loss was minimized at, where differences are log odds.
     scores = np.asarray(reward.predict(pairs.unseen, verbose=progress.verbose), "float64")
@@ -120,6 +122,7 @@ def main(config):
     if config.normalize:
         progress.step("Normalizing by sampled responses")
         gain, bias = pairs.normalize(reward)
+    # 5. Report, and save the reward model.
     report = {"config": dataclasses.asdict(config), **figures(scores, pairs.held_out, config.bins)}
     report |= {"gain": gain, "bias": bias}
     show(report)
@@ -129,14 +132,15 @@ def main(config):
 
 
 class Pairs:
-    """The pairs to learn from and those that are kept back, as the policy reads them."""
+    """The pairs to learn from and those that are kept back, in the policy's tokens."""
 
     def __init__(self, config, policy, train, held_out):
         self.config, self.policy, self.train = config, policy, train
         self.template = rlhf.data.dialogue.load_template(config.template)
         self.unseen = self.batches(held_out, shuffle=False)
-        skipped = {*self.unseen.report.skipped}
-        self.held_out = [record for i, record in enumerate(held_out) if i not in skipped]
+        # Records that were left out have no score: the figures must not count them.
+        left_out = {*self.unseen.report.skipped, *self.unseen.report.dropped}
+        self.held_out = [record for i, record in enumerate(held_out) if i not in left_out]
         print(f"{len(train)} pairs, {len(held_out)} held out; {self.unseen.report}")
 
     def batches(self, records, **options):
@@ -161,6 +165,7 @@ class Pairs:
         rows = self.train[: self.config.normalize]
         prompts = rlhf.data.records.select(rows, read, self.config.on_error).values[0]
         return reward.normalize(
+            # The ends of long prompts, which leave room for a response.
             [prompt[-400:] for prompt in prompts],
             policy=self.policy,
             sampler=rlhf.Sampler(self.config.response_length),
@@ -169,12 +174,13 @@ class Pairs:
 
 
 def member(config, pairs, index, progress):
-    """Returns a trained reward model with a seed of its own."""
+    """Returns a reward model that was trained with the member's seed."""
     seed = config.seed + index
     keras.utils.set_random_seed(seed)
     reward = rlhf.RewardModel.from_causal_lm(pairs.policy.causal_lm)
     if config.lora_rank:
         reward.backbone.enable_lora(config.lora_rank)
+    # Before training too, so that it starts from scores of a known scale (N9).
     if config.normalize:
         progress.step("Normalizing by sampled responses")
         pairs.normalize(reward)
@@ -189,6 +195,7 @@ def figures(scores, records, bins):
     """Returns accuracy, by source too, and calibration of scores `(records, candidates)`."""
     first, second = np.triu_indices(scores.shape[1], 1)  # every pair of a ranking
     chosen, rejected = scores[:, first].ravel(), scores[:, second].ravel()
+    # The record of each pair, for its source.
     rows = np.repeat(np.arange(len(records)), len(first))
     sourced = [i for i, row in enumerate(rows) if "source" in records[row]]
     by_source = {}

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
 import keras
-import numpy as np
 
 import kerasrlhf as rlhf
 
@@ -26,7 +25,7 @@ class Config:
     """Fine-tunes a language model on demonstrations.
 
     Args:
-        data: A .jsonl, .json or .csv file (also .gz), or the name of a TFDS dataset.
+        data: A .jsonl, .json, .csv (also .gz) or .parquet file, or the name of a TFDS dataset.
         model: A keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
         batch_size: Rows of an update.
@@ -35,8 +34,8 @@ class Config:
         response_column: The column to imitate, such as chosen; none for the usual names.
         all_turns: Whether all turns of the assistant are learned, not only the last one.
         max_length: Tokens of a row, prompt and response; none for what the model takes.
-        template: How messages become a text: plain, chatml, or a Python function, as
-            package.module:function or path/to/file.py:function.
+        template: How messages become a text: plain, chatml, gemma, llama3, mistral, phi3; a Python
+            function (package.module:function or path/to/file.py:function); or a model's folder.
         on_error: What to do with rows that cannot be used: raise an error, or skip and count them.
         drop_longer_than: Tokens; longer rows are left out and counted. None for none.
         held_out: Fraction of the records that is kept back to measure perplexity.
@@ -97,15 +96,18 @@ class Config:
 def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
+    # 1. Split the records into demonstrations to learn from and others to measure on.
     records = rlhf.data.records.load(config.data)
     if config.response_column:
         records = imitating(records, config.response_column)
-    train, held_out = split(records, config.held_out, config.seed)
+    train, held_out = rlhf.data.split(records, config.held_out, config.seed)
+    # 2. The language model; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}
     actor = rlhf.ActorCritic.from_preset(config.model, **options)
     lm = actor.causal_lm
     if config.lora_rank:
         lm.backbone.enable_lora(config.lora_rank)
+    # 3. Demonstrations as batches of token ids, and the loss.
     template = rlhf.data.dialogue.load_template(config.template)
     demos, unseen = read_demonstrations(config, lm.preprocessor, train, held_out, template)
     compile_lm(config, lm, updates=config.epochs * len(demos))
@@ -120,6 +122,7 @@ def main(config):
             return nats, []
         return nats, actor.generate(prompts, sampler, config.seed, **options)
 
+    # 4. Measure, train, and measure again.
     progress.step("Held-out demonstrations before training")
     nats_before, before = measure()
     callbacks = [rlhf.callbacks.TensorBoard(config.output / "logs")]
@@ -136,6 +139,7 @@ def main(config):
     )
     progress.step("Held-out demonstrations after training")
     nats, after = measure()
+    # 5. Save the model, and report.
     lm.save_to_preset(config.output / "model")
     report = {
         "config": dataclasses.asdict(config),
@@ -189,18 +193,12 @@ def compile_lm(config, lm, updates):
     )
 
 
-def split(records, fraction, seed):
-    """Shuffles records and keeps a fraction of them back."""
-    order = np.random.default_rng(seed).permutation(len(records))
-    count = max(1, round(fraction * len(records)))
-    return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
-
-
 def imitating(records, column):
     """Returns records whose response is in another column."""
     if not all(column in row for row in records):
         raise ValueError(f"--response-column: not every record has a column {column!r}.")
     names = ("prompt", "ended")
+    # Other columns would be read in place of the one that was asked for.
     kept = [{name: row[name] for name in names if name in row} for row in records]
     return [{**row, "response": record[column]} for row, record in zip(kept, records, strict=True)]
 
@@ -211,6 +209,7 @@ def opening(records, count, template, on_error):
     def read(rows):
         return rlhf.data.records.demonstration_texts(rows, template)
 
+    # Twice as many records as needed: some of them may be left out.
     texts = rlhf.data.records.select(records[: 2 * max(count, 1)], read, on_error).values
     pairs = [(p, r) if p else split_words(r) for p, r in zip(*texts, strict=True)][:count]
     return [p[-400:] for p, _ in pairs], [r for _, r in pairs]

@@ -35,7 +35,7 @@ NAMES = {
     rlhf.cluster: "strategy",
     rlhf.data: """
         demonstrations preferences unpaired_preferences prompts stepwise
-        read records dialogue tokenize detokenize TokenizedDataset Report
+        read split mix records dialogue ChatTemplate tokenize detokenize TokenizedDataset Report
         audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
     """,
     rlhf.evaluation: """

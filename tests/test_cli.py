@@ -410,14 +410,19 @@ def test_overwriting_removes_results_and_nothing_else(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("report.json", "samples.jsonl", "notes.txt"):
         (tmp_path / file).write_text("{}")
-    cli.Progress(tmp_path, overwrite=True)
+    progress = cli.Progress(tmp_path, overwrite=True)
+    assert (tmp_path / "model/assets").exists(), "the run may start from this model"
+    progress.step("Training")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes.txt"]
+    (tmp_path / "model").mkdir()
+    progress.step("After training")
+    assert (tmp_path / "model").exists(), "this run's own"
 
 
 def test_trials_replace_trials(tmp_path):
     (tmp_path / "smoke/sft").mkdir(parents=True)
     (tmp_path / "smoke/sft/report.json").write_text("{}")
-    cli.Progress(tmp_path / "smoke/sft")
+    cli.Progress(tmp_path / "smoke/sft").step("Training")
     assert not [*(tmp_path / "smoke/sft").iterdir()]
 
 

@@ -1,4 +1,4 @@
-"""Keras callbacks: curves, samples, and going on after an interruption."""
+"""Keras callbacks: curves, samples, and continuing after an interruption."""
 
 from kerasrlhf.callbacks.resume import Resume
 from kerasrlhf.callbacks.samples import Samples

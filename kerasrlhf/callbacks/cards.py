@@ -18,7 +18,7 @@ _STRINGS = ("prompt", "guarded_prompt", "record")
 
 
 class FirstAnswers(NamedTuple):
-    """The first prompts of a run, and what its start answered; plain values, as JSON holds them.
+    """The first prompts of a run, and the answers of its start; plain values, as JSON holds them.
 
     iteration: int. In which they were sampled; 1 is the start, before any update.
     rows: list of dicts, as `iterations.sample_rows` returns them.
@@ -43,6 +43,7 @@ class FirstAnswers(NamedTuple):
         """
         batch: Any = collected.prompts
         size = int(batch["token_ids"].shape[0])
+        # One response of each group: its rows are adjacent.
         group_size = int(collected.rollout.token_ids.shape[0]) // size
         rows = iterations.sample_rows(collected, iteration, min(count, size), group_size)
         prompts = {name: np.asarray(batch[name]).tolist() for name in ("token_ids", "padding_mask")}
@@ -76,6 +77,7 @@ class FirstAnswers(NamedTuple):
 
         The prompts are repeated until it is full.
         """
+        # The compiled size, so that no new shape is compiled.
         order = np.arange(self.batch_size) % len(self.rows)
         columns = {name: tf.constant(values) for name, values in self.prompts.items()}
         return {name: tf.gather(column, order) for name, column in columns.items()}
@@ -143,9 +145,9 @@ def markdown_table(columns: dict[str, list[str]]) -> str:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """Numbers that no line break divides, and the response below them.
+    """Returns numbers that no line break divides, and the response below them.
 
-    TensorBoard divides words that are wider than their column: none has more than a number.
+    TensorBoard divides words that are wider than their column: no word is more than a number.
     """
     numbers = {"score": row["score"], "KL": row["kl"]}
     if row["raw_score"] != row["score"]:
@@ -156,7 +158,7 @@ def _answer(row: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as it is, whatever it contains, in a cell of a Markdown table."""
+    """Returns a value as text that no Markdown changes, for a cell of a table."""
     text = html.escape(str(value), quote=False)
     for mark in "\\|*_`~[]":
         text = text.replace(mark, f"&#{ord(mark)};")

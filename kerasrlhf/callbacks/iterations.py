@@ -1,4 +1,4 @@
-"""What callbacks of on-policy trainers have in common."""
+"""The base of callbacks of on-policy trainers, and their common helpers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from kerasrlhf.types import require_int
 class IterationCallback(keras.callbacks.Callback):
     """Calls methods for iterations that were done, and not for replayed ones; abstract.
 
-    Final classes say what happens in `on_iteration_end`, and what is made ready in
-    `on_first_iteration`. With a model that is no on-policy trainer neither is called.
+    Final classes define `on_iteration_end`, and prepare in `on_first_iteration`. Neither is called
+    with a model that is not an on-policy trainer.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,7 @@ class IterationCallback(keras.callbacks.Callback):
         """Calls `on_first_iteration` where the iteration is the first one to be done."""
         if not self.is_on_policy:
             return
+        # Only iterations that are done raise the trainer's counter, not those passed over.
         self._before = int(self.trainer.iteration.numpy())
         if not self._has_started and not self.trainer.replay.active:
             self._has_started = True
@@ -121,6 +122,7 @@ def sample_rows(
         response).
     """
     rollout, episodes = collected.rollout, collected.episodes
+    # Nats of each response: k1, summed over its tokens (S2).
     kl = masking.masked_sum(
         kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
     )
@@ -129,6 +131,7 @@ def sample_rows(
     ids = np.asarray(rollout.token_ids)
     rows = []
     for i in range(0, len(ids), step)[:count]:
+        # Texts where there is a tokenizer, otherwise ids by the masks.
         prompt = episodes.prompts[i] if episodes.prompts else ids[i][real[i] & ~inside[i]].tolist()
         response = episodes.responses[i] if episodes.responses else ids[i][inside[i]].tolist()
         score, raw_score, nats = (float(x[i]) for x in numbers)

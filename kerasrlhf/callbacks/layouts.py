@@ -1,4 +1,4 @@
-"""The page of TensorBoard that begins with the answer to "is it working?"."""
+"""The layout of TensorBoard's page "Custom Scalars", which begins with "Is it working?"."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def of_run(names: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
         >>> list(of_run(["objective/score", "loss/policy"])["Losses"])
         ['policy']
     """
+    # Validation comes after the first iteration: its charts are kept in any case.
     names = {*names, *(name for name in _all_tags() if name.startswith("val/"))}
     return {
         category: kept

@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted."""
+"""Continuing a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _RATE = "optimizer.learning_rate"
 
 
 class Resume(iterations.IterationCallback):
-    """Saves an on-policy run after its iterations, and goes on from there.
+    """Saves an on-policy run after its iterations, and continues it from there.
 
     The same script, started again, ends with the same weights, optimizer slots, KL coefficient,
     remembered rollouts and history as a run that nothing interrupted: `fit` loads the last state,
     reads its data from the start, and passes over the iterations that are done already, showing
-    their recorded statistics and validation results. With more `epochs` it then goes on; with the
-    same it only passes over.
+    their recorded statistics and validation results. With more `epochs` it then continues; with
+    the same number it only passes over.
 
     Build model, trainer and dataset with the same seeds. Datasets of `kerasrlhf.data` may have been
     read before; build any other one again. Other callbacks run during passed-over epochs too, and
     the weights that they find there are those of the loaded state.
 
-    What the run was set to is saved with it and compared: the trainer's arguments, the KL
+    The settings of the run are saved with it and compared: the trainer's arguments, the KL
     controller, the optimizer with its learning rate, the reward's and the reference's code or
-    weights, and the prompts of the first 16 batches with their size. `on_change` says what happens
-    where something differs.
+    weights, and the prompts of the first 16 batches with their size. `on_change` determines what
+    happens if something differs.
 
     SIGTERM, SIGHUP and Ctrl-C save the last finished iteration, also between two states, and end
     the program with one line and the status 128 + signal (143, 129, 130). In a notebook Ctrl-C
@@ -87,7 +87,7 @@ class Resume(iterations.IterationCallback):
 
     @property
     def has_state(self) -> bool:
-        """Whether there is a state to go on from."""
+        """Whether there is a state to continue from."""
         return self._files.exists
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -98,6 +98,7 @@ class Resume(iterations.IterationCallback):
                 "`Resume` saves on-policy trainers such as `rlhf.PPO`. Received a model of type "
                 f"{type(self.model).__name__}: use `keras.callbacks.BackupAndRestore` for it."
             )
+        # Before hours of training, not after them.
         self._files.check_writable()
         self._saved, self._has_other_prompts = None, False
         self._settings = self.trainer.settings()
@@ -172,6 +173,7 @@ class Resume(iterations.IterationCallback):
         self._saved = state["iteration"]
 
     def _load(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        # 1. The state must be of this trainer: same class, seed, optimizer and shapes.
         trainer, path = self.trainer, self._files.path
         for name, ours in _identity(trainer).items():
             if state.get(name) != ours:
@@ -180,14 +182,16 @@ class Resume(iterations.IterationCallback):
                     f"{_difference(name, state.get(name), ours)} Build the trainer as in that run, "
                     "or pass this one a directory of its own."
                 )
+        # 2. Settings must be equal, or change on purpose.
         changed = settings.changes(state["settings"], self._settings)
         if changed.get(_RATE, (None, None))[1] == state["learning_rate"]:
-            # Another callback has changed it, and the same trainer goes on.
+            # Another callback has changed it, and the same trainer continues.
             changed.pop(_RATE, None)
         if changed:
             self._differs("; ".join(f"{n} was {a!r} and is {b!r}" for n, (a, b) in changed.items()))
         else:
             self._settings = state["settings"]
+        # 3. Load everything, and keep the values of settings that were changed on purpose.
         chosen = [(variable, variable.numpy()) for variable in _chosen(trainer, changed)]
         for index, variable in enumerate(_variables(trainer)):
             variable.assign(arrays[f"{index:05d}"])
@@ -196,6 +200,7 @@ class Resume(iterations.IterationCallback):
         if trainer.memory is not None:
             kept = [name for name in arrays if name.startswith(_MEMORY)]
             trainer.memory.restore({name.removeprefix(_MEMORY): arrays[name] for name in kept})
+        # 4. Replay the logs of the iterations that are done.
         validations = {int(after): result for after, result in state["validations"].items()}
         trainer.replay.start(state["records"], validations, state["prompts"], self._other_prompts)
         self._saved = state["iteration"]
@@ -223,7 +228,7 @@ class Resume(iterations.IterationCallback):
 
 
 def _identity(model: OnPolicyTrainer) -> dict[str, Any]:
-    """What a state and the trainer that goes on from it must have in common."""
+    """Returns what a state and the trainer that continues from it must have in common."""
     return {
         "version": state_files.VERSION,
         "trainer": type(model).__name__,
@@ -235,28 +240,29 @@ def _identity(model: OnPolicyTrainer) -> dict[str, Any]:
 
 
 def _variables(model: OnPolicyTrainer) -> list[keras.Variable]:
-    """Everything that training changes, in an order that rebuilding keeps.
+    """Returns everything that training changes, in an order that rebuilding keeps.
 
-    Not `save_weights`: it merges LoRA adapters, which the reference must do without.
+    This is not `save_weights`, which merges LoRA adapters: the reference is the weights without
+    them.
     """
     return [*model.variables, *model.optimizer.variables]
 
 
 def _descriptions(model: OnPolicyTrainer) -> list[list[Any]]:
-    """Name, shape and dtype of each; names of optimizer slots hold counters of the process."""
+    """Returns name, shape and dtype of each; optimizer slots have counters in their names."""
     named = [(v.name, v) for v in model.variables]
     named += [("optimizer", v) for v in model.optimizer.variables]
     return [[name, list(v.shape), str(v.dtype)] for name, v in named]
 
 
 def _learning_rate(model: OnPolicyTrainer) -> float | None:
-    """The rate of the moment, None with a schedule."""
+    """Returns the current learning rate, or None with a schedule."""
     rate = model.optimizer.learning_rate
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 
 def _chosen(model: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Variable]:
-    """Variables of a state whose values are settings that have changed."""
+    """Returns the variables of a state whose values are settings that have changed."""
     chosen = []
     if _RATE in changed:
         chosen.append(model.optimizer.learning_rate)
@@ -266,7 +272,7 @@ def _chosen(model: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Varia
 
 
 def _array(variable: keras.Variable) -> np.ndarray:
-    """The value; small floats as float32, which holds them exactly and NumPy can write."""
+    """Returns the value; small floats as float32, which is exact and which NumPy can write."""
     array = keras.ops.convert_to_numpy(variable)
     return array if array.dtype.kind in "biuf" else array.astype("float32")
 

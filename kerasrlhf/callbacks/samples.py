@@ -33,9 +33,8 @@ class Samples(iterations.IterationCallback):
         path: str, path or None. File of JSON lines that every sample shown is added to, with
             `iteration`, `prompt`, `response`, `score`, `raw_score` and `kl`. A run that is resumed
             takes out what an interrupted one had written of iterations that are done again, so
-            that the file has each once. A run that starts over leaves the lines of an older one in
-            a file of their own, `samples-former-1.jsonl` next to `samples.jsonl`. Defaults to
-            None.
+            that the file has each once. A run that starts over moves the lines of an older one to
+            a separate file, `samples-former-1.jsonl` next to `samples.jsonl`. Defaults to None.
         printer: callable or None. Called with each line; `lambda line: None` for silence. Defaults
             to None: standard output.
         template: str or callable. Turns messages of `prompts` into a text, see `data.dialogue`.
@@ -70,9 +69,10 @@ class Samples(iterations.IterationCallback):
         self.template = template
 
     def on_first_iteration(self, done: int) -> None:
-        """Takes lines out of the file that are not of the iterations before this one."""
+        """Removes lines from the file that are not of the iterations before this one."""
         if self.path is None or not self.path.is_file():
             return
+        # Split the lines at the iterations that this run continues from.
         kept: list[bytes] = []
         dropped: list[bytes] = []
         for line in self.path.read_bytes().splitlines(keepends=True):
@@ -80,6 +80,7 @@ class Samples(iterations.IterationCallback):
         if not dropped:
             return
         if done == 0:
+            # A run that starts over keeps the samples of the older run in their own file.
             former = _free_name(self.path)
             with files.replacing(former) as temporary:
                 temporary.write_bytes(b"".join(dropped))
@@ -121,7 +122,7 @@ class Samples(iterations.IterationCallback):
         return rows
 
     def _batch(self, model: OnPolicyTrainer, prompts: list[Any]) -> dict[str, Any]:
-        """The prompts as a batch, repeated to a number of rows that the trainer can divide."""
+        """Returns the prompts as a batch, repeated to a number of rows that the trainer divides."""
         preprocessor = model.actor.causal_lm.preprocessor
         (batch,) = data.prompts(
             prompts,
@@ -131,13 +132,14 @@ class Samples(iterations.IterationCallback):
             template=self.template,
         )
         replicas = model.distribute_strategy.num_replicas_in_sync
+        # Repeat the prompts until minibatches, micro-batches and replicas divide them.
         parts = model.num_minibatches * model.micro_batches * replicas
         order = np.arange(-(-len(prompts) // parts) * parts) % len(prompts)
         return {name: tf.gather(column, order) for name, column in batch.items()}
 
 
 def _iteration_of(line: bytes) -> float:
-    """The iteration that a line of samples is of; infinity for one that breaks off."""
+    """Returns the iteration of a line of samples; infinity for an incomplete line."""
     try:
         return json.loads(line)["iteration"] if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):
@@ -150,7 +152,7 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One sample as one line, which nothing in the texts can break."""
+    """Returns one sample as one line, which nothing in the texts can break."""
     prompt, response = (
         json.dumps(row[name], ensure_ascii=False) for name in ("prompt", "response")
     )

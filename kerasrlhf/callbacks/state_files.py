@@ -42,7 +42,7 @@ class StateFiles:
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self.directory = pathlib.Path(directory)
-        # What is known to be whole, the newest last.
+        # States that are known to be whole, the newest last.
         self._kept: list[dict[str, Any]] = []
 
     @property
@@ -100,17 +100,21 @@ class StateFiles:
             state: dict of what JSON can express, `iteration` among it.
             arrays: dict from name to array.
         """
+        # 1. Arrays, under a name that the newest state does not use.
         name = _WEIGHTS.format(iteration=state["iteration"], again="")
         if any(kept["arrays"]["file"] == name for kept in self._kept[-1:]):
             name = _WEIGHTS.format(iteration=state["iteration"], again="-again")
         with files.replacing(self.directory / name) as temporary:
             np.savez(temporary, **arrays)
             checksum = _file_checksum(temporary)
+        # 2. The newest state becomes the former one.
         for former in self._kept[-1:]:
             files.write_json(self.directory / _FORMER, former)
+        # 3. The new state counts from here on: its JSON file names the arrays.
         state = _signed({**state, "arrays": {"file": name, "checksum": checksum}})
         files.write_json(self.path, state)
         self._kept = [*self._kept[-1:], state]
+        # 4. Remove arrays that neither of the two states names.
         used = {kept["arrays"]["file"] for kept in self._kept}
         for path in self.directory.glob("resume-*.npz"):
             if path.name not in used:
@@ -145,6 +149,7 @@ class StateFiles:
         except (OSError, ValueError) as error:
             raise _Damage(path, f"it cannot be read: {error}") from error
         state = state if isinstance(state, dict) else {}
+        # Files of other versions have no checksum.
         if "checksum" not in state and "version" in state:
             raise ValueError(
                 f"The state in {str(path)!r} is of version {state['version']!r}, and this package "
@@ -181,8 +186,9 @@ class _Damage(Exception):
 
 
 def _signed(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as it is read back from its file, with a checksum of everything else in it."""
+    """Returns a state as its file is read back, with a checksum of everything else in it."""
     text = json.dumps({k: v for k, v in state.items() if k != "checksum"}, default=os.fspath)
+    # As it is read back: keys are strings, tuples are lists.
     content = json.loads(text)
     ordered = json.dumps(content, sort_keys=True)
     return {**content, "checksum": hashlib.sha256(ordered.encode()).hexdigest()}

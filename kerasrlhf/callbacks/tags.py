@@ -1,4 +1,4 @@
-"""What every curve in TensorBoard means: the table that descriptions and documentation share."""
+"""The meaning of every curve in TensorBoard: the table of descriptions and documentation."""
 
 from __future__ import annotations
 
@@ -222,6 +222,7 @@ def describe(name: str) -> str:
     """
     original = AT_A_GLANCE.get(name, name)
     group, _, rest = original.partition("/")
+    # Parts of a reward have names of the user's choice, and one description.
     tag = TAGS.get("reward/<name>" if group == "reward" else original)
     if tag is None:
         what = {"train": "`fit`", "val": "validation in `fit`"}.get(group)

@@ -37,8 +37,8 @@ class TensorBoard(iterations.IterationCallback):
     With another Keras model (`CausalLM.fit`, `RewardModel.fit`) the logs become `train/…` and
     `val/…`, and the step is the optimizer's.
 
-    A run that goes on in the same folder (`Resume`) adds what is not there yet, so that the folder
-    has every step once, also where an interrupted run had come further than its last state. A run
+    A run that continues in the same folder (`Resume`) adds what is not there yet, so that the
+    folder has every step once, even if an interrupted run got further than its last state. A run
     that starts over replaces an older one in TensorBoard's view; the older event files stay.
 
     Args:
@@ -79,7 +79,7 @@ class TensorBoard(iterations.IterationCallback):
         self._close()
 
     def on_first_iteration(self, done: int) -> None:
-        """Writes the settings, and finds the first answers of a run that goes on."""
+        """Writes the settings, and finds the first answers of a run that is resumed."""
         settings = {"trainer": type(self.trainer).__name__, **self.trainer.settings()}
         self._write_text("settings", cards.settings_table(settings), 1)
         summary = functools.partial(cards.hyperparameters, settings)
@@ -90,6 +90,7 @@ class TensorBoard(iterations.IterationCallback):
         """Writes the statistics and the samples that are due."""
         values = dict(self.trainer.statistics)
         self._write_summary(layouts.TAG, lambda: layouts.summary(layouts.of_run(values)))
+        # Written next to the KL, so that one chart shows both.
         target = getattr(self.trainer.kl, "target", None)
         if target is not None:
             values["objective/kl_target"] = target
@@ -144,6 +145,7 @@ class TensorBoard(iterations.IterationCallback):
         """Writes a table if it is due, and the first answers alone where there were none yet."""
         answers, last = self._first_answers, self.trainer.last
         if answers is None and last is not None:
+            # The first iteration's responses are those of the start: they cost nothing extra.
             answers = self._first_answers = cards.FirstAnswers.of(last, iteration, self.samples)
             answers.write(self._answers_path)
             if not is_due:
@@ -162,7 +164,7 @@ class TensorBoard(iterations.IterationCallback):
         self._write_once(tag, step, lambda: tf.summary.text(tag, text, step))
 
     def _write_summary(self, tag: str, summary: Callable[[], bytes]) -> None:
-        """Writes what a page of TensorBoard is made from, once for a run."""
+        """Writes the summary that a page of TensorBoard is made from, once for a run."""
         write = tf.summary.experimental.write_raw_pb
         self._write_once(tag, 1, lambda: write(summary(), step=1))
 
@@ -182,6 +184,7 @@ class TensorBoard(iterations.IterationCallback):
 
     def _opened(self) -> tf.summary.SummaryWriter:
         if self._writer is None:
+            # A resumed run reads which steps are written; a new one hides those of an older run.
             first = (self._before or 0) + 1 if self.is_on_policy else self._optimizer_step()
             self._last_steps = last_steps(self.log_dir) if first > 1 else {}
             _await_later_name(self.log_dir)
@@ -200,7 +203,7 @@ def _mark_start(writer: tf.summary.SummaryWriter) -> None:
 
 
 def _await_later_name(log_dir: str | os.PathLike) -> None:
-    """Waits for the next second where a file of this one is there.
+    """Waits for the next second if there is a file of the current one.
 
     TensorBoard loads event files in the order of their names. These have seconds and then
     counters, and as text 10 is before 9.
@@ -232,6 +235,7 @@ def last_steps(log_dir: str | os.PathLike) -> dict[str, int]:
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)
+                # TensorBoard shows nothing from before the last start.
                 if event.session_log.status == tf.compat.v1.SessionLog.START:
                     steps = {}
                 for value in event.summary.value:

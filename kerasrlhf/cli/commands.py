@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem = f"unknown command {name!r}.{nearest(name, COMMANDS)}" if name else "no command."
         sys.stderr.write(f"kerasrlhf: error: {problem} `kerasrlhf --help` lists them.\n")
         raise SystemExit(2)
+    # Loaded only now: `--help` and a wrong name take no time.
     file = recipe_path(COMMANDS[name].recipe)
     recipe = load_file(file, f"kerasrlhf.recipes.{file.stem}")
     run(recipe.main, decided(recipe.Config, name), arguments, program=f"kerasrlhf {name}")
@@ -70,15 +71,18 @@ def recipe_path(name: str) -> pathlib.Path:
 
 
 def decided(config_class: Any, name: str) -> Any:
-    """Returns the dataclass of a command: some fields are no options, and the folder is its own."""
+    """Returns the dataclass of a command: decided fields are no options, and it has a folder."""
     values = COMMANDS[name].decided
     hints = typing.get_type_hints(config_class)
     folder = config_class.output
+    # The results of each command go to a folder of its name.
     fields: list[tuple[str, Any, Any]] = [
         ("output", hints["output"], dataclasses.field(default=folder.with_name(name)))
     ]
     for field, value in values.items():
+        # Decided: a default that the constructor does not take, and so no option.
         fields.append((field, hints[field], dataclasses.field(init=False, default=value)))
+    # Copies: the recipe's own presets stay as they are.
     presets = {preset: dict(chosen) for preset, chosen in config_class.presets.items()}
     for chosen in presets.values():
         if "output" in chosen:

@@ -17,6 +17,7 @@ _DELAYED = ("keras", "keras_hub")
 def delay_keras() -> None:
     """Lets `import keras` and `import keras_hub` wait until a name of theirs is used."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        # Before the usual finders, which would load the module.
         sys.meta_path.insert(0, _Finder())
 
 
@@ -34,6 +35,7 @@ class _Delayed(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         end_delay()
         module = importlib.import_module(self.__name__)
+        # Names that were imported from the delayed module find the real ones from here on.
         vars(self).update(vars(module))
         return getattr(module, name)
 

@@ -37,6 +37,7 @@ def converter(name: str, kind: Any) -> Callable[[str], Any]:
         try:
             return _convert(kind, text)
         except ValueError:
+            # argparse shows this message after the name of the option.
             hint = nearest(text, _choices(kind))
             raise argparse.ArgumentTypeError(
                 f"expected {describe(kind)}, got {text!r}{'.' if hint else ''}{hint}"
@@ -109,6 +110,7 @@ def _choice(choices: tuple[Any, ...], text: str) -> Any:
 
 def _items(origin: Any, members: tuple[Any, ...], text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    # Any number of items of one type; otherwise one item for each type.
     if origin is list or Ellipsis in members:
         members = members[:1] * len(parts)
     if len(parts) != len(members):

@@ -70,9 +70,11 @@ def parse(
     parser = _parser(config_class, fields, presets, program)
     argv = sys.argv[1:] if argv is None else argv
     namespace, unknown = parser.parse_known_args(_normalize(argv))
+    # Checked here, not by argparse: its message names no similar option.
     if unknown:
         parser.error(_unknown_message(unknown[0], fields, presets))
     given = vars(namespace)
+    # Explicit options come last and override the preset; defaults are the dataclass's.
     values = dict(presets.get(given.pop("preset", None), {}) if presets else {}) | given
     missing = [n for n, (_, default) in fields.items() if default is _REQUIRED and n not in values]
     if missing:
@@ -136,8 +138,10 @@ def _parser(
     parser = argparse.ArgumentParser(
         prog=program,
         usage=" ".join(["%(prog)s", *needed, "[options]"]),
+        # A dataclass without a docstring has its signature as one.
         description=None if doc.startswith(f"{config_class.__name__}(") else doc.split("\n\n")[0],
         allow_abbrev=False,
+        # Options that were not given are absent, so that they do not override the preset.
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_preset_lines(presets),
@@ -219,9 +223,11 @@ def help_texts(doc: str) -> dict[str, str]:
             break
     for line in lines:
         depth = len(line) - len(line.lstrip())
+        # The section ends with the first line that is not indented.
         if line.strip() and depth == 0:
             break
         indent = depth if indent is None and line.strip() else indent
+        # Deeper lines continue the text of the entry before.
         entry = _ENTRY.match(line.strip()) if depth == indent else None
         if entry:
             name, texts[entry.group(1)] = entry.group(1), entry.group(2)

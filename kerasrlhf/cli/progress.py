@@ -1,4 +1,4 @@
-"""The folder of a run, which all recipes lay out in the same way, and what a run says of itself."""
+"""The folder of a run, with one layout for all recipes, and the messages of a run."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ _CONTENTS = {
     "state": "what --resume continues from",
 }
 _TRIALS = "smoke"
-_MEMBERS = "member_*"  # of an ensemble, each with logs and state of its own
+_MEMBERS = "member_*"  # of an ensemble, each with its logs and state
 
 
 class Progress:
@@ -31,8 +31,9 @@ class Progress:
         output: str or path. The folder.
         resume: bool or None. Whether to continue the run in the folder; None if the recipe cannot.
             Defaults to None.
-        overwrite: bool. Whether to remove the results of an earlier run. The results of trials, in
-            a subfolder of `smoke`, are always replaced. Defaults to False.
+        overwrite: bool. Whether to remove the results of an earlier run, at the first `step`: the
+            models and data of this run are loaded by then. The results of trials, in a subfolder
+            of `smoke`, are always replaced. Defaults to False.
 
     Raises:
         ValueError: If the folder holds a run that is neither continued nor overwritten.
@@ -58,11 +59,10 @@ class Progress:
     ) -> None:
         self.output = pathlib.Path(output)
         self._start = time.perf_counter()
-        if resume:
+        self._replaces = not resume and (overwrite or self.output.parent.name == _TRIALS)
+        if resume or self._replaces:
             return
-        if overwrite or self.output.parent.name == _TRIALS:
-            self._clear()
-        elif any((self.output / name).exists() for name in ("report.json", "state")):
+        if any((self.output / name).exists() for name in ("report.json", "state")):
             mend = "continue it with --resume, " if resume is not None else ""
             raise ValueError(
                 f"{self.output} holds a run: {mend}replace it with --overwrite, or change --output."
@@ -75,10 +75,12 @@ class Progress:
 
     def step(self, text: str) -> None:
         """Prints a heading with the seconds since the run began."""
+        self._clear()
         self._write(f"\n[{time.perf_counter() - self._start:4.0f} s] {text}")
 
     def finish(self, report: dict[str, Any]) -> None:
         """Writes `report.json`, and prints what the folder holds."""
+        self._clear()
         files.write_json(self.output / "report.json", report)
         seconds = time.perf_counter() - self._start
         self._write(f"\nDone after {seconds:.0f} s. Results in {self.output}")
@@ -89,7 +91,10 @@ class Progress:
                 self._write(f"  {shown:<15}{text.format(output=self.output)}")
 
     def _clear(self) -> None:
-        """Removes what recipes write, and nothing else."""
+        """Removes what recipes wrote before this run, once, and nothing else."""
+        if not self._replaces:
+            return
+        self._replaces = False
         for path in [self.output / name for name in _CONTENTS] + [*self.output.glob(_MEMBERS)]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

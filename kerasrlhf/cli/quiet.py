@@ -1,8 +1,8 @@
-"""Keeps what TensorFlow's native code says of itself off the terminal.
+"""Keeps messages of TensorFlow's native code off the terminal.
 
-`TF_CPP_MIN_LOG_LEVEL` does not reach all of it: some lines are written to file descriptor 2 before
-logging is set up, and some are called errors and are none. They go through another process, which
-drops what is known to be noise. That process survives a crash of this one, so no error is lost.
+`TF_CPP_MIN_LOG_LEVEL` does not affect all of them: some lines are written to file descriptor 2
+before logging is set up, and some are labeled as errors but are not. They go through another
+process, which drops known noise. That process survives a crash of this one, so no error is lost.
 """
 
 import contextlib
@@ -46,6 +46,7 @@ def quiet_tensorflow() -> Iterator[None]:
     if "tensorflow" in sys.modules:
         yield
         return
+    # Only an unset variable gets the level of errors.
     wanted = os.environ.setdefault(_LEVEL, "2") in ("0", "1")
     with contextlib.nullcontext() if wanted else without_noise():
         end_delay()
@@ -63,15 +64,17 @@ def without_noise() -> Iterator[None]:
         return
     sys.stderr.flush()
     command = [sys.executable, "-I", "-S", "-c", _FILTER]
-    # In a session of its own, so that Ctrl-C ends only this process, and its traceback is shown.
+    # In a separate session, so that Ctrl-C ends only this process, and its traceback is shown.
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=original, stderr=original, start_new_session=True
     )
+    # The pipe takes the place of descriptor 2, for native code and Python alike.
     try:
         with child.stdin:  # type: ignore[union-attr]
             os.dup2(child.stdin.fileno(), 2)  # type: ignore[union-attr]
         yield
     finally:
+        # Restoring the descriptor closes the pipe: the filter reaches its end and stops.
         sys.stderr.flush()
         os.dup2(original, 2)
         os.close(original)

@@ -49,6 +49,7 @@ def check_ranges(
         ...
         ValueError: `--learning-rate` must be above 0. Received: -1.0.
     """
+    # Bounds by field; fields without an entry must be positive.
     kinds = typing.get_type_hints(type(config))
     bounds: dict[str, dict[str, Any]]
     bounds = {name: {"minimum": value} for name, value in (at_least or {}).items()}
@@ -78,6 +79,7 @@ def _check_field(name: str, kind: Any, value: Any, bounds: dict[str, Any] | None
             raise ValueError(
                 f"`{name}` must be one of {typing.get_args(kind)}. Received: {value!r}."
             )
+    # float first: a field of `int | float` may have a fraction.
     elif float in kinds:
         require_number(name, value, **({"above": 0} if bounds is None else bounds))
     elif int in kinds:

@@ -1,6 +1,6 @@
-"""What a recipe uses of the command line; import it before Keras.
+"""The names of the command line that a recipe uses; import them before Keras.
 
-Then Keras and TensorFlow, which take seconds, are loaded after the options are checked, and
+Keras and TensorFlow, which take seconds, are then loaded after the options are checked, and
 `--help` does not load them at all.
 """
 

@@ -50,6 +50,7 @@ def run(
         >>> rlhf.cli.run(lambda config: config.count + 1, Config, ["--count", "2"])
         3
     """
+    # Options first: wrong ones are reported without loading TensorFlow.
     config = parse(config_class, argv, program)
     try:
         with quiet_tensorflow():
@@ -64,6 +65,7 @@ def run(
 
 def _is_ours(error: Exception, main: Callable[..., Any]) -> bool:
     """Returns whether an error was raised in this package or in the module of `main`."""
+    # The innermost frame is where the error was raised.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "")
     return module.partition(".")[0] == _PACKAGE or module == main.__module__
@@ -104,7 +106,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def load_file(path: pathlib.Path, name: str | None = None) -> types.ModuleType:
-    """Returns the module in a file, under a name of its own."""
+    """Returns the module in a file, under its own name among the loaded modules."""
     name = name or f"{path.stem}_of_{_PACKAGE}"
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -116,6 +118,7 @@ def load_file(path: pathlib.Path, name: str | None = None) -> types.ModuleType:
 
 
 def _load_module(name: str) -> types.ModuleType:
+    # Modules of the working directory are found, whichever way Python was started.
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)

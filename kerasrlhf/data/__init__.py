@@ -9,13 +9,16 @@ from kerasrlhf.data.auditing.report import AuditReport
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.sources import read
+from kerasrlhf.data.splitting import mix, split
 from kerasrlhf.data.steps import stepwise
+from kerasrlhf.data.templates import ChatTemplate
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.unpaired import unpaired_preferences
 from kerasrlhf.tokens import detokenize, tokenize
 
 __all__ = [
     "AuditReport",
+    "ChatTemplate",
     "CleanReport",
     "Cleaned",
     "Finding",
@@ -28,10 +31,12 @@ __all__ = [
     "detokenize",
     "dialogue",
     "label_noise",
+    "mix",
     "preferences",
     "prompts",
     "read",
     "records",
+    "split",
     "stepwise",
     "tokenize",
     "unpaired_preferences",

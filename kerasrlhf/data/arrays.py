@@ -32,6 +32,7 @@ def padded(
         dict of `token_ids`, int32, and `padding_mask`, bool, both `(rows, length)`.
     """
     joined = [p + r for p, r in zip(rows.prompt_ids, responses, strict=True)]
+    # One length for the whole dataset, so that XLA compiles one shape.
     length = -(-rows.report.length // multiple) * multiple
     token_ids, mask = tokens.padded(joined, length, tokens.pad_id(preprocessor))
     return {"token_ids": token_ids, "padding_mask": mask}
@@ -48,6 +49,7 @@ def stacked(rows: Rows, preprocessor: CausalLMPreprocessor) -> dict[str, np.ndar
         dict of `token_ids`, int32, `padding_mask`, bool, and `response_mask`, bool, all
         `(rows, candidates, length)`.
     """
+    # All candidates of a row follow the same prompt, so one length per row is enough.
     columns = [padded(rows, candidate, preprocessor) for candidate in rows.candidates]
     lengths = [len(ids) for ids in rows.prompt_ids]
     for column in columns:

@@ -69,8 +69,8 @@ def demonstrations(
             the template if the vocabulary has it (`<|im_end|>` of `"chatml"`, or a special token
             that a callable writes at the end), otherwise the tokenizer's end token if the
             preprocessor adds it. An int names another token; None is none. Defaults to `"auto"`.
-        shuffle: bool. Whether every pass has an order of its own, which is a function of `seed`
-            and the number of the pass. Defaults to True.
+        shuffle: bool. Whether every pass has a different order, which is a function of `seed` and
+            the number of the pass. Defaults to True.
         seed: int, at least 0. Defaults to 0.
         drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
         template: str or callable. How messages become a text, see `kerasrlhf.data.dialogue`.
@@ -120,6 +120,7 @@ def demonstrations(
         if not all_turns:
             prompts, responses = records_lib.demonstration_texts(records, template)
             return Texts(prompts, [responses], ended, {})
+        # The prompt is what precedes the first reply; all later turns are in the ids.
         turns = records_lib.turn_texts(records, template)
         turn_end = dialogue.turn_end(template)
         prompts, ids, learned = rows_lib.encode_turns(
@@ -131,6 +132,7 @@ def demonstrations(
         x = arrays.padded(rows, rows.candidates[0], preprocessor)
         y, weight = _next_tokens(x, [0 if whole_row else len(ids) for ids in rows.prompt_ids])
         if all_turns and not whole_row:
+            # Of all that follows the prompt, only the assistant's own words count.
             weight *= _learned(rows, columns["learned"], weight.shape)
         return x, y, weight
 
@@ -218,6 +220,7 @@ def preferences(
         return Texts(prompts, candidates, ended, columns)
 
     def pairs(rows: Rows, columns: dict[str, list]) -> tuple:
+        # Without margins, every row has a margin of 0.
         margins = columns.get("margins", np.zeros(rows.report.rows, "int32"))
         return arrays.stacked(rows, preprocessor), np.asarray(margins)
 
@@ -295,6 +298,7 @@ def prompts(
     )
 
     def read(records: Records) -> Texts:
+        # Rewards see the record as it was written, without guards.
         lines = [special_tokens.unguarded(line) for line in records_lib.to_json(records)]
         return Texts(records_lib.prompt_texts(records, template), [], None, {"record": lines})
 
@@ -311,6 +315,7 @@ def _next_tokens(x: dict[str, np.ndarray], first: list[int]) -> tuple[np.ndarray
     def shift(array: np.ndarray) -> np.ndarray:
         return np.pad(array[:, 1:], ((0, 0), (0, 1)))
 
+    # Position t predicts token t + 1; the last position predicts nothing.
     return shift(x["token_ids"]), shift(arrays.tail(x["padding_mask"], first)).astype("float32")
 
 
@@ -319,5 +324,6 @@ def _learned(rows: Rows, learned: list[list[bool]], shape: tuple[int, ...]) -> n
     weight = np.zeros(shape, "float32")
     pairs = zip(rows.prompt_ids, rows.candidates[0], learned, strict=True)
     for row, (prompt, response, flags) in enumerate(pairs):
+        # Flags move to the left by one, to the position that predicts the token.
         weight[row, len(prompt) - 1 :][: len(response)] = flags[: len(response)]
     return weight

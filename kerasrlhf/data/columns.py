@@ -18,8 +18,8 @@ def margins(records: Records, column: str | None = "auto") -> np.ndarray | None:
 
     Args:
         records: list of dict.
-        column: str or None. The name of the column; `"auto"` is `margin` if there is one; None is
-            none. Defaults to `"auto"`.
+        column: str or None. The name of the column; `"auto"` is `margin` if there is one; None
+            means no column. Defaults to `"auto"`.
 
     Returns:
         float32 array `(rows,)`, or None without a column.
@@ -34,6 +34,7 @@ def margins(records: Records, column: str | None = "auto") -> np.ndarray | None:
     name = "margin" if column == "auto" else column
     if name is None or (column == "auto" and not any(name in row for row in records)):
         return None
+    # A column that some rows have must be in all of them.
     hint = "add one to every row, or pass `margin=None`"
     records_lib.refuse(
         records,
@@ -83,6 +84,7 @@ def truth(value: Any) -> bool | None:
     """
     if isinstance(value, str):
         return _TRUTH.get(value.strip().lower())
+    # Other numbers, such as a rating of 5, do not say which side they are on.
     is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
     return bool(value) if is_number and value in (0, 1) else None
 
@@ -106,6 +108,7 @@ def steps(records: Records, separator: str) -> tuple[list[list[str]], list[list[
         >>> steps([{"steps": ["1 + 1 = 2\n", "so 3"], "labels": [True, False]}], "\n")
         ([['1 + 1 = 2', 'so 3']], [[1.0, 0.0]])
     """
+    # `completions` is the name of the column in published data of TRL's format.
     names = [name for name in ("steps", "completions") if any(name in row for row in records)]
     if not names or not any("labels" in row for row in records):
         found = sorted({str(key) for row in records for key in row})
@@ -121,6 +124,7 @@ def steps(records: Records, separator: str) -> tuple[list[list[str]], list[list[
             return True
         return not all(isinstance(step, str) for step in value)
 
+    # Each check relies on the one before it.
     records_lib.refuse(records, is_no_list, f"have no list of strings in {name!r}")
     records_lib.refuse(
         records,
@@ -151,11 +155,11 @@ def _are_labels(labels: object, count: int) -> bool:
 
 
 def ended(records: Records, candidates: int = 1) -> list[list[bool]]:
-    """Returns whether each response is whole: its column `ended`, True if there is none.
+    """Returns whether each response is complete: its column `ended`, True if there is none.
 
     Args:
         records: list of dict. `ended` is a bool, or one for each of several responses in a list, in
-            their order (chosen, rejected; or best first); None is as no column.
+            their order (chosen, rejected; or best first); None means no column.
         candidates: int. Responses per record. Defaults to 1.
 
     Returns:
@@ -173,7 +177,9 @@ def ended(records: Records, candidates: int = 1) -> list[list[bool]]:
 
     def flags(record: Record) -> list[bool | None]:
         value = record.get("ended")
-        value = True if value is None or value == "" else value
+        # An empty cell of a CSV file counts as no value.
+        value = True if value is None or (isinstance(value, str) and not value) else value
+        # One flag holds for all responses of the record.
         is_list = isinstance(value, list | tuple | np.ndarray)
         row = [*np.ravel(value)] if is_list else [value] * candidates
         return [truth(x) if isinstance(x, bool | np.bool_ | str) else None for x in row]
@@ -187,4 +193,5 @@ def ended(records: Records, candidates: int = 1) -> list[list[bool]]:
         f"have a column 'ended' that is not True or False, or a list of {candidates} of them, "
         "which says whether responses are whole (rename a column that means something else)",
     )
+    # From one list per record to one per candidate.
     return [list(column) for column in zip(*map(flags, records), strict=True)]

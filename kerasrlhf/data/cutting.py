@@ -40,6 +40,7 @@ def cut_front(
         >>> cut_front(["aaaa aa a", "aaaa", "a"], [5, 2, 0], tokenizer)
         (['aa a', 'aa', ''], [[1, 1, 2, 1], [1, 1], []])
     """
+    # The rest starts at the first word that makes it fit, or at a turn or line soon after.
     words = [[match.start() for match in _WORD.finditer(text)] for text in texts]
     first = _first_fitting(texts, words, budgets, preprocessor)
     kept = [
@@ -47,6 +48,7 @@ def cut_front(
         for text, starts, index in zip(texts, words, first, strict=True)
     ]
     ids = tokens.tokenize(kept, preprocessor, parse_special=True)
+    # No word fits, or the shorter text has more tokens: keep the last tokens of the whole.
     for row, (text, budget) in enumerate(zip(texts, budgets, strict=True)):
         if budget > 0 and (not ids[row] or len(ids[row]) > budget):
             (whole,) = tokens.tokenize([text], preprocessor, parse_special=True)
@@ -63,9 +65,11 @@ def _first_fitting(
 ) -> list[int]:
     """Returns the first word from which on each text fits, by bisection of all at once."""
     low, high = [0] * len(texts), [len(starts) for starts in words]
+    # Without a budget, nothing fits: skip the search, and keep no word.
     for row, budget in enumerate(budgets):
         low[row] = high[row] if budget < 1 else 0
     while open_rows := [row for row in range(len(texts)) if low[row] < high[row]]:
+        # One call of the tokenizer for each step of all searches.
         middle = {row: (low[row] + high[row]) // 2 for row in open_rows}
         rests = [texts[row][words[row][middle[row]] :] for row in open_rows]
         ids_of_rests = tokens.tokenize(rests, preprocessor, parse_special=True)
@@ -79,6 +83,7 @@ def _first_fitting(
 
 def _sensible(text: str, start: int) -> int:
     """Returns the first turn, or else line, in the first half of `text[start:]`, else `start`."""
+    # A boundary in the second half would waste more than half of what fits.
     limit = start + (len(text) - start) // 2
     for boundary in (_TURN, _LINE):
         match = boundary.search(text, start)

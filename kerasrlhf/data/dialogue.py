@@ -1,9 +1,12 @@
 """From a list of messages to one text.
 
 A message is `{"role": "system" | "user" | "assistant", "content": str}`; the content may also be a
-list of parts `{"type": "text", "text": str}`. A template is `"plain"` (the "Human: ... Assistant:
-..." form of the published hh-rlhf data), `"chatml"`, or a callable
-`template(messages, add_generation_prompt=False)` that returns a text.
+list of parts `{"type": "text", "text": str}`. A template is the name of a built-in one, or a
+callable `template(messages, add_generation_prompt=False)` that returns a text, such as a
+`ChatTemplate`.
+
+The built-in templates are `"plain"` (the "Human: ... Assistant: ..." form of the published hh-rlhf
+data), `"chatml"` (Qwen, SmolLM 2 and others), `"gemma"`, `"llama3"`, `"mistral"` and `"phi3"`.
 
 The built-in templates ignore other keys of a message. A callable gets every message as it is, also
 those of other roles and with a content of `None`, as tool calls have.
@@ -11,17 +14,17 @@ those of other roles and with a content of `None`, as tool calls have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from kerasrlhf import cli
+from kerasrlhf.data import templates
 
 Message: TypeAlias = dict[str, Any]
 Template: TypeAlias = str | Callable[..., str]
 
-# The special token that a built-in template ends a turn with.
-_TURN_ENDS = {"chatml": "<|im_end|>"}
-_SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def render(
@@ -31,7 +34,7 @@ def render(
 
     Args:
         messages: list of `{"role": ..., "content": ...}`.
-        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
+        template: str, a built-in template, or a callable. Defaults to `"plain"`.
         add_generation_prompt: bool. Whether the text ends where the assistant's next turn begins.
             Defaults to False.
 
@@ -64,7 +67,7 @@ def reply(
     Args:
         prompt_messages: list of messages; may be empty.
         messages: list of messages that begins with the assistant's.
-        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
+        template: str, a built-in template, or a callable. Defaults to `"plain"`.
 
     Returns:
         str: `render(prompt_messages, template, add_generation_prompt=True) + reply(...)` is
@@ -89,9 +92,11 @@ def reply(
             "A response must begin with a message whose role is 'assistant'. Received roles "
             f"{[message['role'] for message in messages]}."
         )
+    # The reply is the difference of two texts, so it has exactly what the template writes.
     whole = writer([*prompt_messages, *messages], add_generation_prompt=False)
     prompt = writer(prompt_messages, add_generation_prompt=True)
-    return _added(prompt, whole).removesuffix("<|im_end|>\n" if template == "chatml" else "")
+    end, separator = _marks(template)
+    return _added(prompt, whole).removesuffix(end + separator)
 
 
 def turns(messages: Sequence[Message], template: Template = "plain") -> list[tuple[str, str]]:
@@ -99,7 +104,7 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
 
     Args:
         messages: list of messages that ends with the assistant's.
-        template: `"plain"`, `"chatml"`, or a callable. Defaults to `"plain"`.
+        template: str, a built-in template, or a callable. Defaults to `"plain"`.
 
     Returns:
         list of pairs `(before, reply)` of str, one per assistant turn. Joined they are the whole
@@ -125,19 +130,20 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
             f"{[message['role'] for message in messages]}."
         )
     pairs: list[tuple[str, str]] = []
+    # Render up to each reply without and with it; the differences are the pairs.
     done = ""
     for index in ends:
         head = writer(messages[:index], add_generation_prompt=True)
         whole = writer(messages[: index + 1], add_generation_prompt=False)
         pairs.append((_added(done, head), _added(head, whole)))
         done = whole
-    if template == "chatml":
-        # The line break behind a turn is the template's and not the assistant's.
-        pairs = [
-            (before if i == 0 else "\n" + before, words.removesuffix("\n"))
-            for i, (before, words) in enumerate(pairs)
-        ]
-        pairs[-1] = pairs[-1][0], pairs[-1][1].removesuffix("<|im_end|>")
+    end, separator = _marks(template)
+    # What comes after the end of a turn belongs to the template, not to the assistant.
+    pairs = [
+        (before if i == 0 else separator + before, words.removesuffix(separator))
+        for i, (before, words) in enumerate(pairs)
+    ]
+    pairs[-1] = pairs[-1][0], pairs[-1][1].removesuffix(end)
     return pairs
 
 
@@ -145,8 +151,8 @@ def load_template(name: str) -> Template:
     """Finds the template of a name on a command line.
 
     Args:
-        name: str. `"plain"`, `"chatml"`, or a function as `package.module:function` or
-            `path/to/file.py:function`.
+        name: str. A built-in template; a function as `package.module:function` or
+            `path/to/file.py:function`; or the folder of a model with a chat template.
 
     Returns:
         What other functions accept as `template`.
@@ -160,6 +166,8 @@ def load_template(name: str) -> Template:
     """
     if isinstance(name, str) and ":" in name:
         return cli.load_function(name)
+    if isinstance(name, str) and name not in templates.BUILT_IN and os.path.isdir(name):
+        return templates.ChatTemplate.from_folder(name)
     check_template(name)
     return name
 
@@ -180,6 +188,33 @@ def is_dialogue(value: str | Sequence[Message]) -> bool:
     return not isinstance(value, str) and any(
         message.get("role") in ("user", "system") for message in value
     )
+
+
+def from_sharegpt(messages: Any) -> Any:
+    """Returns messages of the keys `from` and `value` as messages of `role` and `content`.
+
+    Args:
+        messages: list of dict. Anything else is returned as it is, and so are its messages that
+            have neither key.
+
+    Returns:
+        list of dict, with "human" as "user" and "gpt" as "assistant"; other roles stay.
+
+    Example:
+        >>> rlhf.data.dialogue.from_sharegpt([{"from": "gpt", "value": "Hi."}])
+        [{'role': 'assistant', 'content': 'Hi.'}]
+    """
+    if not isinstance(messages, list | tuple):
+        return messages
+
+    def renamed(message: Any) -> Any:
+        if not isinstance(message, dict) or not {"from", "value"} <= message.keys():
+            return message
+        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+        role = message["from"]
+        return {"role": _SHAREGPT_ROLES.get(role, role), "content": message["value"], **rest}
+
+    return [renamed(message) for message in messages]
 
 
 def ignored_keys(messages: Sequence[Message]) -> set[str]:
@@ -207,7 +242,7 @@ def check_template(template: Template) -> Callable[..., str]:
     """Returns the function that writes the texts of a template.
 
     Args:
-        template: `"plain"`, `"chatml"`, or a callable.
+        template: str, a built-in template, or a callable.
 
     Returns:
         A callable `(messages, add_generation_prompt=False) -> str`.
@@ -221,12 +256,13 @@ def check_template(template: Template) -> Callable[..., str]:
     """
     if callable(template):
         return template
-    if template not in _TEMPLATES:
+    if template not in templates.BUILT_IN:
         raise ValueError(
-            f"Unknown template {template!r}. Expected one of {sorted(_TEMPLATES)} or a callable "
-            "`template(messages, add_generation_prompt=False)`."
+            f"Unknown template {template!r}. Expected one of {sorted(templates.BUILT_IN)} or a "
+            "callable `template(messages, add_generation_prompt=False)`, such as "
+            "`rlhf.data.ChatTemplate.from_folder(model)`."
         )
-    return _TEMPLATES[template]
+    return templates.BUILT_IN[template]
 
 
 def turn_end(template: Template) -> str | None:
@@ -236,7 +272,14 @@ def turn_end(template: Template) -> str | None:
         >>> rlhf.data.dialogue.turn_end("chatml")
         '<|im_end|>'
     """
-    return None if callable(template) else _TURN_ENDS.get(template)
+    return _marks(template)[0] or None
+
+
+def _marks(template: Template) -> tuple[str, str]:
+    """Returns the end of an assistant's turn and what follows it, both `""` for a callable."""
+    if callable(template):
+        return "", ""
+    return templates.BUILT_IN[template].end, templates.BUILT_IN[template].separator
 
 
 def _prepared(messages: object, template: Template) -> list[Message]:
@@ -255,9 +298,9 @@ def _prepared(messages: object, template: Template) -> list[Message]:
 
 
 def _role(message: Message) -> str:
-    if message["role"] not in _SPEAKERS:
+    if message["role"] not in templates.ROLES:
         raise ValueError(
-            f"Unknown role {message['role']!r}. Expected one of {list(_SPEAKERS)}, or a "
+            f"Unknown role {message['role']!r}. Expected one of {list(templates.ROLES)}, or a "
             "callable `template` that knows it."
         )
     return message["role"]
@@ -272,6 +315,7 @@ def _content(message: Message) -> str:
     content = message["content"]
     if isinstance(content, str):
         return content
+    # A part without text, such as an image, is an error, not skipped.
     parts = content if isinstance(content, list) else [None]
     found = [part.get("text") if isinstance(part, dict) else None for part in parts]
     texts = [text for text in found if isinstance(text, str)]
@@ -281,17 +325,3 @@ def _content(message: Message) -> str:
             f"tool calls pass a callable `template`. Received: {message!r}"
         )
     return "".join(texts)
-
-
-def _plain(messages: list[Message], add_generation_prompt: bool = False) -> str:
-    turns = [_SPEAKERS[m["role"]] + m["content"] for m in messages]
-    # No space at the end: tokenizers attach a space to the word that follows it.
-    return "\n\n".join([*turns, "Assistant:"] if add_generation_prompt else turns)
-
-
-def _chatml(messages: list[Message], add_generation_prompt: bool = False) -> str:
-    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
-    return "".join([*turns, "<|im_start|>assistant\n"] if add_generation_prompt else turns)
-
-
-_TEMPLATES = {"plain": _plain, "chatml": _chatml}

@@ -1,4 +1,4 @@
-"""Reading rows from `.jsonl`, `.json` and `.csv` files, plain or compressed."""
+"""Reading rows from `.jsonl`, `.json`, `.csv` and `.parquet` files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
-SUFFIXES = (".jsonl", ".json", ".csv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 # No cell is longer: the largest limit that the csv module takes on every platform.
 _LONGEST_CELL = 2**31 - 1
@@ -22,7 +22,7 @@ _SIGNATURES = (
     ("\udcfe\udcff", "The file looks like UTF-16."),
     ("\x1f\udc8b", "The file is a gzip archive, whose name must end with '.gz'."),
     ("PK\x03\x04", "The file is a zip archive. Unpack it first."),
-    ("PAR1", "The file is in the Parquet format. Pass the rows of `pandas.read_parquet(path)`."),
+    ("PAR1", "The file is in the Parquet format, whose name must end with '.parquet'."),
 )
 
 
@@ -41,7 +41,7 @@ def read_file(path: pathlib.Path) -> list[Any]:
 
     Args:
         path: `pathlib.Path` of an existing file. Its name ends with one of `SUFFIXES`, optionally
-            followed by `.gz`.
+            followed by `.gz` (but for `.parquet`, which is compressed by itself).
 
     Returns:
         list of rows: dictionaries, or what else the lines of a JSON file hold.
@@ -63,6 +63,14 @@ def read_file(path: pathlib.Path) -> list[Any]:
             f"Cannot tell the format of {str(path)!r}. Expected a name that ends with one of "
             f"{SUFFIXES}, optionally followed by '.gz'."
         )
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if ending == ".parquet":
+        raise ValueError(
+            f"{path} is a compressed Parquet file, which cannot be read. Unpack it: the format is "
+            "compressed by itself."
+        )
+    # The format follows from the name; the contents are checked against it.
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     read = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[ending]
     try:
@@ -78,6 +86,26 @@ def read_file(path: pathlib.Path) -> list[Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def _read_parquet(path: pathlib.Path) -> list[Any]:
+    # An import of half a second that the other formats do not need.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names, str(path))
+            return file.read().to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} has a text that is not UTF-8 ({error}).") from error
+    except pyarrow.ArrowException as error:
+        raise ValueError(
+            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}). A damaged or "
+            "incomplete file must be copied or downloaded again."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
     """Yields the lines of a file, which must be UTF-8."""
     for number, line in enumerate(file, 1):
@@ -86,6 +114,7 @@ def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
         try:
             line.encode("utf-8")
         except UnicodeEncodeError as error:
+            # A surrogate of "surrogateescape" has the byte as its last eight bits.
             byte = ord(line[error.start]) & 0xFF
             raise ValueError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} after "
@@ -96,6 +125,7 @@ def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
 
 def _check_signature(line: str, path: pathlib.Path) -> None:
     hints = [hint for signature, hint in _SIGNATURES if line.startswith(signature)]
+    # UTF-16 without a mark has a zero byte in each Latin character.
     if not hints and "\0" in line[:4]:
         hints = ["The file looks like UTF-16."]
     if hints:
@@ -119,6 +149,7 @@ def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
     """Returns the value of JSON text: a line of a file, or with `line=None` the whole file."""
     place = f"{path}, line {line}" if line else f"{path}"
     try:
+        # The hooks raise errors that name double keys and integers that are too long.
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line or error.lineno}"
@@ -130,6 +161,7 @@ def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
         ) from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+    # Only an escape can make a lone surrogate, since `_lines` has checked the bytes.
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value, place)
     return value
@@ -182,6 +214,7 @@ def _check_surrogates(value: object, place: str) -> None:
 
 
 def _read_csv(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
+    # The limit is global: set it for this file alone.
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         return _csv_rows(csv.DictReader(lines, strict=True), path)
@@ -193,8 +226,9 @@ def _csv_rows(reader: csv.DictReader, path: pathlib.Path) -> list[Any]:
     rows: list[Any] = []
     try:
         names = reader.fieldnames or []
-        _check_header(names, path)
+        _check_header(names, f"{path}, line 1")
         for row in reader:
+            # `DictReader` puts surplus cells under None, and None in place of missing ones.
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path}, line {reader.line_num}: expected {len(names)} cells ({names})."
@@ -208,11 +242,11 @@ def _csv_rows(reader: csv.DictReader, path: pathlib.Path) -> list[Any]:
     return rows
 
 
-def _check_header(names: Sequence[str], path: pathlib.Path) -> None:
+def _check_header(names: Sequence[str], place: str) -> None:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ValueError(
-            f"{path}, line 1: {names.count(double)} columns have the name {double!r}, and only the "
+            f"{place}: {names.count(double)} columns have the name {double!r}, and only the "
             f"last one would be read. Rename or remove the others. Columns: {names}."
         )
 
@@ -240,6 +274,7 @@ def similar_file(path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:
     except OSError:
         return None, False
     readable = [name for name in names if suffix(name) in SUFFIXES]
+    # Reversed, so that the first name in order wins where stems are equal.
     by_stem = {_stem(name): name for name in reversed(readable)}
     if _stem(path.name) in by_stem:
         return path.with_name(by_stem[_stem(path.name)]), True

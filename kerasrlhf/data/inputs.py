@@ -93,12 +93,14 @@ def encode_pairs(
             "Expected as many responses as prompts. Received "
             f"{len(prompts)} prompts and {len(responses)} responses."
         )
+    # One flag for all, or one for each.
     flags = [ended] * len(responses) if isinstance(ended, bool) else [*ended]
     if len(flags) != len(responses):
         raise ValueError(
             f"`ended` must be a bool, or one for each of the {len(responses)} responses. "
             f"Received {len(flags)}."
         )
+    # Guard typed special tokens before the template adds its own.
     columns = (_typed(column, preprocessor, parse_special) for column in (prompts, responses))
     pairs = [
         (
@@ -127,5 +129,6 @@ def _typed(
     if preprocessor is None or parse_special:
         return values
     tokenizer = tokens.tokenizer_of(preprocessor)
+    # In records, so that texts and messages are guarded alike.
     records = records_lib.guarded([{"prompt": value} for value in values], tokenizer)
     return [record["prompt"] for record in records]

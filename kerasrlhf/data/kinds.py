@@ -41,10 +41,12 @@ def kind_of(batch: Any) -> str | None:
     if not isinstance(inputs, dict) or not {*_INPUTS} <= {*inputs}:
         return None
     shape = _shape(inputs)
+    # Three axes: rows of candidates; two: single rows.
     if len(shape) == 3:
         return "unpaired_preferences" if shape[1] == 1 else "preferences"
     if len(shape) != 2 or "response_mask" in inputs:
         return None
+    # A target without weights fits no loader.
     if len(targets) < 2:
         return None if targets else "prompts"
     return "demonstrations" if tf.as_dtype(targets[0].dtype).is_integer else "stepwise"
@@ -73,6 +75,7 @@ def check_kind(name: str, data: Any, *expected: str) -> None:
 batch_size)` returns it. The source may be a list of texts or records, or a path. Received: \
 ['Tom was sad.'] of type list.
     """
+    # Datasets are checked by their specification: nothing is read.
     is_arrays = isinstance(data, tuple) and data and isinstance(data[0], dict)
     if isinstance(data, tf.data.Dataset):
         check_batch(data.element_spec, *expected, where=f"`{name}` has other batches. ")

@@ -1,4 +1,4 @@
-"""What a model can read, checked in one place for every way in: `fit`, sampling, scoring."""
+"""What a model can process, checked in one place for `fit`, sampling and scoring."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
 
 
 class Limits(NamedTuple):
-    """Lengths and token ids that a model can read.
+    """Lengths and token ids that a model can process.
 
     Attributes:
         network: str. The name of the network, for messages.
-        positions: int or None. Tokens of a row at most; None if any length can be read.
+        positions: int or None. Tokens of a row at most; None if any length can be processed.
         vocabulary: int or None. Token ids that the model has embeddings for; None if its backbone
             does not say.
         tokenizer: The model's keras-hub tokenizer, or None. Defaults to None.
         response: int or None. Tokens of a response that are read at most. Defaults to None: all.
-        sampled: int. Tokens that are sampled behind a row. Defaults to 0.
+        sampled: int. Tokens that are sampled after a row. Defaults to 0.
     """
 
     network: str
@@ -75,8 +75,9 @@ class Limits(NamedTuple):
         preprocessor: CausalLMPreprocessor | None = None,
         response: int | None = None,
     ) -> Limits:
-        """Returns the limits of networks that read the same rows."""
+        """Returns the limits of networks that process the same rows."""
         sizes = [getattr(backbone, "max_sequence_length", None) for backbone in backbones]
+        # The smallest network decides, as all of them read the same rows.
         positions = min((int(size) for size in sizes if size), default=None)
         entries = [getattr(backbone, "vocabulary_size", None) for backbone in backbones]
         counts = [int(count) for count in entries if count is not None]
@@ -130,6 +131,7 @@ class Limits(NamedTuple):
         ids = np.asarray(token_ids)
         bad = (ids < 0) | (ids >= self.vocabulary)
         if padding_mask is not None:
+            # Padding may have any id: masks keep it out of every result.
             bad &= np.asarray(padding_mask).astype(bool)
         if bad.any():
             raise ValueError(
@@ -149,10 +151,11 @@ class Limits(NamedTuple):
             )
 
     def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        """Raises a `ValueError` for data whose tokens are others in the model's vocabulary."""
+        """Raises a `ValueError` for data whose token ids mean other tokens to the model."""
         if tokenizer is None:
             return
         if self.tokenizer is None:
+            # Without a tokenizer of the model, only the number of tokens can be compared.
             found = token_count(tokenizer)
             if self.vocabulary is not None and found > self.vocabulary:
                 raise ValueError(
@@ -188,6 +191,7 @@ class Limits(NamedTuple):
         self.check_length(ids.shape[-1])
         self.check_ids(ids, inputs.get("padding_mask"))
         if self.response is not None and "response_mask" in inputs:
+            # The width of each row's response, from its first to its last token.
             response = np.asarray(inputs["response_mask"]).astype(bool)
             if response.any():
                 columns = np.arange(response.shape[-1])
@@ -199,7 +203,7 @@ class Limits(NamedTuple):
 
 
 class Guard:
-    """Checks data of any kind against the limits of a model, at the latest batch by batch.
+    """Checks data of any kind against the limits of a model, at once or batch by batch.
 
     Args:
         limits: `Limits`.
@@ -218,6 +222,7 @@ class Guard:
 
     def checked(self, data: Any) -> Any:
         """Returns data that raise a `ValueError` where they do not fit, if possible at once."""
+        # A `TokenizedDataset` carries its tokenizer and lengths: checked once, not by batch.
         if hasattr(data, "in_step_with"):
             self.limits.check_dataset(data)
         elif isinstance(data, tf.data.Dataset):
@@ -241,7 +246,7 @@ class Guard:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Lets the `ValueError` of a batch through, which TensorFlow wraps into one of its own."""
+        """Raises the `ValueError` of a batch in place of TensorFlow's error around it."""
         try:
             yield
         except Exception:
@@ -261,6 +266,7 @@ class Guard:
         inputs = _inputs(batch)
         if not isinstance(inputs, dict):
             return batch if len(batch) > 1 else batch[0]
+        # Only what the checks need leaves the graph.
         names = [x for x in ("token_ids", "padding_mask", "response_mask") if x in inputs]
 
         def check(*arrays: np.ndarray) -> bool:
@@ -268,6 +274,7 @@ class Guard:
             return True
 
         fits = tf.numpy_function(check, [inputs[name] for name in names], tf.bool)
+        # The batch leaves only after the check.
         with tf.control_dependencies([fits]):
             batch = tf.nest.map_structure(tf.identity, batch)
         return batch if len(batch) > 1 else batch[0]

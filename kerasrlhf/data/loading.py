@@ -1,4 +1,4 @@
-"""From a source to a dataset: what all loaders of `kerasrlhf.data` have in common."""
+"""From a source to a dataset: the steps that all loaders of `kerasrlhf.data` share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 class Texts(NamedTuple):
-    """What a loader finds in records.
+    """The texts and columns that a loader finds in records.
 
     Attributes:
         prompts: list of str.
@@ -137,10 +137,11 @@ def load(
         )
     # 3. Token ids, without the rows that are too long.
     rows = encoding.encode(texts)
-    rows = rows._replace(report=rows.report._replace(skipped=tuple(skipped)))
-    batching.check_rows(rows.report.rows)
+    used = [number for number in range(len(records)) if number not in skipped]
+    dropped = tuple(used[number] for number in rows.report.dropped)
+    report = rows.report._replace(dropped=dropped, skipped=tuple(skipped))
+    batching.check_rows(report.rows)
+    # Encoding may leave out rows; their columns go with them.
     columns = {name: [column[i] for i in rows.kept] for name, column in texts.columns.items()}
     # 4. Arrays of one length, and their batches.
-    return batching.batches(
-        arrays(rows, columns), rows.report.rows, rows.report, encoding.tokenizer
-    )
+    return batching.batches(arrays(rows, columns), report.rows, report, encoding.tokenizer)

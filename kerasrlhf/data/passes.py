@@ -1,8 +1,8 @@
 """The batches of a dataset as a function of how many were read before.
 
-A dataset that counts its own passes begins at the first one in every process. Where the order is a
-function of a number that training saves, a run that was interrupted goes on with the order that it
-would have had.
+A dataset that counts its own passes starts with the first one in every process. If the order is a
+function of a number that training saves, an interrupted run continues with the order that it would
+have had.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Passes:
             seed: int.
             whole: bool. Whether a last batch of fewer rows is left out.
         """
+        # Convert to tensors once; every pass uses the same ones.
         columns = tf.data.Dataset.from_tensors(columns).get_single_element()
         count = rows // batch_size if whole else -(-rows // batch_size)
 
@@ -78,6 +79,7 @@ class Passes:
             return tf.nest.map_structure(lambda column: tf.gather(column, index), columns)
 
         def make(step: Tensor) -> tf.data.Dataset:
+            # Permute indices, not rows: the columns stay where they are.
             order = tf.data.Dataset.from_tensor_slices(_order(seed, step // max(count, 1), rows))
             return order.batch(batch_size, drop_remainder=whole).map(take)
 
@@ -85,12 +87,14 @@ class Passes:
 
     def then(self, transform: Callable[[tf.data.Dataset], tf.data.Dataset]) -> Passes:
         """Returns passes that a function of datasets transforms, such as `take` or `skip`."""
+        # Apply the transformation to numbers first, to know how many batches it leaves.
         some = tf.data.Dataset.range(self.count if self.count >= 0 else 1)
         count = int(transform(some if self.count >= 0 else some.repeat()).cardinality())
         if self.is_fixed:
             return Passes.fixed(transform(self._make(0)))
         if count < 0:
             return Passes(lambda step: transform(self._make(step)), count, self.unit)
+        # How many batches of the original belong to one transformed pass.
         before = self.unit if self.count >= 0 else count
 
         def make(step: Tensor) -> tf.data.Dataset:
@@ -99,7 +103,7 @@ class Passes:
         return Passes(make, count)
 
     def repeat(self, times: int | None = None) -> Passes:
-        """Returns several passes as one, or endless passes, each with an order of its own."""
+        """Returns several passes as one, or endless passes, each with a different order."""
         if self.count < 0:
             return self
 
@@ -109,6 +113,7 @@ class Passes:
         if times is None or times < 0:
 
             def endless(step: Tensor) -> tf.data.Dataset:
+                # Start in the pass that `step` falls into, and skip its first batches.
                 numbers = tf.data.Dataset.range(step // self.unit, tf.int64.max)
                 return numbers.flat_map(passed).skip(step % self.unit)
 
@@ -116,6 +121,7 @@ class Passes:
         count = self.count * times
 
         def make(step: Tensor) -> tf.data.Dataset:
+            # A repeated pass is `times` passes of the original, each in its own order.
             first = step // max(count, 1) * times
             return tf.data.Dataset.range(first, first + times).flat_map(passed)
 
@@ -130,10 +136,12 @@ class Passes:
         """
 
         def begin(_: Tensor) -> tf.data.Dataset:
+            # Called when an iteration starts, not when the graph is built.
             step = tf.numpy_function(lambda: np.int64(position()), [], tf.int64)
             step.set_shape([])
             return self._make(step)
 
+        # Equal passes need no position.
         if self.is_fixed:
             with _traced():
                 return self._make(tf.constant(0, tf.int64))

@@ -1,8 +1,8 @@
 """Records (dictionaries with the field's usual columns) and the texts in them.
 
 Columns: `prompt`; `response` or `completion`; `chosen` and `rejected`, or `responses`, best first;
-`text` or `messages` for demonstrations without a prompt of their own. A text is a string or a list
-of messages.
+`text` or `messages` for demonstrations without a separate prompt. A text is a string or a list of
+messages.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RowError(ValueError):
 
 
 class Selection(NamedTuple):
-    """What could be read of some records.
+    """The values that were read from some records, and the rows that were left out.
 
     Attributes:
         values: What the reading function returned.
@@ -67,7 +67,9 @@ def load(source: Source, *, text_column: str = "text") -> Records:
         text_column: str. The column that plain strings become. Defaults to `"text"`.
 
     Returns:
-        list of dict.
+        list of dict. Conversations in the form of ShareGPT (`conversations`, of `from` and `value`,
+        and a column `system` if there is one) are `messages`, or the `prompt` where the text is a
+        prompt or there is `chosen`.
 
     Raises:
         ValueError: If the source cannot be read or has no rows, or a row is neither a dictionary
@@ -76,13 +78,32 @@ def load(source: Source, *, text_column: str = "text") -> Records:
     Example:
         >>> rlhf.data.records.load(["Once upon a time"], text_column="prompt")
         [{'prompt': 'Once upon a time'}]
+        >>> rlhf.data.records.load([{"conversations": [{"from": "human", "value": "Hi"}]}])
+        [{'messages': [{'role': 'user', 'content': 'Hi'}]}]
     """
     rows = sources.read(source)
     if not rows:
         raise ValueError(f"The source has no rows. Received: {_shorten(source)}")
+    # A string is a record of one column.
     rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
     refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
-    return rows
+    return [_from_sharegpt(row, text_column) for row in rows]
+
+
+def _from_sharegpt(row: Record, text_column: str) -> Record:
+    """Returns a record with the names of columns and keys that the rest of the package reads."""
+    if "conversations" not in row or row.keys() & {"messages", "prompt"}:
+        return row
+    rest = {key: value for key, value in row.items() if key not in ("conversations", "system")}
+    # In pairs the conversation leads up to two replies, each a single message.
+    for column in rest.keys() & {"chosen", "rejected"}:
+        reply = rest[column]
+        rest[column] = dialogue.from_sharegpt([reply] if isinstance(reply, dict) else reply)
+    messages = dialogue.from_sharegpt(row["conversations"])
+    if row.get("system") and isinstance(messages, list):
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    is_prompt = text_column == "prompt" or "chosen" in rest
+    return {"prompt" if is_prompt else "messages": messages, **rest}
 
 
 def prompt_texts(
@@ -140,6 +161,7 @@ def demonstration_texts(
     has_prompt = column in ("response", "completion")
     dialogue.check_template(template)
     _check_texts(records, column)
+    # A response that is a whole dialogue brings its own prompt.
     if has_prompt and not all(dialogue.is_dialogue(row[column]) for row in records):
         _check_texts(
             records,
@@ -175,10 +197,12 @@ def turn_texts(records: Records, template: Template = "plain") -> list[list[tupl
     column = _column(records, "response", "completion", "text", "messages")
 
     def split(row: Record, prompt: str, response: str) -> list[tuple[str, str]]:
+        # Plain texts have one turn.
         value, before = row[column], row.get("prompt")
         if isinstance(value, str) and (isinstance(before, str) or column == "text"):
             return [(prompt, response)]
         messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+        # Only the reply is in the column; the dialogue before it is in `prompt`.
         if not dialogue.is_dialogue(messages) and isinstance(before, list):
             messages = [*before, *messages]
         if isinstance(before, str) and not dialogue.is_dialogue(messages):
@@ -222,6 +246,7 @@ def preference_texts(
         (['Human: Hi\n\nAssistant:'], [' Hello!'], [' Go.'])
     """
     dialogue.check_template(template)
+    # Rankings have `responses`, pairs `chosen` and `rejected`.
     if _column(records, "chosen", "responses") == "responses":
         return _ranking_texts(records, template, strict)
     for column in ("chosen", "rejected"):
@@ -247,6 +272,7 @@ def _demonstration(row: Record, column: str, template: Template) -> tuple[str, s
     if column in ("text", "messages") or dialogue.is_dialogue(value):
         if isinstance(value, str):
             raise ValueError(f"{column!r} must be a list of messages. Received a string.")
+        # The last message is the response; the dialogue before it is the prompt.
         prompt, value = value[:-1], value[-1:]
     return prompt_text(prompt, template), response_text(prompt, value, template)
 
@@ -256,6 +282,7 @@ def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     parts_early = False
     if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
+        # Compare the first replies that differ; later turns are no part of a response.
         prompt, *whole = _split_common(chosen, rejected)
         chosen, rejected = map(_first_turn, whole)
         parts_early = [chosen, rejected] != whole
@@ -287,6 +314,7 @@ def _ranking_texts(records: Records, template: Template, strict: bool) -> tuple[
         return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
 
     refuse(records, is_wrong, "have no list of two or more texts in 'responses'")
+    # The candidates of a batch are one axis, so every row has as many.
     count = len(records[0]["responses"])
     refuse(
         records,
@@ -310,6 +338,7 @@ def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if type(chosen) is not type(rejected):
         raise ValueError("'chosen' and 'rejected' must both be strings or both be messages.")
     if isinstance(chosen, str):
+        # The last reply that starts in the common text: what follows may differ within it.
         markers = [*_REPLY.finditer(chosen[: _common(chosen, rejected)])]
         if not markers:
             raise ValueError(
@@ -318,6 +347,7 @@ def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
             )
         size = markers[-1].end()
     else:
+        # At least one message is left to each side.
         size = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         if size < 1:
             raise ValueError("'chosen' and 'rejected' must share their leading messages.")
@@ -328,6 +358,33 @@ def _common(left: Sequence, right: Sequence) -> int:
     """Returns how many leading items are equal."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(left), len(right)))
+
+
+def prompt_of(record: Record) -> Any:
+    r"""Returns what the responses of a record answer, whatever its columns are.
+
+    Args:
+        record: dict.
+
+    Returns:
+        str or list of messages: the column `prompt`; else the messages before the last reply, the
+        common beginning of `chosen` and `rejected`, or the whole `text`. None if there is nothing
+        of the kind.
+
+    Example:
+        >>> prompt_of({"chosen": "Human: Hi\n\nAssistant: Yes.",
+        ...            "rejected": "Human: Hi\n\nAssistant: No."})
+        'Human: Hi\n\nAssistant:'
+    """
+    if "prompt" in record:
+        return record["prompt"]
+    if "chosen" in record and "rejected" in record:
+        try:
+            return _split_common(record["chosen"], record["rejected"])[0]
+        except (ValueError, TypeError):  # A loader says what is wrong with the row.
+            return None
+    messages = record.get("messages", record.get("text"))
+    return messages[:-1] if isinstance(messages, list) else messages
 
 
 def prompt_text(value: Text, template: Template = "plain") -> str:
@@ -381,6 +438,7 @@ def _each(rows: list[_Row], function: Callable[[_Row], _Value]) -> list[_Value]:
     """Applies a function to every row; an error names the rows that raise one."""
     results: list[_Value] = []
     errors: dict[int, ValueError] = {}
+    # Collect all errors: one message names every wrong row.
     for number, row in enumerate(rows):
         try:
             results.append(function(row))
@@ -493,12 +551,14 @@ def select(records: Records, read: Callable[[Records], Any], on_error: str = "ra
         raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
     kept = list(range(len(records)))
     skipped: dict[int, str] = {}
+    # Each error names wrong rows; read the others again until none is left.
     while True:
         try:
             return Selection(read([records[i] for i in kept]), dict(sorted(skipped.items())))
         except RowError as error:
             if on_error == "raise":
                 raise
+            # Numbers of an error count the rows that were read; map them to those of the source.
             wrong = {kept[number] for number in error.numbers}
             skipped |= dict.fromkeys(wrong, error.reason)
             kept = [number for number in kept if number not in wrong]
@@ -530,6 +590,7 @@ def guarded(records: Records, tokenizer: Tokenizer) -> Records:
         if isinstance(value, list | tuple):
             return [guard(item) for item in value]
         if isinstance(value, dict):
+            # Roles are the template's words, not what somebody typed.
             return {key: item if key == "role" else guard(item) for key, item in value.items()}
         return value
 

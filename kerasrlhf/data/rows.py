@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """What became of the rows of a source.
+    """How many rows of a source were used, cut or left out.
 
     Attributes:
-        rows: int. How many are in the dataset.
+        rows: int. Rows in the dataset.
         length: int. Tokens per padded row.
         longest: int. Tokens of the longest row before anything was cut.
         cut_prompts: int. Prompts that lost their first words.
@@ -28,9 +28,9 @@ class Report(NamedTuple):
         longest_response: int. Tokens of the longest response after cutting; 0 without any.
         identical: int. Rows in which two responses are the same tokens after cutting: there is
             nothing to prefer.
-        dropped: int. Rows that were left out because of `drop_longer_than`.
-        skipped: tuple of int. The numbers of the rows that were left out because of
-            `on_error="skip"`, counted from 0 in the source.
+        dropped: tuple of int. The numbers of the rows that were left out because of
+            `drop_longer_than`, counted from 0 in the source.
+        skipped: tuple of int. The same of the rows left out because of `on_error="skip"`.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Report(NamedTuple):
     cut_responses: int
     longest_response: int = 0
     identical: int = 0
-    dropped: int = 0
+    dropped: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
 
 
@@ -150,7 +150,7 @@ def encode(
         identical=sum(
             len(set(map(tuple, row))) < len(row) for row in zip(*candidates, strict=True)
         ),
-        dropped=rows - len(kept),
+        dropped=tuple(sorted({*range(rows)} - {*kept})),
     )
     _warn(report, limit)
     shown = [special_tokens.unguarded(prompt) for prompt in prompts]
@@ -176,6 +176,7 @@ def _responses(
     """Returns the token ids of responses with what ends them."""
     known = special_tokens.special_token_ids(tokens.tokenizer_of(preprocessor))
     end = tokens.end_ids(preprocessor, end_token_id, turn_end)
+    # An end token that the template wrote is taken off, and added again as an id.
     bodies, marks = zip(*(split_end(text, known) for text in texts), strict=True)
     rows = tokens.continuations(prompts, prompt_ids, bodies, preprocessor)
     unknown = {mark for mark in marks if mark and known[mark] not in tokens.stop_ids(preprocessor)}
@@ -195,14 +196,14 @@ def _responses(
 
 
 def split_end(text: str, known: Iterable[str]) -> tuple[str, str | None]:
-    r"""Splits the special token from the end of a response, with the white space behind it.
+    r"""Splits the special token from the end of a response, with the white space after it.
 
     Args:
         text: str.
         known: The special tokens of the tokenizer, an iterable of str.
 
     Returns:
-        The text in front of it and the token; the whole text and None if there is none.
+        The text before it and the token; the whole text and None if there is none.
 
     Example:
         >>> split_end("Hi.<|im_end|>\n", {"<|im_end|>": 2}), split_end("Hi. ", {"<|im_end|>": 2})
@@ -211,6 +212,7 @@ def split_end(text: str, known: Iterable[str]) -> tuple[str, str | None]:
     stripped = text.rstrip()
     if not stripped.endswith(tuple(known)):
         return text, None
+    # The longest, where one special token ends with another.
     mark = max((token for token in known if stripped.endswith(token)), key=len)
     return stripped.removesuffix(mark), mark
 
@@ -229,7 +231,7 @@ def encode_turns(
         preprocessor: A keras-hub `CausalLMPreprocessor`.
         end_token_id: int, `"auto"` or None. As in `encode`. Defaults to `"auto"`.
         turn_end: str or None. As in `encode`. Defaults to None.
-        ended: list of bool, or None. Whether the last turn is whole. Defaults to None: all are.
+        ended: list of bool, or None. Whether the last turn is complete. Defaults to None: all are.
 
     Returns:
         The prompts, list of str; the ids of all that follows, list of lists of int; and which of
@@ -251,16 +253,19 @@ def encode_turns(
             rows[i] = rows[i] + ids
             learned[i] += [are_learned] * len(ids)
 
+    # Turn by turn over all dialogues, so that each step is one call of the tokenizer.
     for turn in range(max(map(len, dialogues))):
         pairs = {i: turns[turn] for i, turns in enumerate(dialogues) if len(turns) > turn}
         if turn:
+            # What the user said between two replies is not learned.
             append({i: before for i, (before, _) in pairs.items()}, False)
         last = [i for i in pairs if len(dialogues[i]) == turn + 1]
         inner = {i: reply for i, (_, reply) in pairs.items() if i not in last}
-        # A template's white space behind the end of a turn is not the assistant's.
+        # A template's white space after the end of a turn is not the assistant's.
         replies = {i: r.rstrip() if split_end(r, known)[1] else r for i, r in inner.items()}
         append(replies, True)
         append({i: inner[i][len(reply) :] for i, reply in replies.items()}, False)
+        # The last reply ends like any response, with an end token if it is complete.
         for i in last:
             whole = [ended is None or ended[i]]
             last_reply = [pairs[i][1]]
@@ -284,10 +289,11 @@ def _short_enough(
     candidates: list[list[list[int]]],
     drop_longer_than: int | None,
 ) -> list[int]:
-    """Returns the rows that have no more tokens than that."""
+    """Returns the numbers of the rows that have at most `drop_longer_than` tokens."""
     if drop_longer_than is None:
         return [*range(len(prompt_ids))]
     require_int("drop_longer_than", drop_longer_than, minimum=2)
+    # A row is as long as its prompt with its longest candidate.
     sizes = [
         len(start) + len(ids) + max((len(column[row]) for column in candidates), default=0)
         for row, ids in enumerate(prompt_ids)
@@ -304,6 +310,7 @@ def _short_enough(
 def _joined(
     start: list[int], prompt_ids: list[list[int]], candidates: list[list[list[int]]]
 ) -> Iterator[list[int]]:
+    # Prompts alone are rows with an empty response.
     responses = candidates or [[[]] * len(prompt_ids)]
     for column in responses:
         for prompt, response in zip(prompt_ids, column, strict=True):
@@ -352,6 +359,6 @@ def _warn(report: Report, limit: int) -> None:
             "prefer between them."
         )
     if report.dropped:
-        findings.append(f"{report.dropped} rows are longer than `drop_longer_than`: left out.")
+        findings.append(f"{len(report.dropped)} rows are longer than `drop_longer_than`: left out.")
     if findings:
         warnings.warn(" ".join(findings), stacklevel=4)

@@ -30,10 +30,10 @@ def read(
 
     Args:
         source: Rows in memory (an iterable of dictionaries or strings; a generator is read once);
-            a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`; an unbatched, finite
-            `tf.data.Dataset` of strings or of dictionaries; or the name of a TFDS dataset, which
-            is a str without path separator and file suffix. `"tfds:name/config:1.0.0"` is
-            always a TFDS name.
+            a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`, or to a `.parquet`
+            file; an unbatched, finite `tf.data.Dataset` of strings or of dictionaries; or the name
+            of a TFDS dataset, which is a str without path separator and file suffix.
+            `"tfds:name/config:1.0.0"` is always a TFDS name.
         split: str. The split of a TFDS dataset; other sources ignore it. Defaults to `"train"`.
         data_dir: str, path or None. Where TFDS keeps its prepared datasets; other sources ignore
             it. Defaults to the directory that TFDS uses.
@@ -54,6 +54,7 @@ def read(
         >>> rlhf.data.read(tf.data.Dataset.from_tensor_slices({"prompt": ["a"], "label": [1]}))
         [{'prompt': 'a', 'label': 1}]
     """
+    # Datasets first: they are iterable too.
     if isinstance(source, tf.data.Dataset):
         return _read_dataset(source)
     if isinstance(source, str):
@@ -73,6 +74,7 @@ def _read_memory(source: Any) -> list[Any]:
             f"tf.data.Dataset or a TFDS name. Received: {_short(source)} of type "
             f"{type(source).__name__}."
         )
+    # A list of file names would pass as a list of texts.
     rows = list(source) if hasattr(source, "__len__") else _ending(source)
     if rows and all(isinstance(row, str | os.PathLike) and _is_file_name(row) for row in rows):
         raise ValueError(
@@ -99,10 +101,11 @@ def _is_file_name(name: str | os.PathLike[str]) -> bool:
 
 
 def _read_named(source: str, split: str, data_dir: str | os.PathLike[str] | None) -> list[Any]:
-    """Returns the rows of what a string names: a file, or a TFDS dataset."""
+    """Returns the rows of the file or TFDS dataset that a string names."""
     path = pathlib.Path(source).expanduser()
     if source.startswith(_TFDS_PREFIX):
         return _read_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir)
+    # Whatever looks like neither a file nor a text is the name of a TFDS dataset.
     looks_like_a_path = "/" in source or os.sep in source or path.suffix or os.path.exists(path)
     is_text = source.split() != [source] and not _is_file_name(source)
     if is_text and not os.path.isfile(path):
@@ -174,6 +177,7 @@ def _check_tfds_name(
         return  # Only the servers of that community know its datasets.
     known = tfds.list_builders(with_community_datasets=False)
     folders = [str(x) for x in tfds.core.utils.file_utils.list_data_dirs(data_dir)]
+    # Known to TFDS, or prepared in one of its folders.
     plain = name if builder is None else str(builder)
     if plain in known or any(tf.io.gfile.isdir(os.path.join(x, plain)) for x in folders):
         return
@@ -194,6 +198,7 @@ def _read_dataset(dataset: tf.data.Dataset) -> list[Any]:
             "A tf.data.Dataset of records must yield strings or dictionaries. Received elements "
             f"{spec}. Use `.map` to name the columns."
         )
+    # A batch shows in the rank of its texts; other columns may be arrays.
     texts = [spec] if isinstance(spec, tf.TensorSpec) else _text_specs(spec)
     if any(text.shape.rank for text in texts):
         raise ValueError(
@@ -224,6 +229,7 @@ def _to_python(value: Any) -> Any:
     """Returns Python values for an element; a sequence of dictionaries becomes a list."""
     if isinstance(value, dict):
         value = {key: _to_python(item) for key, item in value.items()}
+        # TFDS has a list of messages as one dict of two lists.
         return _messages(value) if set(value) == {"role", "content"} else value
     if isinstance(value, tf.RaggedTensor):
         return _decode(value.to_list())

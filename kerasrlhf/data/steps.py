@@ -110,6 +110,7 @@ def stepwise(
 
 
 def _check_separator(separator: str, preprocessor: CausalLMPreprocessor) -> None:
+    # As it is tokenized inside a text, after another token.
     ids: list[int] = []
     if isinstance(separator, str) and separator:
         before = tokens.tokenize(["a"], preprocessor)
@@ -130,20 +131,22 @@ def _encoded(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the token ids of each response, and the places in it where its steps end.
 
-    A step and the separator behind it are tokenized together, as they are where a model writes
-    them: in some vocabularies one token holds a full stop and a line break.
+    A step and the separator after it are tokenized together, as a model writes them: in some
+    vocabularies one token holds a full stop and a line break.
     """
     texts = list(prompts)
     rows = tokens.tokenize(prompts, preprocessor, parse_special=True)
     responses: list[list[int]] = [[] for _ in prompts]
     ends: list[list[int]] = [[] for _ in prompts]
     for index in range(max(map(len, steps))):
+        # Step by step over all rows, each step as a continuation of the text before it.
         some = [i for i, row in enumerate(steps) if len(row) > index]
         pieces = [steps[i][index] + separator * (index + 1 < len(steps[i])) for i in some]
         found = tokens.continuations(
             [texts[i] for i in some], [rows[i] for i in some], pieces, preprocessor
         )
         for i, piece, ids in zip(some, pieces, found, strict=True):
+            # The end token follows the last step, and carries its label.
             ids = ids + end * (index + 1 == len(steps[i]))
             texts[i], rows[i] = texts[i] + piece, rows[i] + ids
             responses[i] += ids
@@ -158,6 +161,7 @@ def _labels_at_ends(
     y, weight = np.zeros(shape, "float32"), np.zeros(shape, "float32")
     for row, (prompt, response) in enumerate(zip(rows.prompt_ids, rows.candidates[0], strict=True)):
         for place, label in zip(ends[row], labels[row], strict=True):
+            # Cutting may have removed the end of a step, and its label with it.
             if place < len(response):
                 y[row, len(prompt) + place] = label
                 weight[row, len(prompt) + place] = 1.0

@@ -20,8 +20,8 @@ from kerasrlhf.types import require_bool, require_int, require_seed
 if TYPE_CHECKING:
     from keras_hub.models import Tokenizer
 
-# Keras warns so at every `fit` on a dataset without `shuffle=False`. Datasets have an order of
-# their own here, and `fit`, also that of keras-hub's models, stays as it is.
+# Keras warns so at every `fit` on a dataset without `shuffle=False`. Datasets shuffle themselves
+# here, and `fit`, also that of keras-hub's models, stays as it is.
 warnings.filterwarnings(
     "ignore",
     message=r"`shuffle=True` was passed, but will be ignored .* as a tf\.data\.Dataset",
@@ -30,7 +30,7 @@ warnings.filterwarnings(
 
 _EACH = ("take", "skip", "shard")  # transformations of every pass
 _WHOLE = ("prefetch", "with_options")  # of the passes as they come
-_FIXED = ("shuffle", "cache")  # what follows keeps no order but its own
+_FIXED = ("shuffle", "cache")  # their result no longer follows the order of the passes
 
 
 class TokenizedDataset(tf.data.Dataset):
@@ -42,13 +42,14 @@ class TokenizedDataset(tf.data.Dataset):
     `cache`, `prefetch`, `shard` and `with_options` return a `TokenizedDataset`; other
     transformations return an ordinary dataset.
 
-    An iteration over it starts the next of its orders. A model that is trained on it gets the order
-    that belongs to the steps of its optimizer, so that a run that was interrupted goes on in
-    another process as it would have.
+    Each iteration over it has the next order. A model that is trained on it gets the order that
+    belongs to the steps of its optimizer, so that an interrupted run continues in another process
+    as it would have.
 
     Args:
         dataset: A `tf.data.Dataset` of batched rows, or `kerasrlhf.data.passes.Passes`.
-        report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+        report: `kerasrlhf.data.Report` or None. How many rows of a source were used, cut or left
+            out.
         tokenizer: The keras-hub tokenizer of the token ids, or None. Defaults to None.
 
     Attributes:
@@ -75,6 +76,7 @@ class TokenizedDataset(tf.data.Dataset):
         is_passes = isinstance(dataset, Passes)
         self._passes = dataset if is_passes else Passes.fixed(dataset)
         self._position, self._around = _position, _around
+        # Counts the passes of an unattached dataset; parts of a dataset share the counter.
         self._begun = itertools.count() if _begun is None else _begun
         if is_passes:
             dataset = dataset.read(_position or self._next)
@@ -114,11 +116,12 @@ class TokenizedDataset(tf.data.Dataset):
         return self if self._passes.is_fixed else self._with(self._passes, _position=position)
 
     def repeat(self, count: int | None = None) -> TokenizedDataset:
-        """Repeats as `tf.data.Dataset.repeat`; every repetition has an order of its own."""
+        """Repeats as `tf.data.Dataset.repeat`; every repetition has a different order."""
         return self._with(self._passes.repeat(count))
 
     def map(self, map_func: Callable, *args: Any, **kwargs: Any) -> tf.data.Dataset:
         """Maps as `tf.data.Dataset.map`, but the preprocessing of a task changes nothing."""
+        # `fit` of a task maps its preprocessor: the model is known here, so check the rows for it.
         task = _preprocessing_task(map_func)
         if task is not None:
             kinds.check_kind("x", self, "demonstrations")
@@ -141,6 +144,7 @@ def _keep(name: str) -> Callable[..., TokenizedDataset]:
         def change(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return transform(dataset, *args, **kwargs)
 
+        # Applied to the sequence of all passes, not inside each one.
         if name in _WHOLE:
             return self._with(self._passes, _around=(*self._around, change))
         if name in _EACH:
@@ -160,7 +164,7 @@ class Batching:
 
     Args:
         batch_size: int, at least 1. Rows per batch.
-        shuffle: bool. Whether every pass has an order of its own, sampled from all rows. Defaults
+        shuffle: bool. Whether every pass has a different order, sampled from all rows. Defaults
             to True.
         seed: int, at least 0. The order of pass n is a function of `seed` and n. Defaults to 0.
         drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
@@ -209,7 +213,8 @@ class Batching:
         Args:
             columns: A structure of arrays `(rows, ...)`.
             rows: int. Their first dimension.
-            report: `kerasrlhf.data.Report` or None. What became of the rows of a source.
+            report: `kerasrlhf.data.Report` or None. How many rows of a source were used, cut or
+                left out.
             tokenizer: The keras-hub tokenizer of the token ids, or None.
 
         Returns:

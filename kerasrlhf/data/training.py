@@ -1,4 +1,4 @@
-"""What data and the model that is trained on them must agree on, whoever calls `fit`."""
+"""Makes data and the model that is trained on it agree, whoever calls `fit`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
     """Returns the batches of a `TokenizedDataset` as `fit` of a keras-hub task trains on them.
 
-    The rows must fit the model. Each pass has the order that belongs to the steps which the model's
-    optimizer has done, several replicas learn what one device learns, and what saves weights keeps
-    LoRA adapters apart.
+    The rows must fit the model. Each pass has the order that belongs to the number of steps that
+    the model's optimizer has made, several replicas learn what one device learns, and saved weights
+    keep LoRA adapters apart.
 
     Args:
         model: A keras-hub `CausalLM`. Methods of it are replaced.
@@ -57,6 +57,7 @@ def in_step(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
 
     def position() -> int:
         optimizer = getattr(model, "optimizer", None)
+        # A `LossScaleOptimizer` wraps the one that counts.
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         # `iterations` would count the accumulated gradients of several batches as one.
         if optimizer is None:
@@ -87,6 +88,7 @@ def whole_batch_loss(
     # Keras has no public way to the losses that a model was compiled with.
     losses = keras.tree.flatten(model._compile_loss._user_loss)  # noqa: SLF001
     reductions = {getattr(x, "reduction", None) or "mean" for x in losses}
+    # A sum has no denominator; a mean has the weights or the rows of this part.
     if "sum" in reductions:
         part = None
     elif "mean_with_sample_weight" in reductions and sample_weight is not None:

@@ -1,4 +1,4 @@
-"""Measures what training has done to a model."""
+"""Measures the effect of training on a model."""
 
 from kerasrlhf.evaluation import grpo_optimum, optimum
 from kerasrlhf.evaluation.preference import (

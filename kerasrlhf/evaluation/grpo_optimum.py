@@ -1,8 +1,8 @@
 """The fixed point of GRPO on tasks whose responses can all be listed.
 
 `GRPO` with its KL in the loss does not maximize `E[score] - b KL`, so `optimum.regret` does not
-apply to it. It follows its mean gradient, which can be computed: with q the policy, p the
-reference, and y a response,
+apply to it. It follows a mean gradient, which can be computed: with q the policy, p the reference,
+and y a response,
 
     E_q[ 1 / |y| * sum_t (A(y) - b (1 - p(y_t | y_<t) / q(y_t | y_<t))) grad log q(y_t | y_<t) ]
 
@@ -20,10 +20,13 @@ from kerasrlhf.evaluation import optimum
 from kerasrlhf.functional.baselines import EPSILON
 from kerasrlhf.types import require_int, require_number
 
+# Number of groups, and of scores at which mean advantages are computed.
 _GROUPS = 1024
 _POINTS = 33
+# Step size and number of steps.
 _RATE = 0.5
 _STEPS = 4000
+# Largest gradient at which the iteration stops, and at which it may end.
 _FORCE, _ACCEPTED = 1e-6, 1e-3
 
 
@@ -37,8 +40,8 @@ def resting_logprobs(
     """Computes the log-probabilities of the policy for which the mean gradient of `GRPO` is zero.
 
     Starts at the reference and takes steps along the bracket above, per token and prefix, minus its
-    mean over the tokens. Means over groups use 1,024 groups whose scores are spread evenly over
-    their distribution.
+    mean over the tokens. Means over groups use 1,024 groups with scores spread evenly over their
+    distribution.
 
     Args:
         ref_logprobs: array, `(prompts, responses)`, in nats. Log-probabilities under the reference.
@@ -58,7 +61,7 @@ def resting_logprobs(
 
     Example:
         One of two answers has a higher score. A group of two contains both with probability
-        2 q (1 - q), and the better one has an advantage of 1 whatever the scores are.
+        2 q (1 - q), and the better one has an advantage of 1 regardless of the scores.
 
         >>> responses = rlhf.evaluation.optimum.enumerate_responses(vocab=2, length=1)
         >>> logprobs = rlhf.evaluation.grpo_optimum.resting_logprobs(
@@ -77,11 +80,13 @@ def resting_logprobs(
             f"Received {len(responses.token_ids)} responses and {scores.shape[1]} columns of "
             "log-probabilities. Both must come from the same `enumerate_responses`."
         )
+    # An infinite log-probability would turn the iteration into NaN.
     if not (np.isfinite(ref_logprobs).all() and np.isfinite(scores).all()):
         raise ValueError(
             "Log-probabilities and scores must be finite. List only responses that the reference "
             "can produce."
         )
+    # Each prompt has its own resting point; prefixes and quantiles are shared.
     tree = _Tree(responses)
     quantiles = _quantiles(group_size)
     rows = zip(ref_logprobs, scores, strict=True)
@@ -120,6 +125,7 @@ def relative_divergence(
             f"Received: {', '.join(str(array.shape) for array in arrays)}."
         )
     logprobs, ref_logprobs, target_logprobs = arrays
+    # KL(p || target), the divergence that training starts from.
     start = np.sum(np.exp(ref_logprobs) * (ref_logprobs - target_logprobs))
     if start <= 1e-9:
         raise ValueError("The target is the reference: there is no distance to measure by.")
@@ -141,16 +147,19 @@ def mean_advantages(
         Array, `(responses,)`, float64. If there are more than 33 distinct scores, it is computed at
         33 of them, spaced evenly by rank, and interpolated.
     """
+    # Scores of the other responses in each group, `(groups, others)`, by quantile.
     levels, which = np.unique(scores, return_inverse=True)
     reached = np.cumsum(np.bincount(which, probabilities))
     places = np.searchsorted(reached / reached[-1], quantiles)
     others = levels[np.minimum(places, len(levels) - 1)]
+    # Own scores, `(points, 1)`, and statistics of the whole group, `(points, groups)`.
     ranks = np.unique(np.linspace(0, len(levels) - 1, _POINTS).round().astype(int))
     own = levels[ranks][:, None]
     size = quantiles.shape[1] + 1
     mean = (others.sum(axis=1) + own) / size
     square = (np.square(others).sum(axis=1) + np.square(own)) / size
     deviation = np.sqrt(np.maximum(square - np.square(mean), 0.0))
+    # Mean over the groups, then interpolated to every response.
     advantages = np.mean((own - mean) / (deviation + EPSILON), axis=1)
     return np.interp(levels, levels[ranks], advantages)[which]
 
@@ -158,6 +167,7 @@ def mean_advantages(
 def _quantiles(group_size: int) -> np.ndarray:
     """Returns stratified quantiles `(groups, others)`: a column has one in each equal part."""
     generator = np.random.default_rng(0)
+    # A permutation per column: every part of [0, 1] occurs once, in random order.
     parts = np.stack([generator.permutation(_GROUPS) for _ in range(group_size - 1)], axis=1)
     return (parts + generator.random(parts.shape)) / _GROUPS
 
@@ -167,6 +177,7 @@ class _Tree:
 
     def __init__(self, responses: optimum.ResponseSet) -> None:
         ids, self.inside = responses
+        # Number prefixes in the order in which they first occur.
         numbers: dict[tuple[int, ...], int] = {}
         rows = [
             [numbers.setdefault(response[:t], len(numbers)) for t in range(len(response))]
@@ -176,6 +187,7 @@ class _Tree:
         before[self.inside] = np.concatenate(rows)
         self.shape = len(numbers), int(ids.max()) + 1
         self.lengths = self.inside.sum(axis=1)
+        # Prefix of each counted token, and its cell in a `(prefixes, tokens)` table.
         self._before = before[self.inside]
         self._places = self._before * self.shape[1] + ids[self.inside]
 
@@ -211,6 +223,7 @@ def _rest(
     quantiles: np.ndarray,
 ) -> np.ndarray:
     """Computes the resting point of one prompt."""
+    # Conditional probabilities of the reference, `(prefixes, tokens)`.
     start = tree.by_token(tree.per_token(np.exp(ref_logprobs)))
     start /= start.sum(axis=1, keepdims=True)
     table, ref_tokens = start, tree.logprobs(start)
@@ -218,17 +231,21 @@ def _rest(
         tokens = tree.logprobs(table)
         logprobs = tree.summed(tokens)
         probabilities = np.exp(logprobs)
+        # The mean gradient of the module's docstring, per counted token.
         weight = tree.per_token(probabilities / tree.lengths)
         advantages = tree.per_token(mean_advantages(scores, probabilities, quantiles))
         pulls = weight * (advantages - kl_coef * (1.0 - np.exp(ref_tokens - tokens)))
+        # Divide by how often a prefix occurs, so that rare prefixes converge too.
         reached = tree.by_prefix(weight)
-        used = np.where(table > 0, table, 1.0)  # A token may be in no response.
+        # A token may be in no response: divide by 1 there.
+        used = np.where(table > 0, table, 1.0)
         force = (tree.by_token(pulls) / used - tree.by_prefix(pulls)) / reached
         strongest = np.abs(force).max()
         if strongest < _FORCE:
             break
         # Damp the step where the k3 term is steep, or the iteration oscillates.
         step = force / (1.0 + kl_coef * start / used)
+        # Step in logits, clipped, and normalize.
         table = table * np.exp(_RATE * np.clip(step, -1.0, 1.0))
         table /= table.sum(axis=1, keepdims=True)
     if not strongest < _ACCEPTED:

@@ -6,8 +6,8 @@ With reference p, scores r and KL coefficient b, a policy q has the value
 
 The optimal policy is `p*(y) = p(y) exp(r(y) / b) / Z` with `Z = E_p[exp(r / b)]`, and its value is
 `b log Z`. The *regret* of a policy, `(b log Z - J(q)) / (b log Z - J(p))`, is 0 for the optimal
-policy and 1 for the reference. It is exact up to rounding, so it shows whether a trainer is correct
-whatever its curves look like.
+policy and 1 for the reference. It is exact up to rounding, so it shows whether a trainer is
+correct, unlike learning curves.
 
 Arrays are float64 `(prompts, responses)`: one row per prompt, one column per response.
 """
@@ -76,6 +76,7 @@ def enumerate_responses(
     stops = {require_int("stop_token_ids", token, minimum=0) for token in stop_token_ids}
     if stops and max(stops) >= vocab:
         raise ValueError(f"`stop_token_ids` must be below vocab={vocab}. Received: {stops}.")
+    # Grow all open responses by one token at a time; a stop token closes them (N14).
     ended: list[tuple[int, ...]] = []
     open_rows: list[tuple[int, ...]] = [()]
     for count in range(1, length + 1):
@@ -83,6 +84,7 @@ def enumerate_responses(
         ends = [count >= min_length and row[-1] in stops for row in grown]
         ended += itertools.compress(grown, ends)
         open_rows = [row for row, end in zip(grown, ends, strict=True) if not end]
+    # Responses that reach the full length end without a stop token.
     rows = ended + open_rows
     token_ids = np.zeros((len(rows), length), "int32")
     for ids, row in zip(token_ids, rows, strict=True):
@@ -130,6 +132,7 @@ class ResponseLogprobs:
         self.shape = len(prompts), len(responses.token_ids)
         temperature = require_number("temperature", temperature, above=0.0)
         require_int("batch_size", batch_size, minimum=1)
+        # Every prompt with every response, `(prompts * responses, columns)`.
         self._rows = _rows(prompts, responses)
         self._batch_size = min(batch_size, len(self._rows[0]))
         width = responses.token_ids.shape[1]
@@ -137,6 +140,7 @@ class ResponseLogprobs:
 
         def summed(ids: Tensor, mask: Tensor, prompt_lengths: Tensor, inside: Tensor) -> Tensor:
             logprobs = read(ids, mask, prompt_lengths, width, temperature)
+            # An `ActorCritic` returns `TokenStats`, a reference only log-probabilities.
             logprobs = getattr(logprobs, "logprobs", logprobs)
             return ops.sum(ops.where(inside, logprobs, 0.0), axis=-1)
 
@@ -156,12 +160,14 @@ def _rows(prompts: Sequence[Sequence[int]], responses: ResponseSet) -> tuple[np.
     count, width = responses.token_ids.shape
     shape = (len(prompts), count, max(lengths) + width)
     ids, inside = np.zeros(shape, "int32"), np.zeros(shape, bool)
+    # Place each response directly after its prompt, as sampling does.
     for row, prompt in enumerate(prompts):
         window = slice(len(prompt), len(prompt) + width)
         ids[row, :, : len(prompt)] = prompt
         ids[row, :, window] = responses.token_ids
         inside[row, :, window] = responses.mask
     prompt_lengths = np.repeat(np.array(lengths, "int32"), count)
+    # Fold prompts and responses into rows.
     ids, inside = ids.reshape(-1, shape[-1]), inside.reshape(-1, shape[-1])
     before = np.arange(shape[-1])[None] < prompt_lengths[:, None]
     return ids, inside | before, prompt_lengths, inside
@@ -194,6 +200,7 @@ def optimal_logprobs(
         [[0.75, 0.25]]
     """
     ref_logprobs, scores = checked(ref_logprobs, scores)
+    # Tilt the reference by the scores, and normalize by `log Z`.
     tilted = ref_logprobs + scores / require_number("kl_coef", kl_coef, above=0.0)
     return tilted - _log_sum(tilted)[:, None]
 
@@ -287,6 +294,7 @@ def regret(
         0.0
     """
     best = best_value(ref_logprobs, scores, kl_coef)
+    # Possible gain over the reference, the denominator of the regret.
     gain = np.sum(best - value(ref_logprobs, ref_logprobs, scores, kl_coef))
     if gain <= 1e-9:
         raise ValueError(
@@ -297,6 +305,7 @@ def regret(
 
 
 def _log_sum(x: np.ndarray) -> np.ndarray:
+    # Subtract the maximum, so that `exp` does not overflow.
     highest = x.max(axis=1)
     return highest + np.log(np.sum(np.exp(x - highest[:, None]), axis=1))
 
@@ -313,6 +322,7 @@ def checked(logprobs: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray,
             "Expected log-probabilities (prompts, responses) and scores of that shape or "
             f"(responses,). Received: {logprobs.shape} and {scores.shape}."
         )
+    # A missing response, or another temperature, shows in the total probability.
     total = np.exp(_log_sum(logprobs))
     if not np.all(np.abs(total - 1.0) <= _MISSING):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How often a reward model prefers the chosen response, and how well its scores are calibrated."""
+"""Accuracy of a reward model on preference pairs, and calibration of its scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kerasrlhf.types import require_int
 
 
 class PairAccuracy(NamedTuple):
-    """Fraction of the pairs whose chosen response leads, with its 95 % interval (Wilson's).
+    """Fraction of the pairs whose chosen response leads, with its 95 % Wilson interval.
 
     Attributes:
         pairs: int. Number of pairs.
@@ -36,7 +36,7 @@ class CalibrationBin(NamedTuple):
         promised: float. Mean of sigmoid(difference), the accuracy under the Bradley-Terry model.
         pairs: int. Number of pairs.
         accuracy: float, in [0, 1]. Fraction of the pairs whose chosen response leads.
-        low: float. Lower end of its 95 % interval.
+        low: float. Lower end of the 95 % interval of `accuracy`.
         high: float. Upper end of the interval.
     """
 
@@ -118,9 +118,9 @@ def calibration(
 ) -> list[CalibrationBin]:
     """Computes the accuracy as a function of the score difference (detail P18).
 
-    With a calibrated reward model, a fraction `sigmoid(d)` of the pairs whose scores differ by `d`
-    is ordered as people order them. Pass scores on the scale of the Bradley-Terry loss: a gain set
-    after training changes the differences.
+    A calibrated reward model orders a fraction `sigmoid(d)` of the pairs whose scores differ by `d`
+    as people do. Pass scores on the scale of the Bradley-Terry loss: a gain set after training
+    changes the differences.
 
     Args:
         scores_chosen: array of numbers, `(pairs,)`, in units of score. Scores of the chosen
@@ -146,12 +146,14 @@ def calibration(
     """
     lead = _leads(scores_chosen, scores_rejected)
     size = np.abs(lead)
+    # Sort pairs by the size of the difference, and split them into equal bins.
     parts = np.array_split(
         np.argsort(size, kind="stable"), min(require_int("bins", bins, minimum=1), len(lead))
     )
     return [
         CalibrationBin(
             float(size[part].mean()),
+            # The Bradley-Terry model promises `sigmoid(difference)`.
             float((1.0 / (1.0 + np.exp(-size[part]))).mean()),
             *_accuracy(lead[part]),
         )
@@ -166,6 +168,7 @@ def _leads(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.n
             "Expected as many scores of chosen as of rejected responses, and at least one. "
             f"Received {len(chosen)} and {len(rejected)}."
         )
+    # The difference of two infinite scores is NaN.
     if not np.isfinite(chosen - rejected).all():
         bad = np.flatnonzero(~np.isfinite(chosen - rejected))
         raise ValueError(
@@ -175,5 +178,6 @@ def _leads(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.n
 
 
 def _accuracy(lead: np.ndarray) -> PairAccuracy:
+    # A tie counts one half.
     fraction = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
     return PairAccuracy(len(lead), *intervals.fraction_interval(fraction, len(lead)))

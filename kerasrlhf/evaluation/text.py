@@ -24,7 +24,7 @@ def negative_log_likelihood(
 
     Args:
         causal_lm: keras-hub `CausalLM` with a preprocessor.
-        texts: list of str. The model's start token is prepended where it has one.
+        texts: list of str. The start token of the model is prepended, if it has one.
         max_length: int, at least 2, in tokens. Longer texts are truncated, with a warning. Defaults
             to None: the maximum of the model.
         batch_size: int, at least 1. Rows per forward pass. Defaults to 16.
@@ -50,20 +50,23 @@ def negative_log_likelihood(
     if max_length is not None:
         require_int("max_length", max_length, minimum=2)
     limits = Limits.of([causal_lm.backbone], causal_lm.preprocessor)
+    # The smaller limit of the two, or None if the model has any length.
     limit = min(filter(None, (max_length, limits.positions)), default=None)
     rows = tokens.encode(texts, causal_lm.preprocessor)
     long = sum(limit is not None and len(row) > limit for row in rows)
     if long:
         warnings.warn(
             f"{long} of {len(rows)} texts have more than {limit} tokens; only their first {limit} "
-            "count. Split them to measure all of it.",
+            "count. Split them to measure whole texts.",
             stacklevel=2,
         )
     rows = [row[:limit] for row in rows]
+    # Pad all rows to one length, so that one compiled function serves all batches.
     token_ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
     limits.check_ids(token_ids, mask)
 
     def nats_of(ids: Tensor, mask: Tensor) -> Tensor:
+        # A prompt of one token: every later token of the row is predicted.
         prompt_lengths = ops.ones((ids.shape[0],), "int32")
         logprobs = window_logprobs(causal_lm, ids, mask, prompt_lengths, ids.shape[1] - 1)
         return masking.masked_sum(-logprobs, mask, axis=-1)
@@ -84,7 +87,8 @@ def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
         float, at least 1.
 
     Raises:
-        ValueError: If an argument is not as in `negative_log_likelihood`.
+        ValueError: If an argument is not as in `negative_log_likelihood`, or no text has a second
+            token.
 
     Example:
         >>> import keras_hub
@@ -93,14 +97,19 @@ def perplexity(causal_lm: Any, texts: list[str], **kwargs: Any) -> float:
         True
     """
     nats, counts = negative_log_likelihood(causal_lm, texts, **kwargs)
+    if not counts.any():
+        raise ValueError(
+            f"Each of the {len(texts)} texts is a single token, which nothing predicts. Pass "
+            "longer texts."
+        )
     return math.exp(float(nats.sum() / counts.sum()))
 
 
 def distinct_n(texts: list[str], n: int = 2) -> float:
-    """Computes the number of distinct word n-grams over all texts, divided by that of all n-grams.
+    """Computes the number of distinct word n-grams divided by the number of all n-grams.
 
     Args:
-        texts: list of str. Split at whitespace, in lower case.
+        texts: list of str, counted together. Split at whitespace, in lower case.
         n: int, at least 1. Words per n-gram. Defaults to 2.
 
     Returns:

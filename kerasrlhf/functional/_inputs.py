@@ -40,7 +40,7 @@ def check_rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
 
 
 def check_candidates(name: str, scores: Tensor) -> None:
-    """Raises a `ValueError` if `scores` is not `(batch, candidates)` with at least two of them."""
+    """Raises a `ValueError` if `scores` is not `(batch, candidates)` with at least 2 candidates."""
     check_rank(name, scores, ("batch", "candidates"))
     if scores.shape[1] is not None and scores.shape[1] < 2:
         raise ValueError(
@@ -51,6 +51,7 @@ def check_candidates(name: str, scores: Tensor) -> None:
 
 def check_unit_interval(name: str, value: float | Tensor) -> None:
     """Raises a `ValueError` if a Python number is outside [0, 1]; tensors are not checked."""
+    # A tensor has no value while it is traced.
     if isinstance(value, int | float) and not 0 <= value <= 1:
         raise ValueError(f"`{name}` is {value}, expected a number from 0 to 1, both included.")
 
@@ -62,6 +63,7 @@ def check_positive(name: str, value: float | Tensor) -> None:
 
 
 def _compatible(shape: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    # None is a size that is unknown while tracing.
     return len(shape) == len(other) and all(
         a is None or b is None or a == b for a, b in zip(shape, other, strict=True)
     )

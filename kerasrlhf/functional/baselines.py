@@ -34,6 +34,7 @@ def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
         arXiv 2402.14740, eq. 7 (RLOO).
     """
     grouped = _grouped(scores, group_size)
+    # Mean of the others: the sum of the group without the response itself.
     others = (ops.sum(grouped, axis=1, keepdims=True) - grouped) / (group_size - 1)
     return ops.reshape(grouped - others, (-1,))
 
@@ -84,8 +85,10 @@ def group_normalized(scores: Tensor, group_size: int, epsilon: float = EPSILON) 
     Reference:
         Shao et al. 2024, arXiv 2402.03300, section 4.1.2 (GRPO with outcome supervision).
     """
+    # Center first: the mean square is then the population variance.
     centered = _grouped(group_mean(scores, group_size), group_size)
     deviation = ops.sqrt(ops.mean(ops.square(centered), axis=1, keepdims=True))
+    # Add epsilon to the standard deviation, so that equal scores divide 0 by it.
     return ops.reshape(centered / (deviation + epsilon), (-1,))
 
 
@@ -103,4 +106,5 @@ def _grouped(scores: Tensor, group_size: int) -> Tensor:
             f"{rows} scores cannot be divided into groups of {group_size}. The rows of a group "
             "must be consecutive, and all groups must have the same size."
         )
+    # One row per prompt, `(groups, group_size)`.
     return ops.reshape(scores, (-1, group_size))

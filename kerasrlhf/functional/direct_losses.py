@@ -50,6 +50,7 @@ def response_logprobs(logprobs: Tensor, mask: Tensor, average: bool = False) -> 
     total = masked_sum(logprobs, mask, axis=-1)
     if not average:
         return total
+    # A response without tokens has the mean 0.
     return total / ops.maximum(ops.sum(float32(boolean(mask)), axis=-1), 1.0)
 
 
@@ -115,6 +116,7 @@ def ipo(log_ratios: Tensor, beta: float | Tensor) -> Tensor:
     check_positive("beta", beta)
     log_ratios = float32(log_ratios)
     check_candidates("log_ratios", log_ratios)
+    # Leads over every other candidate, `(batch, candidates - 1)`; eq. 17.
     leads = log_ratios[:, :1] - log_ratios[:, 1:]
     return ops.mean(ops.square(leads - 1.0 / (2.0 * beta)), axis=1)
 
@@ -153,10 +155,12 @@ def kto(
     rewards = float32(rewards)
     if desirable is None:
         check_candidates("rewards", rewards)
+        # Candidate 0 is the preferred one.
         desirable = ops.broadcast_to(ops.arange(rewards.shape[1]) == 0, ops.shape(rewards))
     desirable = boolean(desirable)
     check_rank("rewards", rewards, ("batch", "candidates"))
     check_same_shape(rewards=rewards, desirable=desirable)
+    # Eq. 8, with `1 - sigmoid(r) = sigmoid(-r)`.
     losses = ops.where(
         desirable,
         desirable_weight * ops.sigmoid(-rewards),
@@ -187,6 +191,7 @@ def log_odds(logprobs: Tensor) -> Tensor:
         Hong et al. 2024, arXiv 2403.07691, eq. 4.
     """
     logprobs = ops.minimum(float32(logprobs), _CERTAIN)
+    # `expm1` keeps the digits of `1 - p` when `p` is close to 1.
     return logprobs - ops.log(-ops.expm1(logprobs))
 
 
@@ -215,5 +220,6 @@ def orpo(mean_logprobs: Tensor, coef: float | Tensor = 0.1) -> Tensor:
         Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7.
     """
     mean_logprobs = float32(mean_logprobs)
+    # Eq. 6: likelihood of candidate 0, and `-log sigmoid` of the log odds ratio.
     odds = bradley_terry(log_odds(mean_logprobs))
     return coef * odds - mean_logprobs[:, 0]

@@ -32,6 +32,7 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     logprobs, ref_logprobs = float32(logprobs), float32(ref_logprobs)
     check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    # Of either sign per token; its expectation is never negative.
     return logprobs - ref_logprobs
 
 
@@ -54,6 +55,7 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     Reference:
         Schulman 2020, "Approximating KL Divergence" (k2).
     """
+    # Gradient: `d` times that of `logprobs`, on average the gradient of the token's KL.
     return 0.5 * ops.square(k1(logprobs, ref_logprobs))
 
 
@@ -78,7 +80,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
         eq. 4.
     """
     d = k1(logprobs, ref_logprobs)
-    # expm1 keeps the digits that exp(-d) - 1 loses while the policies are close.
+    # `expm1` keeps the digits that `exp(-d) - 1` loses while the policies are close.
     return ops.expm1(-d) + d
 
 

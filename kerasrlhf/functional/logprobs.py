@@ -39,6 +39,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float | Tenso
     check_positive("temperature", temperature)
     logits, token_ids = ops.convert_to_tensor(logits), ops.convert_to_tensor(token_ids)
     indices = ops.cast(token_ids, "int32")[..., None]
+    # The leading axes must agree; the vocabulary axis is gathered.
     check_same_shape(logits=logits[..., :1], token_ids=indices)
     return _chosen_logprobs(logits, indices, temperature)
 
@@ -53,13 +54,15 @@ def _chosen_logprobs(logits: Tensor, indices: Tensor, temperature: float | Tenso
     @ops.custom_gradient
     def chosen_logprobs(logits: Tensor) -> tuple[Tensor, Any]:
         scaled = float32(logits) / temperature
-        # Subtract the peak before rounding: logits near -100 (GPT-2) would cost two digits.
+        # Subtract the peak first: with logits near -100 (GPT-2) rounding would cost two digits.
         peak = ops.max(scaled, axis=-1, keepdims=True)
         normalizer = ops.log(ops.sum(ops.exp(scaled - peak), axis=-1, keepdims=True))
         chosen = float32(ops.take_along_axis(logits, indices, axis=-1)) / temperature - peak
 
         def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            # Backends pass the upstream gradient by position or by name.
             upstream = args[0] if upstream is None else upstream
+            # One-hot by comparison: XLA fuses it and never stores the tensor.
             hit = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), indices)
             probabilities = ops.exp(float32(logits) / temperature - peak - normalizer)
             slope = (ops.cast(hit, "float32") - probabilities) / temperature
@@ -92,9 +95,10 @@ def token_entropy(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """
     check_positive("temperature", temperature)
     scaled = float32(logits) / temperature
-    # Two sums over the vocabulary and nothing of its size kept: log Z - E[logit].
+    # Two sums over the vocabulary: log Z - E[logit]. No tensor of its size is kept.
     scaled = scaled - ops.max(scaled, axis=-1, keepdims=True)
     weights = ops.exp(scaled)
     total = ops.sum(weights, axis=-1)
+    # A forbidden token has the weight 0, and 0 * -inf would be NaN.
     mean = ops.sum(weights * ops.where(weights > 0, scaled, 0.0), axis=-1) / total
     return ops.log(total) - mean

@@ -34,6 +34,7 @@ def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
     """
     x, mask = float32(x), boolean(mask)
     check_same_shape(x=x, mask=mask)
+    # `where`, not a product: 0 * inf is NaN.
     return ops.where(mask, x, 0.0)
 
 
@@ -79,6 +80,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
         Huang et al. 2024, arXiv 2403.17031, details 24 and 25: padding enters no statistic (S4,
         M9).
     """
+    # Divide by the count of true positions; 0 / 1 for an empty mask.
     count = ops.sum(float32(boolean(mask)))
     return masked_sum(x, mask) / ops.maximum(count, 1.0)
 
@@ -104,6 +106,7 @@ def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
         population variance of `tf.nn.moments` (N19).
     """
     x = zero_outside(x, mask)
+    # Population variance, as `tf.nn.moments` computes it (N19).
     return masked_mean(ops.square(x - masked_mean(x, mask)), mask)
 
 
@@ -135,7 +138,9 @@ def whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
     """
     x = zero_outside(x, mask)
     mean = masked_mean(x, mask)
+    # Epsilon inside the root, so that a constant becomes 0 (N19).
     whitened = (x - mean) * ops.rsqrt(masked_variance(x, mask) + EPSILON)
+    # Without `center` the mean is added back (P24); never with it (M4).
     return zero_outside(whitened if center else whitened + mean, mask)
 
 
@@ -162,6 +167,7 @@ def response_mask(prompt_lengths: Tensor, response_lengths: Tensor, length: int)
     check_rank("prompt_lengths", start, ("batch",))
     check_same_shape(prompt_lengths=start, response_lengths=size)
     positions = ops.arange(length, dtype="int32")[None, :]
+    # `(1, length)` against `(batch, 1)`.
     begun = positions >= start[:, None]
     return ops.logical_and(begun, positions < (start + size)[:, None])
 
@@ -181,7 +187,9 @@ def last_true_mask(mask: Tensor) -> Tensor:
     """
     mask = boolean(mask)
     check_rank("mask", mask, ("batch", "length"))
+    # The static length where it is known, as XLA needs it.
     positions = ops.arange(mask.shape[1] or ops.shape(mask)[1], dtype="int32")[None, :]
+    # Largest true position; -1, which equals no position, for an empty row.
     last = ops.max(ops.where(mask, positions, -1), axis=1, keepdims=True)
     return ops.equal(positions, last)
 
@@ -212,8 +220,8 @@ def loss_weights(mask: Tensor, reduction: str = "token", length: int | None = No
 
     `"token"`: `1 / all true positions`; long responses count more. `"sequence"`:
     `1 / (rows * true positions of the row)`; every response counts the same, and the tokens of
-    short ones more. `"fixed"`: `1 / (rows * length)`; every token counts the same however many
-    there are, which keeps the gradient of a sum over tokens.
+    short ones more. `"fixed"`: `1 / (rows * length)`; every token counts the same, regardless of
+    their number, which keeps the gradient of a sum over tokens.
 
     Args:
         mask: Tensor, `(batch, length)`, bool. True on response tokens.
@@ -243,6 +251,7 @@ def loss_weights(mask: Tensor, reduction: str = "token", length: int | None = No
     check_rank("mask", mask, ("batch", "length"))
     inside = float32(mask)
     rows, columns = ops.shape(mask)
+    # A row or a batch without true positions is divided by 1 and weighs 0.
     if reduction == "token":
         return inside / ops.maximum(ops.sum(inside), 1.0)
     if reduction == "sequence":

@@ -22,7 +22,7 @@ def clipped_policy_loss(
     """Computes the clipped surrogate objective of PPO, as a loss to minimize.
 
     `max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange))`, `ratio = exp(logprobs - old)`:
-    leaving the range gains nothing, and the gradient back into it is not clipped.
+    leaving the range gains nothing, and the gradient back into the range is not clipped.
 
     Args:
         logprobs: Tensor, `(batch, length)`, in nats. Log-probabilities under the policy being
@@ -59,13 +59,16 @@ def clipped_policy_loss(
     ratio = ops.exp(k1(logprobs, old_logprobs))
     advantages = float32(advantages)
     check_same_shape(logprobs=ratio, advantages=advantages)
+    # The larger loss is the pessimistic one (eq. 7, N20).
     unclipped_loss = -advantages * ratio
     clipped_loss = -advantages * ops.clip(ratio, 1 - cliprange, 1 + high)
+    # Strictly larger: at ratio 1 both are equal and `clipfrac` is 0.
     loss, clipped = ops.maximum(unclipped_loss, clipped_loss), clipped_loss > unclipped_loss
     if dual_clip is None:
         return loss, clipped
     if isinstance(dual_clip, int | float) and not dual_clip > 1:
         raise ValueError(f"`dual_clip` is {dual_clip}, expected a number above 1, or None.")
+    # Only negative advantages: there the loss grows with the ratio without bound.
     bound = -dual_clip * advantages
     bounded = ops.logical_and(advantages < 0, loss > bound)
     return ops.where(bounded, bound, loss), ops.logical_or(clipped, bounded)
@@ -94,6 +97,7 @@ def policy_gradient_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Ten
         Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist
         Reinforcement Learning" (REINFORCE); Schulman et al. 2017, arXiv 1707.06347, eq. 6.
     """
+    # The ratio is 1 in the first update; later it corrects for the policy's change.
     ratio = ops.exp(k1(logprobs, old_logprobs))
     advantages = float32(advantages)
     check_same_shape(logprobs=ratio, advantages=advantages)
@@ -178,4 +182,5 @@ def response_weights(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor) -
         "Bridging the Gap Between Value and Policy Based Reinforcement Learning", arXiv 1702.08892
         (the loss that the gradient belongs to).
     """
+    # Truncate the sum of logarithms, before `exp` can overflow.
     return ops.exp(ops.minimum(masked_sum(k1(logprobs, sampled_logprobs), mask, axis=-1), 0.0))

@@ -50,10 +50,11 @@ def bradley_terry(
         2023, "A note on DPO with noisy preferences and relationship to IPO".
     """
     check_unit_interval("label_smoothing", label_smoothing)
+    # `(batch, candidates - 1)`: leads over every other candidate.
     lead = _leads(scores)
     if margin is not None:
         lead = lead - _per_row(margin, lead)
-    # softplus(x) = softplus(-x) + x
+    # `(1 - s) softplus(-x) + s softplus(x)`, with `softplus(x) = softplus(-x) + x`.
     return ops.mean(ops.softplus(-lead) + label_smoothing * lead, axis=1)
 
 
@@ -102,6 +103,7 @@ def plackett_luce(scores: Tensor) -> Tensor:
     """
     scores = _candidate_scores(scores)
     places = ops.arange(ops.shape(scores)[1])
+    # `[0, k, j]` is true if candidate `j` is left at place `k`: `j >= k`.
     is_left = (places[None, :] >= places[:, None])[None]
     # Far below every score, but finite: candidates already picked get a gradient of exactly 0.
     left = ops.where(is_left, scores[:, None, :], -1e30)
@@ -151,6 +153,7 @@ def accuracy(scores: Tensor) -> Tensor:
         (P16).
     """
     scores = _candidate_scores(scores)
+    # Every candidate at the maximum, `(batch, candidates)`.
     highest = float32(scores >= ops.max(scores, axis=1, keepdims=True))
     return highest[:, 0] / ops.maximum(ops.sum(highest, axis=1), 1.0)
 
@@ -174,6 +177,7 @@ def agreement(labels: Tensor, scores: Tensor) -> Tensor:
     check_rank("scores", scores, ("batch", "1"))
     labels = ops.reshape(labels, (-1,))
     check_same_shape(labels=labels, scores=scores[:, 0])
+    # The product of the signs is 1, -1, or 0 for a tie.
     return 0.5 + 0.5 * ops.sign(scores[:, 0]) * ops.sign(labels - 0.5)
 
 
@@ -195,6 +199,7 @@ def lead(scores: Tensor) -> Tensor:
     Reference:
         Huang et al. 2024, arXiv 2403.17031 (P18): accuracy against the size of the difference.
     """
+    # The smallest lead is the one over the best of the others.
     return ops.min(_leads(scores), axis=1)
 
 
@@ -215,4 +220,5 @@ def _per_row(margin: float | Tensor, leads: Tensor) -> Tensor:
         return margin
     check_rank("margin", margin, ("batch",))
     check_same_shape(margin=margin, rows_of_scores=leads[:, 0])
+    # Broadcast over the candidates of a row.
     return margin[:, None]

@@ -62,19 +62,22 @@ def token_rewards(
     """
     mask = boolean(mask)
     check_rank("mask", mask, ("batch", "length"))
+    # Zero the padding first: it may hold anything, and k3 could overflow there.
     penalty = estimator(zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask))
-    # With a coefficient of 0 there is no penalty, even where the estimator overflows.
+    # A coefficient of 0 means no penalty, even if the estimator overflows: 0 * inf is NaN.
     penalty = ops.where(float32(kl_coef) == 0.0, 0.0, float32(kl_coef) * penalty)
+    # Cast before the sum: integer scores and fractional penalties mix (M5).
     return _placed(float32(scores), mask) - penalty
 
 
 def _placed(scores: Tensor, mask: Tensor) -> Tensor:
-    """Returns scores as `(batch, length)`: one per response is put on the last token."""
+    """Returns scores as `(batch, length)`; a score per response is placed on the last token."""
     if len(scores.shape) == 2:
         check_same_shape(scores=scores, mask=mask)
         return zero_outside(scores, mask)
     check_rank("scores", scores, ("batch",))
     check_same_shape(scores=scores, rows_of_mask=mask[:, 0])
+    # On the last response token, not on the padding after it (M1).
     return ops.where(last_true_mask(mask), scores[:, None], 0.0)
 
 
@@ -104,6 +107,7 @@ def discounted_sums(x: Tensor, discount: float) -> Tensor:
         return total, total
 
     # `associative_scan` would take fewer steps, but fails under XLA at most lengths (Keras 3.15).
+    # Scan over time: columns first, `(length, batch)`.
     columns = ops.transpose(x)
     _, sums = ops.scan(step, ops.zeros_like(x[:, 0]), columns, reverse=True)
     return ops.transpose(sums)
@@ -146,7 +150,10 @@ def gae(
     check_unit_interval("lam", lam)
     rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
     check_same_shape(rewards=rewards, values=values)
+    # `values[t + 1]`, and 0 after the last column (N16).
     next_values = ops.pad(values[:, 1:], [[0, 0], [0, 1]])
     deltas = rewards + gamma * next_values - values
+    # Eq. 16: discounted sum of the temporal differences.
     advantages = zero_outside(discounted_sums(deltas, gamma * lam), mask)
+    # Returns from advantages before any whitening (N19).
     return advantages, advantages + values

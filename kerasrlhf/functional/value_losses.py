@@ -1,4 +1,4 @@
-"""Losses of the critic, per token and unreduced, and how much of the returns it explains.
+"""Losses of the critic, per token and unreduced, and its explained variance.
 
 Every function raises a `ValueError` if the static shapes of its tensors differ or a number is
 outside its range.
@@ -44,6 +44,7 @@ def clipped_value_loss(
     check_positive("cliprange_value", cliprange_value)
     values, old_values, returns = float32(values), float32(old_values), float32(returns)
     check_same_shape(values=values, old_values=old_values, returns=returns)
+    # The larger error counts, so a step beyond the range gains nothing (N20).
     near = ops.clip(values, old_values - cliprange_value, old_values + cliprange_value)
     error, clipped_error = ops.square(values - returns), ops.square(near - returns)
     return 0.5 * ops.maximum(error, clipped_error), clipped_error > error
@@ -87,6 +88,7 @@ def critic_warmup_loss(
     """
     values, returns = float32(values), float32(returns)
     check_same_shape(values=values, returns=returns)
+    # Neither clipped nor halved: nothing limits how fast the critic is fitted.
     return ops.square(returns - values) + float32(kl_coef) * k2(logprobs, ref_logprobs)
 
 
@@ -118,5 +120,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     values, returns = zero_outside(values, mask), zero_outside(returns, mask)
     error = masked_mean(ops.square(returns - values), mask)
     variance = masked_variance(returns, mask)
+    # Constant returns: 0 instead of a ratio of rounding errors.
     varies = variance > ROUNDING * masked_mean(ops.square(returns), mask)
+    # The inner `where` keeps the division finite on the side that is not taken.
     return ops.where(varies, 1.0 - error / ops.where(varies, variance, 1.0), 0.0)

@@ -42,6 +42,7 @@ class PreferenceAccuracy(keras.metrics.Mean):
     ) -> None:
         """Adds a batch of labels `(batch,)` and scores `(batch, candidates)`."""
         y_pred = ops.convert_to_tensor(y_pred)
+        # A single response is compared with its label, several with each other.
         if y_pred.shape[-1] == 1:
             right = preferences.agreement(y_true, y_pred)
         else:

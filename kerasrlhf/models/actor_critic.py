@@ -86,6 +86,7 @@ class ActorCritic(adapters.AdaptedModel):
     ) -> None:
         super().__init__(**kwargs)
         lm_adapter.check(causal_lm)
+        # Saved weights then have adapters and the kernels they adapt as separate entries.
         adapters.keep_apart(causal_lm)
         self.causal_lm = causal_lm
         reward = critic if isinstance(critic, Scorer) else None
@@ -104,8 +105,10 @@ class ActorCritic(adapters.AdaptedModel):
         self.value_head = ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic(self.critic)
+        # Built here: its weights exist before anything is saved, loaded or assigned.
         self.value_head.build((None, None, lm_adapter.width(self.critic or causal_lm)))
         if reward is not None:
+            # Gain and bias go into the head, so that first values are normalized scores (P22, N9).
             self.value_head.kernel.assign(reward.gain * reward.score_head.kernel)
             self.value_head.bias.assign(reward.gain * reward.score_head.bias + reward.bias)
         self._generate_functions: dict = {}
@@ -118,6 +121,7 @@ class ActorCritic(adapters.AdaptedModel):
                 "`critic` is the actor's own network. Pass `critic=None` to share it, or another "
                 "model, for example one loaded from the same preset."
             )
+        # A larger vocabulary is allowed: some models pad theirs.
         ours = lm_adapter.vocabulary_size(self.causal_lm)
         theirs = critic.vocabulary_size
         if theirs < ours:
@@ -168,6 +172,7 @@ class ActorCritic(adapters.AdaptedModel):
         causal_lm = loading.load_causal_lm(preset, **kwargs)
         if not (folder / _CONFIG).is_file():
             return cls(causal_lm)
+        # Other options, such as `load_weights`, are for the language model alone.
         separate = files.read_json(folder / _CONFIG)["separate_critic"]
         dtype = {name: value for name, value in kwargs.items() if name == "dtype"}
         critic = loading.load_backbone(folder / _CRITIC, **dtype) if separate else None
@@ -202,6 +207,7 @@ class ActorCritic(adapters.AdaptedModel):
         """Computes logits and values of every token."""
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
         hidden = lm_adapter.hidden_states(self.causal_lm, token_ids, padding_mask)
+        # A shared trunk computes logits and values from the same states.
         states = hidden
         if self.critic is not None:
             states = lm_adapter.hidden_states(self.critic, token_ids, padding_mask)
@@ -234,10 +240,11 @@ class ActorCritic(adapters.AdaptedModel):
                 Defaults to False.
 
         Returns:
-            `TokenStats`, zero outside the windows. What belongs to token `t` comes from the state
-            before it.
+            `TokenStats`, zero outside the windows. Entries of token `t` come from the state before
+            it.
         """
         length = token_ids.shape[1]
+        # Without windows, all tokens but the first, which no state precedes.
         if prompt_lengths is None:
             prompt_lengths, width = ops.ones((token_ids.shape[0],), "int32"), length - 1
         if width is None:
@@ -247,11 +254,13 @@ class ActorCritic(adapters.AdaptedModel):
         )
         per_window = TokenStats(
             logprobs.token_logprobs(logits, chosen, temperature),
+            # Mostly reported only; without its gradient no second softmax is kept in memory.
             logprobs.token_entropy(
                 logits if entropy_gradient else ops.stop_gradient(logits), temperature
             ),
             self._window_values(states, token_ids, padding_mask, prompt_lengths, width),
         )
+        # From `(batch, width)` back to the columns of the rows.
         return TokenStats(*(windows.lay_back(x, prompt_lengths, length) for x in per_window))
 
     def _window_values(
@@ -302,7 +311,7 @@ class ActorCritic(adapters.AdaptedModel):
                 the likeliest token is chosen.
 
         Returns:
-            `Responses`; values are zeros if the critic is a network of its own.
+            `Responses`; values are zeros if the critic is a separate network.
         """
         return sample(
             self.causal_lm,
@@ -332,7 +341,7 @@ class ActorCritic(adapters.AdaptedModel):
         return generation.ended(self.causal_lm, responses)
 
     def limits(self, sampler: Sampler | None = None) -> Limits:
-        """Returns what the actor and a critic of its own can process, with room for responses.
+        """Returns what the actor and a separate critic can process, with room for responses.
 
         Args:
             sampler: `Sampler` of the responses. Defaults to None, no responses.

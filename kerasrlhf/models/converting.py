@@ -81,6 +81,7 @@ def load(preset: str, options: dict) -> Any:
     """
     loader, task = lm_adapter.preset_loader(preset)
     config = _settled(loader.config)
+    # keras-hub's loader has the settled config and a converter that passes these on.
     found = _options(config)
     loader.config = config
     loader.converter = _mended(loader.converter, config["model_type"], found)
@@ -95,6 +96,7 @@ def check(config: dict) -> None:
     Args:
         config: dict, a Hugging Face folder's `config.json`.
     """
+    # Before settling, which leaves out what is not text.
     encoders = [name for name in ("vision_config", "audio_config") if config.get(name)]
     config = _settled(config)
     wrong = {
@@ -127,7 +129,10 @@ def check(config: dict) -> None:
 
 
 def _settled(config: dict) -> dict:
-    """A `config.json` of the text alone, with the names of transformers 4 that converters read."""
+    """Returns a `config.json` of the text alone, with the names that converters read.
+
+    These are the names of transformers 4.
+    """
     config = {"architectures": ["CausalLM"], **config}
     kind = config["model_type"]
     if kind in _TEXT_TYPES and "text_config" in config:
@@ -137,6 +142,7 @@ def _settled(config: dict) -> dict:
         config.pop("vision_config", None)
     if config["model_type"] not in _FIXED:
         return config
+    # transformers 5 has one dict; for Gemma 3 it has one for each kind of attention.
     rope = config.pop("rope_parameters", None) or {}
     if "full_attention" in rope:
         whole, local = rope["full_attention"], rope.get("sliding_attention", {})
@@ -144,6 +150,7 @@ def _settled(config: dict) -> dict:
         rope = whole
     if rope.get("rope_theta") is not None:
         config["rope_theta"] = rope["rope_theta"]
+    # Older configs say "type"; "default" means no scaling.
     scaling = config.get("rope_scaling") or {k: v for k, v in rope.items() if k != "rope_theta"}
     if "type" in scaling:
         scaling = {"rope_type": scaling["type"], **scaling}
@@ -152,18 +159,19 @@ def _settled(config: dict) -> dict:
 
 
 def _sliding_layers(config: dict) -> list[bool]:
-    """Which layers of a Qwen model have a sliding window."""
+    """Returns which layers of a Qwen model have a sliding window."""
     layers = range(config["num_hidden_layers"])
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return [False for _ in layers]
     if config.get("layer_types"):
         return [kind == "sliding_attention" for kind in config["layer_types"]]
+    # Configs without `layer_types`: windows start at one layer, in Qwen 3 MoE at the first.
     first = config.get("max_window_layers", 0) if config["model_type"] != "qwen3_moe" else 0
     return [layer >= first for layer in layers]
 
 
 def _options(config: dict) -> dict:
-    """Arguments of the backbone that the converter leaves out."""
+    """Returns the arguments of the backbone that the converter leaves out."""
     kind = config["model_type"]
     found = {}
     if kind in ("llama", "gemma", "gemma2") and "rms_norm_eps" in config:
@@ -184,23 +192,27 @@ def _options(config: dict) -> dict:
 
 
 def _needed(config: dict) -> dict:
-    """The values that keras-hub's model has, for those keys that it cannot take from a config."""
+    """Returns the values of keras-hub's model for keys that it does not take from a config."""
     kind = config["model_type"]
     needed = dict(_FIXED.get(kind, {}))
     heads, width = config.get("num_attention_heads", 1), config.get("hidden_size", 0)
     if kind in ("llama", "mixtral", "qwen2", "qwen2_moe", "smollm3"):
+        # These families compute the size of a head.
         needed["head_dim"] = width // heads
     if kind in ("qwen2", "qwen3") and len({*_sliding_layers(config)}) > 1:
+        # keras-hub has windows in all layers or in none.
         needed["max_window_layers"] = 0
         needed["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
     if kind == "smollm3":
         needed["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
     if kind in ("gemma2", "gemma3_text"):
+        # keras-hub scales queries by one of two sizes.
         scales = [config["head_dim"], width // heads]
         found = config.get("query_pre_attn_scalar")
         needed["query_pre_attn_scalar"] = found if found in scales else scales[0]
         needed["layer_types"] = _windows_of_gemma(config)
     rope = config.get("rope_scaling") or {}
+    # The only kind of scaling that each family has in keras-hub.
     known = {"llama": "llama3", "gpt_oss": "yarn", **dict.fromkeys(_LINEAR, "linear")}
     if kind in _FIXED and rope and rope.get("rope_type") != known.get(kind):
         needed["rope_scaling"] = None
@@ -210,9 +222,10 @@ def _needed(config: dict) -> dict:
 
 
 def _windows_of_gemma(config: dict) -> list[str]:
-    """The layers that have a window in keras-hub's Gemma 2 and 3."""
+    """Returns the kind of each layer of keras-hub's Gemma 2 and 3, with or without a window."""
     period = 2 if config["model_type"] == "gemma2" else 6
     found = config.get("layer_types") or []
+    # A Gemma 3 without any windows is computed without them.
     if period == 6 and found and "sliding_attention" not in found:
         return found
     layers = range(1, config["num_hidden_layers"] + 1)
@@ -220,7 +233,7 @@ def _windows_of_gemma(config: dict) -> list[str]:
 
 
 def _mended(converter: Any, kind: str, options: dict) -> types.SimpleNamespace:
-    """A converter that also passes `options` to the backbone."""
+    """Returns a converter that also passes `options` to the backbone, with mended parts."""
     parts = dict(vars(converter))
     if options:
 
@@ -235,6 +248,7 @@ def _mended(converter: Any, kind: str, options: dict) -> types.SimpleNamespace:
         silent = {"_audit_weights": lambda *args: None}
         parts["convert_weights"] = _with_names(converter.convert_weights, **silent)
     if kind in _WITH_ENCODERS:
+        # The loader would make parts of the preprocessor that a text model has no use for.
         for part in ("image_converter", "audio_converter", "video_converter", "preprocessor"):
             parts.pop(f"load_{part}_config", None)
     if kind == "gemma3n":
@@ -253,12 +267,13 @@ def _mended(converter: Any, kind: str, options: dict) -> types.SimpleNamespace:
 
 
 def _with_names(function: types.FunctionType, **names: Any) -> types.FunctionType:
-    """The same code with another meaning of some names of its module."""
+    """Returns a function with the same code and other values for some global names."""
     return types.FunctionType(function.__code__, {**function.__globals__, **names})
 
 
 def _byte_pairs(cls: type, saved: dict, options: dict) -> Any:
-    """A byte-pair tokenizer of a folder's `tokenizer.json`, with its added tokens."""
+    """Returns the byte-pair tokenizer of a `tokenizer.json`, with its added tokens."""
+    # Reserved tokens occur in no text.
     merges = saved["model"]["merges"]
     added = {
         token["content"]: token["id"]
@@ -267,6 +282,7 @@ def _byte_pairs(cls: type, saved: dict, options: dict) -> Any:
     }
     return cls(
         vocabulary={**saved["model"]["vocab"], **added},
+        # Written as "a b" or as ["a", "b"], by the version of `tokenizers`.
         merges=[pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
         unsplittable_tokens=list(added),
         **options,

@@ -22,9 +22,9 @@ from kerasrlhf.types import Tensor, require_int
 class FittedModel(adapters.AdaptedModel):
     """A model that stock `fit` of Keras trains on rows of token ids; abstract.
 
-    All entrances check that the data fit the model. Several replicas learn what one device learns,
-    an interrupted run continues with the data that it would have had, and saved weights keep
-    adapters apart from the weights they adapt.
+    All methods that take data check that it fits the model. Several replicas learn what one device
+    learns, an interrupted run continues with the data that it would have had, and saved weights
+    keep adapters apart from the weights they adapt.
 
     A subclass defines `trains_on`, `limits`, `backbones` and `fit_defaults`.
     """
@@ -69,6 +69,7 @@ class FittedModel(adapters.AdaptedModel):
             kwargs.setdefault("jit_compile", False)
             precision.check_replicated(self.backbones(), kwargs["jit_compile"])
         given = {"loss": loss, "metrics": metrics, **kwargs}
+        # What the caller leaves out is filled in with the defaults of this kind of model.
         given = {name: value for name, value in given.items() if value is not None}
         super().compile(optimizer, **{**self.fit_defaults(), **given})
 
@@ -85,15 +86,17 @@ class FittedModel(adapters.AdaptedModel):
         return self._run(super().evaluate, args, kwargs)
 
     def _run(self, function: Callable, args: tuple, kwargs: dict) -> Any:
-        """Calls `fit` or `evaluate` with arguments that were checked."""
+        """Checks the arguments of `fit` or `evaluate`, and calls it."""
         check_fit(self, function, args, kwargs, *self.trains_on)
         given = inspect.signature(function).bind(*args, **kwargs)
         guard = Guard(self.limits())
         for name in ("x", "validation_data"):
             if name in given.arguments:
                 data = guard.checked(given.arguments[name])
+                # Our datasets follow the optimizer's steps: a resumed run gets the same batches.
                 is_ours = isinstance(data, TokenizedDataset)
                 given.arguments[name] = in_step(self, data) if is_ours else data
+        # A bad batch is found while `function` runs; raise its error, not TensorFlow's around it.
         with guard.raising():
             return function(*given.args, **given.kwargs)
 
@@ -124,17 +127,17 @@ class FittedModel(adapters.AdaptedModel):
         return super().predict_on_batch(x)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Updates the weights on a batch, as in Keras, and lets go of the graph with the model."""
+        """Updates the weights on a batch, as in Keras; the graph is freed with the model."""
         with replica.tracing:
             return super().train_step(data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluates a batch, as in Keras, and lets go of the graph with the model."""
+        """Evaluates a batch, as in Keras; the graph is freed with the model."""
         with replica.tracing:
             return super().test_step(data)
 
     def predict_step(self, data: Any) -> Any:
-        """Predicts for a batch, as in Keras, and lets go of the graph with the model."""
+        """Predicts for a batch, as in Keras; the graph is freed with the model."""
         with replica.tracing:
             return super().predict_step(data)
 
@@ -182,10 +185,12 @@ def check_fit(model: keras.Model, fit: Callable, args: tuple, kwargs: dict, *exp
     """
     given = inspect.signature(fit).bind(*args, **kwargs).arguments
     data, targets = given.get("x"), given.get("y")
+    # Arrays of `fit(x, y, sample_weight)` are checked in the form that a batch has.
     if isinstance(data, dict) and targets is not None:
         weights = given.get("sample_weight")
         data = (data, targets) if weights is None else (data, targets, weights)
     kinds.check_kind("x", data, *expected)
+    # Validation would fail only after the first epoch.
     if given.get("validation_data") is not None:
         kinds.check_kind("validation_data", given["validation_data"], *expected)
     for dataset in (data, given.get("validation_data")):
@@ -232,6 +237,8 @@ def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
     """
     listed = getattr(callbacks, "callbacks", callbacks)
     for callback in tf.nest.flatten(listed or []):
+        # Metrics of validation rise and fall as those of training.
+
         name = str(getattr(callback, "monitor", "")).removeprefix("val_")
         if name in modes and getattr(callback, "mode", None) == "auto":
             callback.mode = modes[name]
@@ -240,7 +247,7 @@ def set_modes(callbacks: Any, modes: dict[str, str]) -> None:
 def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.BoundArguments:
     """Returns arguments of `fit` in which callbacks that say `runs_last = True` come last.
 
-    What such a callback saves then includes what the others did in the same iteration or epoch.
+    Such a callback then saves what the others did in the same iteration or epoch, too.
 
     Args:
         fit: the bound method of Keras that gets the arguments.
@@ -254,6 +261,7 @@ def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.Bou
         return getattr(callback, "runs_last", False)
 
     if isinstance(callbacks, keras.callbacks.CallbackList):
+        # Sort the caller's own list in place. Sorting is stable: the others keep their order.
         callbacks.callbacks.sort(key=is_last)
     elif callbacks is not None:
         bound.arguments["callbacks"] = sorted(tf.nest.flatten(callbacks), key=is_last)
@@ -288,6 +296,7 @@ def check_scope(strategy: tf.distribute.Strategy, name: str, variables: list) ->
         variables: Keras variables.
     """
     created = strategy.extended.variable_created_in_scope
+    # One variable is enough for the message.
     other = next((v for v in variables if not created(v.value)), None)
     if other is None:
         return

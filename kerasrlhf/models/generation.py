@@ -74,6 +74,7 @@ def generate(
             long, `sampler` is not a `Sampler` with a constant temperature, or an argument is
             outside its range.
     """
+    # Check everything before anything is compiled.
     sampler = _checked(sampler)
     require_int("batch_size", batch_size, minimum=1)
     require_seed(seed)
@@ -82,10 +83,12 @@ def generate(
     if sample is None:
         sample = functools.partial(_sample, causal_lm, limits)
     compiled = _compiled(sample, sampler, jit_compile, {} if functions is None else functions)
+    # Other random numbers than training with the same seed uses.
     stream = replica.stream(seed, "generate")
 
     def respond(token_ids: np.ndarray, padding_mask: np.ndarray, batch: int) -> Responses:
         limits.check_batch({"token_ids": token_ids, "padding_mask": padding_mask})
+        # Every batch has its own numbers `(rows, sampler.length, 2)`.
         uniforms = replica.uniforms(stream, batch, len(token_ids), sampler.length)
         return compiled(
             ops.convert_to_tensor(token_ids), ops.convert_to_tensor(padding_mask), uniforms
@@ -94,6 +97,7 @@ def generate(
     if isinstance(prompts, dict):
         return respond(*_checked_batch(prompts), batch=0)
     preprocessor = causal_lm.preprocessor
+    # A conversation is a list too: one prompt, not several.
     is_single = isinstance(prompts, str) or inputs.is_conversation(prompts)
     _, rows = inputs.encode_prompts(
         [prompts] if is_single else prompts, preprocessor, template, parse_special
@@ -105,6 +109,7 @@ def generate(
         return tokens.masked_rows(responses.token_ids, responses.response_mask)
 
     responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
+    # Some tokenizers show a leading blank only after other tokens.
     texts = tokens.detokenize(responses, preprocessor, after=rows)
     answer = texts[0] if is_single else texts
     return (answer, ended(causal_lm, responses)) if return_ended else answer
@@ -151,6 +156,7 @@ def padded_prompts(rows: list[list[int]], limits: Limits) -> tuple[np.ndarray, n
     """
     longest = max(map(len, rows))
     limits.check_length(longest)
+    # Padding may fill the positions that sampling does not need.
     room = None if limits.positions is None else limits.positions - limits.sampled
     return tokens.padded(rows, tokens.padded_length(longest, room))
 
@@ -191,7 +197,7 @@ def _sample(
 
 def _compiled(sample: Callable, sampler: Sampler, jit_compile: bool, functions: dict) -> Callable:
     key = sampler, jit_compile
-    temperature = sampler.temperature or 1.0  # a greedy sampler has log-probabilities of 1
+    temperature = sampler.temperature or 1.0  # greedy: log-probabilities at temperature 1
 
     def run(token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
         return sample(token_ids, padding_mask, uniforms, sampler, temperature)

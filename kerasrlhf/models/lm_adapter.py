@@ -57,6 +57,7 @@ def check_backbone(backbone: Any) -> None:
         backbone: keras-hub backbone, or something else.
     """
     names = _input_names(backbone)
+    # Before the test below, which needs the attribute that Gemma 3n lacks.
     if isinstance(backbone, keras_hub.models.Gemma3nBackbone):
         _complete_gemma3n(backbone)
     if (
@@ -84,6 +85,7 @@ def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
         preprocessor: keras-hub preprocessor, or None.
     """
     mending.mend_preprocessor(preprocessor)
+    # Mending comes first: it may remove tokens that a saved vocabulary was padded with.
     tokens = limits.token_count(getattr(preprocessor, "tokenizer", None))
     if tokens > backbone.vocabulary_size:
         raise ValueError(
@@ -95,10 +97,11 @@ def check_preprocessor(backbone: keras.Model, preprocessor: Any) -> None:
 
 
 def _complete_gemma3n(backbone: keras.Model) -> None:
-    """Adds to Gemma 3n an attribute that others have, and freezes weights it does not use."""
+    """Adds the attribute that Gemma 3n lacks, and freezes its unused weights."""
     backbone.vocabulary_size = backbone.text_vocab_size
     for layer in all_layers(backbone):
         if getattr(layer, "is_kv_shared_layer", False) and hasattr(layer, "k_proj"):
+            # These layers use the keys and values of an earlier layer.
             for unused in (layer.k_proj, layer.v_proj, layer.k_norm):
                 unused.trainable = False
 
@@ -118,6 +121,7 @@ def check_adapted(backbone: keras.Model) -> None:
     """
     if getattr(backbone, "_lora_enabled_layers", None) == []:
         kinds = (keras.layers.Dense, keras.layers.EinsumDense)
+        # For the message: the layers that `enable_lora` could adapt by name.
         found = sorted({x.name for x in all_layers(backbone) if isinstance(x, kinds)})
         raise ValueError(
             f"`enable_lora` found none of the layers {backbone.default_lora_layer_names()} in "
@@ -144,6 +148,7 @@ def check_adapters(backbone: keras.Model) -> None:
         return
     trained = backbone.trainable_variables
     names = ", ".join(sorted({variable.name for variable in trained}))
+    # How many numbers are trained, of how many.
     sizes = [sum(int(np.prod(v.shape)) for v in part) for part in (trained, backbone.weights)]
     warnings.warn(
         f"{type(backbone).__name__} is quantized and has no LoRA adapters. Quantized kernels are "
@@ -173,7 +178,7 @@ def backbone_inputs(
 
 
 def _final_states(backbone: keras.Model) -> keras.KerasTensor:
-    """The final hidden states in the backbone's graph; RWKV-7's graph ends with the logits."""
+    """Returns the final hidden states in the backbone's graph; that of RWKV-7 ends with logits."""
     projection = getattr(backbone, "head", None)
     return backbone.output if projection is None else projection.input
 
@@ -195,6 +200,7 @@ def hidden_states(model: keras.Model, token_ids: Tensor, padding_mask: Tensor) -
     backbone = getattr(model, "backbone", None) or model
     limits.Limits.of([backbone]).check_length(token_ids.shape[1])
     states = _final_states(backbone)
+    # A graph that ends with logits (RWKV-7) is cut before its projection.
     trunk = backbone if states is backbone.output else keras.Model(backbone.input, states)
     return trunk(backbone_inputs(backbone, token_ids, padding_mask), training=False)
 
@@ -249,8 +255,10 @@ def head(causal_lm: keras.Model) -> Callable:
         # Its graph contains the output embeddings as they were when it was made.
         function = functools.partial(backbone.language_model.token_embedding, reverse=True)
     elif hasattr(backbone, "head"):
+        # RWKV-7 has its projection inside the backbone.
         function = keras.Function(_final_states(backbone), causal_lm.output)
     else:
+        # Start from the backbone's output in the model's own graph, which has scaling and caps.
         (node,) = backbone._inbound_nodes[-1:]
         function = keras.Function(node.output_tensors[0], causal_lm.output)
     return lambda hidden: ops.cast(function(hidden), "float32")
@@ -302,15 +310,20 @@ def _read_layout(causal_lm: keras.Model, length: int) -> Any:
         shapes = zip(one.shape, other.shape, strict=True)
         return tf.TensorSpec([a if a == b else None for a, b in shapes], one.dtype)
 
+    # The axis of positions is the one whose size changes with the length of a row.
     layout = tf.nest.map_structure(unite, *(_cache_spec(causal_lm, length + i) for i in (0, 1)))
+    # A recurrent state has no such axis.
     every_position = [list(x.shape).count(None) == 1 for x in tf.nest.flatten(layout)]
     return layout if all(every_position) else None
 
 
 def _cache_spec(causal_lm: keras.Model, length: int) -> Any:
     parameters = [*inspect.signature(causal_lm._build_cache).parameters.values()][1:]
+    # Families with encoders have further required parameters, for embeddings of images.
     no_images = [None for x in parameters if x.default is x.empty]
+    # Traced and never run. The builder returns hidden states and the cache; the last is kept.
     build = tf.function(lambda ids: causal_lm._build_cache(ids, *no_images)[-1], autograph=False)
+    # Outside a graph that is being built, so that the trace is a graph by itself.
     with tf.init_scope():
         traced = build.get_concrete_function(tf.TensorSpec((1, length), "int32"))
     return traced.structured_outputs
@@ -341,6 +354,7 @@ def empty_cache(causal_lm: keras.Model, batch: int, length: int) -> Any:
     def zeros(spec: tf.TensorSpec) -> Tensor:
         return ops.zeros((batch, *(length if n is None else n for n in spec.shape[1:])), spec.dtype)
 
+    # The same form as `step` returns: a loop's variables must keep their structure.
     return _unstacked(tf.nest.map_structure(zeros, layout))
 
 
@@ -360,12 +374,13 @@ def _unstacked(cache: Any) -> Any:
     """
     if not hasattr(cache, "shape") or len(cache.shape) != 6 or cache.shape[2] != 2:
         return cache
+    # Each `(batch, 2, length, heads, units)`: keys and values of a layer.
     layers = [cache[:, layer] for layer in range(cache.shape[1])]
     return tuple(_KeysValues(layer[:, 0], layer[:, 1]) for layer in layers)
 
 
 def _stacked(cache: Any) -> Any:
-    """The inverse of `_unstacked`."""
+    """Stacks a cache of `_unstacked` again."""
     if not isinstance(cache[0], _KeysValues):
         return cache
     return ops.stack([ops.stack(layer, axis=1) for layer in cache], axis=1)
@@ -387,6 +402,7 @@ def step(
         new cache. Unused logits cost nothing in compiled code.
     """
     index = ops.convert_to_tensor(index, "int32")
+    # Two axes: rows of tokens, from a family without a usable cache.
     if hasattr(cache, "shape") and len(cache.shape) == 2:
         return _step_without_cache(causal_lm, token_ids, cache, index)
     cache = _stacked(cache)
@@ -402,9 +418,10 @@ def step(
 def _step_without_cache(
     causal_lm: keras.Model, token_ids: Tensor, tokens: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`step` with the tokens of all rows in place of a cache."""
+    """Runs `step` with the tokens of all rows in place of a cache."""
     tokens = ops.slice_update(tokens, [0, index], token_ids)
     columns = index + ops.arange(token_ids.shape[1], dtype="int32")
+    # Columns after the new ones are not sampled yet: masked out as padding.
     known = ops.arange(tokens.shape[1], dtype="int32")[None] <= columns[-1]
     hidden = hidden_states(causal_lm, tokens, ops.broadcast_to(known, tokens.shape))
     hidden = ops.take(hidden, columns, axis=1)
@@ -425,8 +442,10 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Tensor) -> Iter
     rotations = [x.rotary_embedding_layer for x in attentions]
 
     def placed(rotation: Callable) -> Callable:
+        # Keys have the length of the cache and start at 0; only queries have `columns` tokens.
         return lambda x: rotation(x, start_index=index if x.shape[1] == columns else 0)
 
+    # Restored even if tracing fails, as the model is the caller's.
     try:
         for attention, rotation in zip(attentions, rotations, strict=True):
             attention.rotary_embedding_layer = placed(rotation)
@@ -437,21 +456,24 @@ def _placed_queries(causal_lm: keras.Model, columns: int, index: Tensor) -> Iter
 
 
 def copy(causal_lm: keras.Model) -> keras.Model:
-    """Returns a frozen copy with weights of its own, the same preprocessor and merged adapters.
+    """Returns a frozen copy with separate weights, the same preprocessor and merged adapters.
 
     Args:
         causal_lm: keras-hub `CausalLM` or backbone.
     """
     backbone = getattr(causal_lm, "backbone", None) or causal_lm
+    # Without mending, `get_config` of some families describes another network.
     mending.mend_backbone(backbone)
     twin = type(backbone).from_config(backbone.get_config())
     mending.mend_backbone(twin)
+    # By layer, not by variable: adapted layers of the source have variables the copy lacks.
     for source, target in zip(all_layers(backbone), all_layers(twin), strict=True):
         _copy_variables(source, target)
     twin.trainable = False
     if backbone is causal_lm:
         return twin
     parts = {"backbone": twin, "preprocessor": causal_lm.preprocessor}
+    # Further arguments of a family are attributes of the same name.
     names = {*inspect.signature(type(causal_lm)).parameters} - {*parts, "kwargs"}
     model = type(causal_lm)(**parts, **{name: getattr(causal_lm, name) for name in names})
     model.trainable = False
@@ -459,7 +481,7 @@ def copy(causal_lm: keras.Model) -> keras.Model:
 
 
 def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
-    """Copies the variables that a layer itself has, with a LoRA kernel merged."""
+    """Copies a layer's own variables, without sublayers, and merges a LoRA kernel."""
     if source.quantization_mode and hasattr(source, "inputs_quantizer"):
         target.inputs_quantizer = source.inputs_quantizer  # which is in no config
     adapted = getattr(source, "lora_enabled", False)
@@ -473,6 +495,7 @@ def _copy_variables(source: keras.Layer, target: keras.Layer) -> None:
             f"The quantized layer {source.path!r} has LoRA adapters, and a copy cannot merge them. "
             "Copy the model before `enable_lora`, or load it again."
         )
+    # The public attribute is the merged kernel; the private one is the target's variable.
     kernel = "embeddings" if hasattr(source, "lora_embeddings_a") else "kernel"
     getattr(target, f"_{kernel}").assign(getattr(source, kernel))
     for name in ("bias", "reverse_embeddings"):

@@ -26,7 +26,7 @@ with contextlib.suppress(ImportError):  # which only Hugging Face folders need
 
 
 def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
-    """Loads a language model like `CausalLM.from_preset`, without its traps.
+    """Loads a language model like `CausalLM.from_preset`, and corrects what that loads wrong.
 
     A Hugging Face folder computes what its `config.json` says, even where keras-hub's converter
     ignores it (`converting`). A preset that was saved in mixed precision is loaded in it. A
@@ -42,6 +42,7 @@ def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
     """
     preset = str(preset)
     config = _config(preset)
+    # Only configurations in Hugging Face's format have a model type.
     if "model_type" in config:
         converting.check(config)
     try:
@@ -59,10 +60,11 @@ def load_causal_lm(preset: str | pathlib.Path, **kwargs: Any) -> keras.Model:
 
 
 def _config(preset: str) -> dict:
-    """The `config.json` of a preset, in keras-hub's or Hugging Face's format."""
+    """Returns the `config.json` of a preset, in keras-hub's or Hugging Face's format."""
     try:
         return lm_adapter.preset_config(preset)
     except _FAILURES as error:
+        # A folder that exists is broken; otherwise the name is wrong.
         if (pathlib.Path(preset) / "config.json").is_file():
             raise _broken(preset, error) from error
         raise ValueError(
@@ -83,6 +85,7 @@ def _broken(preset: str, error: Exception) -> ValueError:
 def _load(preset: str, config: dict, options: dict) -> keras.Model:
     if "model_type" in config:
         return converting.load(preset, options)
+    # keras-hub cannot load a mixed policy that it saved: pass its name instead.
     if mending.mixed_dtype(config):
         options = {"dtype": mending.mixed_dtype(config), **options}
     return lm_adapter.task_class(preset).from_preset(preset, **options)

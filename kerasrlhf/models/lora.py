@@ -24,6 +24,7 @@ def is_untrained(model: keras.Model) -> bool:
     Args:
         model: keras-hub model with LoRA adapters.
     """
+    # The second factor starts at zero, and with it the product of both.
     tails = [getattr(x, n) for x in adapted_layers(model) for n in _TAILS if hasattr(x, n)]
     return not any(bool(ops.any(ops.not_equal(tail, 0))) for tail in tails)
 
@@ -46,6 +47,7 @@ def other_trainable_values(model: keras.Model) -> list[tuple[keras.Variable, Ten
     Args:
         model: keras-hub model with LoRA adapters.
     """
+    # By identity: Keras variables compare by value.
     adapters = {id(getattr(x, n, None)) for x in adapted_layers(model) for n in _ADAPTERS}
     others = [v for v in model.trainable_variables if id(v) not in adapters]
     return [(v, ops.copy(v.value)) for v in others]
@@ -96,8 +98,10 @@ def save_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
         folder: preset folder in which the model was saved.
     """
     path = pathlib.Path(folder) / _FILE
+    # Adapters of a model that was saved here before would be loaded with this one.
     path.unlink(missing_ok=True)
     arrays = {}
+    # A layer is known by its place in the model; names may differ after loading.
     for index, layer in enumerate(all_layers(model)):
         if getattr(layer, "lora_enabled", False) and layer.quantization_mode:
             arrays[f"{index}/rank"], arrays[f"{index}/alpha"] = layer.lora_rank, layer.lora_alpha
@@ -123,6 +127,7 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
         return
     with np.load(path) as file:
         saved = dict(file)
+    # Freeze all layers but the outermost, as `enable_lora` of keras-hub does.
     layers = all_layers(model)
     for layer in layers:
         layer.trainable = layer is model
@@ -130,6 +135,7 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
     for index in adapted:
         layer = layers[index]
         layer.trainable = True
+        # Creates the adapter's variables, which then get their saved values.
         layer.enable_lora(int(saved[f"{index}/rank"]), lora_alpha=saved[f"{index}/alpha"].item())
         for name, variable in own_variables(layer).items():
             variable.assign(saved[f"{index}/{name}"])
@@ -141,6 +147,6 @@ def load_quantized(model: keras.Model, folder: str | pathlib.Path) -> None:
 
 
 def _storable(variable: keras.Variable) -> np.ndarray:
-    """The value in a dtype that NumPy's files have, which bfloat16 is not."""
+    """Returns the value in a dtype that NumPy's files can have; bfloat16 becomes float32."""
     value = variable.value
     return np.asarray(ops.cast(value, "float32") if variable.dtype == "bfloat16" else value)

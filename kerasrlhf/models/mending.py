@@ -1,4 +1,4 @@
-"""What keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
+"""Saves what keras-hub 0.32 and Keras 3.15 forget when a language model is saved.
 
 `mend_backbone` and `mend_preprocessor` change single objects, not classes: presets that such an
 object writes afterward, through our functions or through its own `save_to_preset`, can be loaded
@@ -98,19 +98,20 @@ def mend_preprocessor(preprocessor: Any) -> None:
 
 
 def _forgotten(backbone: keras.Model, config: dict) -> dict:
-    """Constructor arguments that a config leaves out and the backbone or its layers keep."""
+    """Returns constructor arguments that a config lacks and the backbone or its layers have."""
     names = inspect.signature(type(backbone).__init__).parameters
     found: dict[str, Any] = {}
+    # The backbone comes last: its own attributes replace those of its first layer.
     for holder in (*getattr(backbone, "transformer_layers", [])[:1], backbone):
         found |= {n: getattr(holder, n) for n in names if n not in config and hasattr(holder, n)}
     return {name: value for name, value in found.items() if isinstance(value, _PLAIN)}
 
 
 def _saved_policy(backbone: keras.Model) -> dict:
-    """The dtype policy of a backbone in the form that keras-hub loads.
+    """Returns the dtype policy of a backbone in the form that keras-hub loads.
 
-    It takes the name of a simple policy as a dtype, which mixed ones are not; it takes a map of
-    policies as it is.
+    keras-hub uses the name of a simple policy as a dtype, which fails for mixed ones. It uses a
+    map of policies as it is.
     """
     policy = backbone.dtype_policy
     policies = {}
@@ -119,7 +120,7 @@ def _saved_policy(backbone: keras.Model) -> dict:
     policies |= {x.path: x.dtype_policy for x in _quantized(backbone)}
     if not policies and not _is_mixed(policy):
         return keras.dtype_policies.serialize(policy)
-    # Serializing a map without a default takes the names out of its policies: not out of ours.
+    # Serializing a map without a default removes names from its policies; the layers keep theirs.
     policies = {path: copy.copy(value) for path, value in policies.items()}
     default = policy.name if _is_mixed(policy) else None
     for quantized in policies.values():
@@ -136,6 +137,7 @@ def mixed_dtype(config: dict) -> str | None:
     """
     saved = config.get("config", {}).get("dtype")
     inner = saved.get("config", {}) if isinstance(saved, dict) else {}
+    # A plain policy has a name; a map, as mending writes it, has a default.
     name = inner.get("name") or inner.get("default_policy")
     is_mixed = str(name).startswith("mixed_") and not inner.get("policy_map")
     return name if is_mixed else None
@@ -178,6 +180,7 @@ def _separate_policies(backbone: keras.Model) -> None:
         if layer.quantization_mode == "int4" and getattr(layer, "inputs_quantizer", None):
             # `quantize("int4")` leaves inputs as they are; loaded embeddings round them.
             layer.inputs_quantizer = None
+    # Nothing but quantized layers differs from the default, and these have their own policies.
     if all(policy.quantization_mode for policy in whole.values()):
         backbone._dtype_policy = whole.default_policy
 
@@ -192,6 +195,7 @@ def _mend_llama3(tokenizer: Any) -> None:
     if "get_config" in vars(tokenizer):
         return
     kind = type(tokenizer)
+    # First remove what an earlier `save_assets` appended.
     _restore_special_tokens(tokenizer)
 
     def get_config(self: Any) -> dict:
@@ -202,6 +206,7 @@ def _mend_llama3(tokenizer: Any) -> None:
         kind.save_assets(self, dir_path)
         vocabulary = dict(self.vocabulary)
         for token in _EXPECTED:
+            # Ids after the last one leave all others as they are.
             vocabulary.setdefault(token, max(vocabulary.values()) + 1)
         path = pathlib.Path(dir_path) / _VOCABULARY
         path.write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -214,10 +219,12 @@ def _restore_special_tokens(tokenizer: Any) -> None:
     """Removes the tokens that `save_assets` added, and names the model's own special tokens."""
     unsplittable = set(tokenizer.unsplittable_tokens or [])
     vocabulary = tokenizer.vocabulary
+    # Only `save_assets` puts them after all other tokens without declaring them special.
     last = max(vocabulary.values()) - len(_EXPECTED)
     added = {x for x in _EXPECTED if vocabulary.get(x, -1) > last} - unsplittable
     if not added:
         return
+    # The attributes of added tokens go; the model's other special tokens become attributes.
     kept = [n for n in tokenizer._special_token_attrs if getattr(tokenizer, n) not in added]
     tokenizer._special_token_attrs = kept
     others = unsplittable - {getattr(tokenizer, name) for name in kept}

@@ -33,6 +33,7 @@ def check_optimizer(optimizer: Any, variables: list[keras.Variable]) -> None:
             "`optimizer` must be a Keras optimizer, such as `keras.optimizers.Adam(1e-5)`, or the "
             f"name of one. Received: {optimizer!r} of type {type(optimizer).__name__}."
         ) from error
+    # Only optimizers with a second moment have this rate.
     rate = getattr(optimizer, "beta_2", None)
     if rate is None:
         return
@@ -54,6 +55,7 @@ def check_replicated(networks: list[keras.Model], jit_compile: Any) -> None:
         jit_compile: bool or `"auto"`, as `compile` takes it.
     """
     policies = [keras.dtype_policies.get(x.dtype_policy) for x in networks]
+    # XLA fails on float16 computation, Keras without XLA on float16 variables.
     dtypes = {x.compute_dtype if jit_compile else x.variable_dtype for x in policies}
     if "float16" in dtypes:
         raise ValueError(
@@ -71,6 +73,7 @@ def check_unscaled(networks: list[keras.Model], optimizer: keras.optimizers.Opti
         optimizer: Keras optimizer.
     """
     dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
+    # Under a global float16 policy, Keras wraps the optimizer itself.
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if "float16" in dtypes or scales:
         raise ValueError(

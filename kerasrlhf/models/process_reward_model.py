@@ -24,7 +24,7 @@ class ProcessRewardModel(Scorer):
 
     A step ends at the token whose text contains the separator, and the last step at the last
     token of the response. The score is the log odds of the step being right: 0 means that both
-    are equally likely. Trainers add each score to the reward of its own token.
+    are equally likely. Trainers add each score to the reward of its token.
     `fit` takes steps from `rlhf.data.stepwise`; with the same separator there, scores are used at
     the positions that were trained.
 
@@ -76,14 +76,14 @@ class ProcessRewardModel(Scorer):
         self.built = True
 
     def _kinds_of_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Whether a token contains the separator, and whether it has no text, bool `(vocab,)`."""
+        """Returns which tokens contain the separator, and which have no text, bool `(vocab,)`."""
         if self.preprocessor is None:
             raise ValueError(
                 "A process reward model finds the ends of steps by its tokenizer. Build it from a "
                 "CausalLM with a preprocessor, or pass `preprocessor=...`."
             )
         size = self.preprocessor.tokenizer.vocabulary_size()
-        # As they are inside a text: a row's first blank is not shown.
+        # Decode tokens after another one: some tokenizers leave out the first blank of a text.
         before = tokens.tokenize(["a"], self.preprocessor) * size
         texts = tokens.detokenize([[i] for i in range(size)], self.preprocessor, after=before)
         separates = [bool(self.separator) and self.separator in text for text in texts]
@@ -92,6 +92,7 @@ class ProcessRewardModel(Scorer):
                 f"No token of the tokenizer holds the separator {self.separator!r}, so no step "
                 "would ever end at it. Choose a text that is one token, such as a line break."
             )
+        # Some models have more embeddings than tokens; the rest neither separate nor are empty.
         rest = (0, max(self.backbone.vocabulary_size - size, 0))
         return np.pad(separates, rest), np.pad([not text for text in texts], rest)
 
@@ -153,6 +154,7 @@ class ProcessRewardModel(Scorer):
             padding_mask: bool, `(batch, length)`.
             prompt_lengths: int32, `(batch,)`, in tokens.
         """
+        # True on the response, `(batch, length)`.
         positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]
         inside = ops.cast(padding_mask, "bool") & (positions >= prompt_lengths[:, None])
         separates, is_empty = (
@@ -160,6 +162,7 @@ class ProcessRewardModel(Scorer):
         )
 
         def before(mask: Tensor) -> Tensor:
+            # Shift to the right by one: each token sees its predecessor.
             return ops.pad(mask[:, :-1], [[0, 0], [1, 0]])
 
         # A run of separators ends one step, and one that opens a response ends none.

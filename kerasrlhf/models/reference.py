@@ -31,6 +31,7 @@ class Reference:
     def __init__(self, causal_lm: keras.Model, adapters: bool = True, frozen: bool = False) -> None:
         self.causal_lm = causal_lm
         self._adapters = adapters
+        # Without adapters, what else was trained must be restored too, such as biases.
         self._values: list[tuple[keras.Variable, Tensor]] = []
         if not adapters:
             self._values = lora.other_trainable_values(causal_lm.backbone)
@@ -68,8 +69,10 @@ class Reference:
                     f"actor with {ours} entries and a reference with {theirs}."
                 )
             return cls(other)
+        # Full fine-tuning changes every weight, so only a second copy keeps the old ones.
         if not adapters_lib.adapted_layers(causal_lm.backbone):
             return cls(lm_adapter.copy(causal_lm))
+        # Adapters that are zero can be switched off; trained ones are part of the reference.
         if lora.is_untrained(causal_lm.backbone):
             return cls(causal_lm, adapters=False)
         return cls(causal_lm, frozen=True)
@@ -125,6 +128,7 @@ class Reference:
     def frozen_values(self) -> list[Tensor]:
         """Returns the values that log-probabilities depend on, copies of trained ones included."""
         copies = {id(variable): value for variable, value in self._values}
+        # The trained model's own variables count only as copies; of another model, all count.
         is_trained_too = bool(copies) or not self._adapters
         return [
             copies.get(id(variable), variable)

@@ -36,9 +36,12 @@ def turned(
         ([[1, 2, 3, 7, 8]], [3])
     """
     length = token_ids.shape[1]
+    # Lengths as columns `(batch, 1)`, to compare them with column numbers.
     prompts = ops.cast(prompt_lengths, "int32")[:, None]
     responses = ops.sum(ops.cast(padding_mask, "int32"), axis=-1, keepdims=True) - prompts
     column = ops.arange(length, dtype="int32")[None]
+    # The response moves to the left by the prompt's length, the prompt to the right. Ids beyond
+    # both are arbitrary: `padding_mask` masks them out, as rows keep their lengths.
     source = ops.where(column < responses, column + prompts, column - responses)
     return windows.columns_of_rows(token_ids, ops.clip(source, 0, length - 1)), responses[:, 0]
 
@@ -50,7 +53,7 @@ def prompt_logprobs(
     prompt_lengths: Tensor,
     prompt_columns: int,
 ) -> tuple[Tensor, Tensor]:
-    """Computes log-probabilities of each prompt token given the response and the prompt before it.
+    """Computes log-probabilities of each prompt token given the response and earlier prompt tokens.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
@@ -65,5 +68,6 @@ def prompt_logprobs(
     """
     ids, lengths = turned(token_ids, padding_mask, prompt_lengths)
     logprobs = windows.window_logprobs(causal_lm, ids, padding_mask, lengths, prompt_columns)
+    # Windows are as wide as the longest prompt; what follows a shorter one is padding.
     inside = masking.response_mask(lengths, prompt_lengths, token_ids.shape[1])
     return masking.zero_outside(logprobs, inside), inside

@@ -35,8 +35,8 @@ class RewardEnsemble(Scorer):
         "min":  their minimum                               worst case, without `penalty`
 
     times `gain`, plus `bias`, which `normalize` sets. The members' scores need a common scale:
-    `normalize` sets every member's first. Fit the members, each with a seed of its own, not the
-    ensemble. Every member is a network of its own, with or without LoRA adapters.
+    `normalize` sets every member's first. Fit the members, each with a different seed, not the
+    ensemble. Every member is a separate network, with or without LoRA adapters.
 
     Args:
         members: list of two or more `RewardModel`s, or of two or more `ProcessRewardModel`s, with
@@ -105,12 +105,14 @@ class RewardEnsemble(Scorer):
         )
 
     def _combined(self, scores: list[Tensor]) -> Scored:
-        """Scores and spread of the members' scores, a list of tensors of one shape."""
+        """Combines the members' scores, a list of tensors of one shape, and returns the spread."""
+        # Members come first: `(members, batch)`, or `(members, batch, length)` for steps.
         scores = ops.stack(scores)
         spread = ops.std(scores, axis=0)
         if self.aggregate == "min":
             combined = ops.min(scores, axis=0)
         else:
+            # "uwo" subtracts the variance (Coste et al. 2023, section 3).
             doubt = spread if self.aggregate == "mean" else ops.square(spread)
             combined = ops.mean(scores, axis=0) - self.penalty * doubt
         return Scored(self.score_scale(combined), spread)
@@ -152,7 +154,7 @@ class RewardEnsemble(Scorer):
         )
 
     def save_to_preset(self, preset_dir: str | pathlib.Path) -> None:
-        """Writes each member to a folder of its own.
+        """Writes each member to a separate folder.
 
         A folder that is new appears in one piece; in one that exists, only the files of a preset
         are replaced.
@@ -202,7 +204,7 @@ class RewardEnsemble(Scorer):
 
 
 def _initial_policy(members: list[Scorer]) -> keras.Model | None:
-    """The initial policy of the first member that has one."""
+    """Returns the initial policy of the first member that has one."""
     found = (member.initial_policy for member in members)
     return next((policy for policy in found if policy is not None), None)
 
@@ -215,6 +217,7 @@ def _check_members(members: list[Any]) -> None:
             f"{len(members)} of {kinds}."
         )
     first, *others = [getattr(member.preprocessor, "tokenizer", None) for member in members]
+    # Both: one tokenizer may serve models whose embeddings are padded to different sizes.
     sizes = {member.vocabulary_size for member in members}
     if not all(same_tokenizer(first, other) for other in others) or len(sizes) > 1:
         raise ValueError(

@@ -32,8 +32,8 @@ class RewardModel(Scorer):
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family. It is used as it is and trained
-            by `fit`, except for output embeddings that are weights of their own: no score depends
-            on them, and they are frozen. `from_causal_lm` makes a copy.
+            by `fit`, except for separate output embeddings, which are frozen because no score
+            depends on them. `from_causal_lm` makes a copy.
         preprocessor: keras-hub preprocessor for scoring texts. Defaults to the CausalLM's own.
         initial_policy: keras-hub `CausalLM`, or a callable that returns one: the language model
             whose responses `normalize` samples. Defaults to None.
@@ -133,12 +133,15 @@ class RewardModel(Scorer):
     def call(self, inputs: dict[str, Tensor]) -> Tensor:
         """Computes one score per row."""
         token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
+        # Candidates become rows: `(batch * candidates, length)`.
         shape = ops.shape(token_ids)
         token_ids = ops.reshape(token_ids, (-1, shape[-1]))
         padding_mask = ops.reshape(padding_mask, (-1, shape[-1]))
         hidden = lm_adapter.hidden_states(self.backbone, token_ids, padding_mask)
+        # The last real token (N7); clipped for rows that have none.
         last = ops.maximum(ops.sum(ops.cast(padding_mask, "int32"), axis=-1) - 1, 0)
         state = columns_of_rows(hidden, last)
+        # Back to `(batch,)` or `(batch, candidates)`.
         return ops.reshape(self.score_scale(self.score_head(state)), shape[:-1])
 
     def compute_output_shape(self, input_shape: dict[str, tuple]) -> tuple:

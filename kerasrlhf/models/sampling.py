@@ -27,21 +27,23 @@ _IMPOSSIBLE = -1e30
 
 
 def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index `(batch,)`, sampled in proportion to non-negative weights `(batch, entries)`.
+    """Samples an index `(batch,)` in proportion to non-negative weights `(batch, entries)`.
 
-    The cumulative distribution is inverted. Rounding may lead to an entry of weight zero; the
+    The cumulative distribution is inverted. If rounding selects an entry of weight zero, the
     heaviest entry replaces it.
     """
     cumulative = ops.cumsum(weights, axis=-1)
+    # Scale to the total: the weights are not normalized.
     target = uniform[:, None] * cumulative[:, -1:]
     index = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
+    # If rounding brings the target up to the total, no entry is above it.
     index = ops.minimum(index, weights.shape[-1] - 1)
     weight = columns_of_rows(weights, index)
     return ops.where(weight > 0, index, ops.cast(ops.argmax(weights, axis=-1), "int32"))
 
 
 def _blocks(logits: Tensor) -> Tensor:
-    """Logits `(batch, vocab)` as `(batch, blocks, _BLOCK)`, padded with impossible entries."""
+    """Reshapes logits `(batch, vocab)` to `(batch, blocks, _BLOCK)`, with impossible padding."""
     batch, vocab = logits.shape
     blocks = -(-vocab // _BLOCK)
     logits = ops.pad(logits, [[0, 0], [0, blocks * _BLOCK - vocab]], constant_values=_IMPOSSIBLE)
@@ -49,25 +51,27 @@ def _blocks(logits: Tensor) -> Tensor:
 
 
 def _categorical(blocks: Tensor, sums: Tensor, highest: Tensor, uniforms: Tensor) -> Tensor:
-    """Index `(batch,)` in proportion to `exp(blocks)`, in two levels.
+    """Samples an index `(batch,)` in proportion to `exp(blocks)`, in two levels.
 
-    First a block of entries by the blocks' sums, then an entry of that block, each with its own
-    uniform number. It is exact, stores no second tensor of the vocabulary's size, and needs two
+    Samples a block of entries by the blocks' sums, then an entry of that block, each with its own
+    uniform number. This is exact, stores no second tensor of the vocabulary's size, and needs two
     random numbers per row where the Gumbel trick needs one per entry.
     """
     block = _pick(sums, uniforms[:, 0])
+    # The entries of one block, `(batch, _BLOCK)`.
     inside = columns_of_rows(blocks, block)
     return block * _BLOCK + _pick(ops.exp(inside - highest), uniforms[:, 1])
 
 
 def _filtered(logits: Tensor, sampler: Sampler) -> Tensor:
-    """Logits with everything outside `top_k` and `top_p` at a large negative number."""
+    """Returns logits with entries outside `top_k` and `top_p` at a large negative number."""
     if sampler.top_k is not None and sampler.top_k < logits.shape[-1]:
         least = ops.top_k(logits, sampler.top_k)[0][:, -1:]
         logits = ops.where(logits < least, _IMPOSSIBLE, logits)
     if sampler.top_p is not None and sampler.top_p < 1:
         ordered = ops.flip(ops.sort(logits, axis=-1), axis=-1)
         probabilities = ops.softmax(ordered, axis=-1)
+        # An entry is kept if those before it sum to less than `top_p`; the first one always is.
         before = ops.cumsum(probabilities, axis=-1) - probabilities
         kept = ops.sum(ops.cast(before < sampler.top_p, "int32"), axis=-1, keepdims=True)
         least = columns_of_rows(ordered, ops.maximum(kept, 1) - 1)
@@ -96,16 +100,19 @@ def draw(
     is_greedy = sampler.temperature == 0
     scaled = logits if is_greedy else logits / temperature
     highest = ops.max(scaled, axis=-1, keepdims=True)
+    # The sums of blocks serve twice: for the normalizer, and to sample a block.
     blocks = _blocks(scaled)
     sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
     normalizer = ops.log(ops.sum(sums, axis=-1))
     if is_greedy:
         token = ops.cast(ops.argmax(scaled, axis=-1), "int32")
     else:
+        # Filters change the sampled distribution, and not the normalizer above (N4).
         if not sampler.matches_policy:
             blocks = _blocks(_filtered(scaled, sampler))
             sums = ops.sum(ops.exp(blocks - highest[..., None]), axis=-1)
         token = _mixed(blocks, sums, highest, uniforms, sampler.epsilon, logits.shape[-1])
+    # Log-probabilities of the unfiltered policy at the temperature (N10).
     chosen = columns_of_rows(scaled - highest, token)
     return token, chosen - normalizer
 
@@ -113,10 +120,10 @@ def draw(
 def _mixed(
     blocks: Tensor, sums: Tensor, highest: Tensor, uniforms: Tensor, epsilon: float, vocab: int
 ) -> Tensor:
-    """An index as of `_categorical` or, with probability `epsilon`, any of the vocabulary."""
+    """Samples by `_categorical` or, with probability `epsilon`, uniformly from the vocabulary."""
     if epsilon == 0:
         return _categorical(blocks, sums, highest, uniforms)
-    # What is left of the first number, once it has decided, is uniform again.
+    # The first number decides; rescaled to the other side of `epsilon`, it is uniform again.
     first, second = uniforms[:, 0], uniforms[:, 1]
     rest = ops.stack([ops.maximum(first - epsilon, 0.0) / (1.0 - epsilon), second], axis=1)
     anything = ops.minimum(ops.cast(second * vocab, "int32"), vocab - 1)
@@ -146,7 +153,7 @@ def mixture_logprobs(logprobs: Tensor, epsilon: float, vocab: int) -> Tensor:
 
 
 class _State(NamedTuple):
-    """What the loop changes: the fields of `Responses`, and the tokens sampled per row."""
+    """The loop's state: fields of `Responses`, and the number of tokens sampled per row."""
 
     token_ids: Tensor
     logprobs: Tensor
@@ -158,7 +165,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """What determines the next token of every row, apart from the model.
+    """Everything but the model that determines the next token of every row.
 
     prompt_lengths: int32, `(batch,)`.
     uniforms, sampler, temperature, stop_token_ids, value_head: as `sample` takes them.
@@ -175,18 +182,23 @@ class _Choice:
         self, position: Tensor, logits: Tensor, hidden: Tensor, state: _State
     ) -> tuple[Tensor, _State]:
         """Returns the tokens `(batch,)` at `position`, sampled or of the prompt, and the state."""
+        # Index of the column in each row's response; negative inside a longer prompt.
         own = position - self.prompt_lengths
         active = ops.logical_and(own >= 0, own < self.sampler.length)
         active = ops.logical_and(active, ~state.ended)
+        # A token's uniforms depend on its index in the response, not on the padding before it.
         index = ops.clip(own, 0, self.sampler.length - 1)
         uniforms = columns_of_rows(self.uniforms, index)
         sampled, logprob = draw(logits, uniforms, self.sampler, self.temperature)
+        # Other rows keep what they have: a token of the prompt, or padding after the end.
         token = ops.where(active, sampled, _column(state.token_ids, position))
+        # The value of a token is that of the state it is chosen in, which is `hidden` (N16).
         values = state.values
         if self.value_head is not None:
             values = _put(values, position, ops.where(active, self.value_head(hidden), 0.0))
         behaviors = state.behavior_logprobs
         if self.sampler.epsilon > 0:
+            # The mixture's probability, which importance weights divide by.
             behavior = mixture_logprobs(logprob, self.sampler.epsilon, logits.shape[-1])
             behaviors = _put(behaviors, position, ops.where(active, behavior, 0.0))
         counts = state.counts + ops.cast(active, "int32")
@@ -200,6 +212,7 @@ class _Choice:
         )
 
     def _stops(self, token: Tensor, active: Tensor, counts: Tensor) -> Tensor:
+        # A stop token counts only if it was sampled, and from `min_length` on (N14).
         stops = ops.zeros_like(active)
         for stop in self.stop_token_ids:
             stops = ops.logical_or(stops, token == stop)
@@ -242,9 +255,11 @@ def sample(
         gets its full number of new tokens, however long its prompt is. Masks come from
         `padding_mask` and from the sampled tokens; padding ids are ignored (N2).
     """
+    # Rows of a group are adjacent; the prompts themselves are not repeated yet.
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
     choice = _Choice(lengths, uniforms, sampler, temperature, stop_token_ids, value_head)
+    # The mask decides what is padding, whatever ids the caller's padding has (N2).
     pad = tokens.pad_id(causal_lm.preprocessor)
     prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
     position, token, cache, state = _begin(causal_lm, prompt, choice, pad)
@@ -253,11 +268,13 @@ def sample(
         return choice.unfinished(position, state)
 
     def advance(position: Tensor, token: Tensor, cache: Any, state: _State) -> tuple:
+        # The state of the token at `position` chooses the token at `position + 1`.
         logits, hidden, cache = lm_adapter.step(causal_lm, token[:, None], cache, position)
         token, state = choice.column(position + 1, logits[:, 0], hidden[:, 0], state)
         return position + 1, token, cache, state
 
     *_, state = ops.while_loop(unfinished, advance, (position, token, cache, state))
+    # Rows have different numbers of tokens; masks come from lengths alone (N2).
     columns = state.token_ids.shape[1]
     return Responses(
         token_ids=state.token_ids,
@@ -277,12 +294,15 @@ def _begin(
     """Runs the prompts and chooses the column after the shortest prompt for every row."""
     prompts, columns = prompt.shape
     rows, length = choice.uniforms.shape[0], columns + choice.sampler.length
+    # Padding of shorter prompts enters the cache too, and later columns overwrite it.
     cache = lm_adapter.empty_cache(causal_lm, prompts, length)
     _, hidden, cache = lm_adapter.step(causal_lm, prompt, cache, 0)
+    # Longer prompts are processed again from here on, with their own tokens.
     position = ops.min(choice.prompt_lengths)
     # The projection to the vocabulary is expensive: one column is projected, not the whole prompt.
     hidden = _column(hidden, position - 1)
     logits = lm_adapter.head(causal_lm)(hidden[:, None])[:, 0]
+    # Each prompt was processed once; its group shares cache, state and logits.
     if rows != prompts:
         cache, hidden, logits, prompt = tf.nest.map_structure(
             lambda x: ops.repeat(x, rows // prompts, axis=0), (cache, hidden, logits, prompt)

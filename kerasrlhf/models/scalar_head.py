@@ -48,6 +48,7 @@ class ScalarHead(keras.layers.Layer):
 
     def call(self, hidden: Tensor) -> Tensor:
         """Computes one number per hidden state."""
+        # In float32 whatever the trunk computes in: bfloat16 has too few digits for scores.
         hidden = ops.cast(hidden, "float32")
         return ops.matmul(hidden, self.kernel) + self.bias
 

@@ -60,6 +60,7 @@ class ScoreScale(keras.layers.Layer):
             ValueError: If all scores are equal and `std` is not None.
         """
         gain, bias = float(self.gain.numpy()), float(self.bias.numpy())
+        # Undo the present scale, so that calling twice has the same result as once (N9).
         raw = (scores - bias) / gain
         if std is not None:
             if not raw.std() > 0:

@@ -39,7 +39,7 @@ class Scored(NamedTuple):
 class Scorer(fitting.FittedModel):
     """A model that scores responses: what a trainer takes as `reward`; abstract.
 
-    Final classes define `call`, which is what `fit` trains, `backbones` and `fit_defaults`, and
+    Final classes define `call`, which `fit` trains, `backbones` and `fit_defaults`, and
 
         read(token_ids, padding_mask, prompt_lengths) -> Scored     pure, compiled with XLA
 
@@ -77,7 +77,7 @@ class Scorer(fitting.FittedModel):
     def initial_policy(self) -> keras.Model | None:
         """The language model that this model was made from, or None.
 
-        Of a model that started from a preset, it is loaded from the preset every time.
+        If this model started from a preset, each access loads the language model from it.
         """
         return self._load_policy() if self._load_policy is not None else None
 
@@ -88,7 +88,7 @@ class Scorer(fitting.FittedModel):
 
     @property
     def bias(self) -> keras.Variable:
-        """What is added to scores, a float32 scalar variable; see `normalize`."""
+        """The constant that is added to scores, a float32 scalar variable; see `normalize`."""
         return self.score_scale.bias
 
     def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> Scored:
@@ -165,11 +165,13 @@ class Scorer(fitting.FittedModel):
         heads, tails = inputs.encode_pairs(
             prompts, responses, self.preprocessor, limit or sys.maxsize, **options
         )
+        # One array `(rows, length)` for all texts, so that `read` is compiled for one shape.
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         ids, mask = tokens.padded(rows, tokens.padded_length(max(map(len, rows)), limit))
         self.limits().check_ids(ids, mask)
         prompt_lengths = [len(head) for head in heads]
         scored = self._read_in_batches(ids, mask, prompt_lengths, batch_size)
+        # A score that is not finite would spread to the whole batch.
         require_finite_scores(scored.scores, f"The {type(self).__name__}")
         return Scored(*(x.sum(axis=1) for x in scored)) if self.is_per_token else scored
 
@@ -237,9 +239,11 @@ class Scorer(fitting.FittedModel):
         if policy is not None:
             policy = getattr(policy, "causal_lm", policy)
             lm_adapter.check(policy)
+        # A list once and for all: an iterator could not be read for samples and for every member.
         prompts = tokens.text_list(prompts, "prompts")
         options: dict[str, Any] = {"template": template, "parse_special": parse_special}
         if responses is None:
+            # Samples of the initial policy, each with whether it ended (N9).
             policy = self.initial_policy if policy is None else policy
             if policy is None:
                 raise ValueError(
@@ -256,6 +260,7 @@ class Scorer(fitting.FittedModel):
                 **options,
             )
         responses = tokens.text_list(responses, "responses")
+        # Members first: the ensemble's scores are computed from theirs.
         for part in [*self.members, self]:
             scores = part.score(prompts, responses, ended=ended, **options)
             constants = part.score_scale.rescale(scores, mean, std)

@@ -54,7 +54,7 @@ def _tokenizer(model: Any) -> Any:
 
 
 def _files(tokenizer: Any) -> dict[str, str]:
-    """The files of a tokenizer, compressed, as text."""
+    """Returns the files of a tokenizer, compressed, as text."""
     if tokenizer is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +64,9 @@ def _files(tokenizer: Any) -> dict[str, str]:
 
 
 def _load(tokenizer: Any, files: dict[str, str]) -> None:
-    """Sets a vocabulary from contents: of paths, keras-hub allows those of an archive only."""
+    """Sets a vocabulary from contents: keras-hub accepts paths only inside an archive."""
     contents = {name: zlib.decompress(base64.b64decode(text)) for name, text in files.items()}
+    # SentencePiece, byte pairs, or plain lines (WordPiece, RWKV).
     if hasattr(tokenizer, "set_proto"):
         tokenizer.set_proto(*contents.values())
     elif hasattr(tokenizer, "set_vocabulary_and_merges"):

@@ -36,7 +36,7 @@ class Trunk(NamedTuple):
 
 
 def checked_backbone(model: keras.Model, preprocessor: Any) -> keras.Model:
-    """Returns the backbone of a model for training; output embeddings of its own are frozen.
+    """Returns the backbone of a model for training; untied output embeddings are frozen.
 
     Args:
         model: keras-hub `CausalLM` or backbone of a text family.
@@ -46,6 +46,7 @@ def checked_backbone(model: keras.Model, preprocessor: Any) -> keras.Model:
         ValueError: If the model is of another family, or the preprocessor does not fit it.
     """
     backbone = getattr(model, "backbone", None) or model
+    # Both checks also mend what the parts save.
     lm_adapter.check_backbone(backbone)
     lm_adapter.check_preprocessor(backbone, preprocessor)
     lm_adapter.freeze_unread(backbone)
@@ -70,6 +71,7 @@ def trainable_copy(causal_lm: keras.Model) -> keras.Model:
         causal_lm: keras-hub `CausalLM`.
     """
     lm_adapter.check(causal_lm)
+    # `copy` freezes what it returns, as a reference needs it.
     backbone = lm_adapter.copy(causal_lm.backbone)
     backbone.trainable = True
     return backbone

@@ -33,8 +33,8 @@ def positions(prompt_lengths: Tensor, width: int) -> Tensor:
 def columns_of_rows(x: Tensor, columns: Tensor) -> Tensor:
     """Returns `x[b, columns[b]]` for every row `b`.
 
-    One operation with slices for its gradient. `ops.take_along_axis` computes the same with thirty,
-    and moves every number of a slice by itself.
+    This is one operation, whose gradient is in slices. `ops.take_along_axis` needs thirty for the
+    same result, and moves every number of a slice by itself.
 
     Args:
         x: `(batch, length, ...)`.
@@ -51,7 +51,7 @@ def columns_of_rows(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def states_before(hidden: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
-    """Returns the states that a window's tokens were chosen in, `(batch, width, units)`.
+    """Returns the states in which a window's tokens were chosen, `(batch, width, units)`.
 
     This is the only shift by a token: token `t` is chosen in state `t - 1`.
 
@@ -75,6 +75,7 @@ def lay_back(x: Tensor, prompt_lengths: Tensor, length: int) -> Tensor:
         >>> lay_back(ops.convert_to_tensor([[5.0, 6.0]]), [1], 4).numpy().tolist()
         [[0.0, 5.0, 6.0, 0.0]]
     """
+    # Index of each column in its row's window, `(batch, length)`; clipped where it is outside.
     width = ops.shape(x)[1]
     offset = ops.arange(length, dtype="int32")[None] - ops.cast(prompt_lengths, "int32")[:, None]
     inside = ops.logical_and(offset >= 0, offset < width)
@@ -101,6 +102,7 @@ def window_logits(
         Logits float32 `(batch, width, vocab)`, states `(batch, width, units)` and tokens int32
         `(batch, width)`.
     """
+    # Project `(batch, width, units)` alone, not whole rows.
     hidden = lm_adapter.hidden_states(causal_lm, token_ids, padding_mask)
     states = states_before(hidden, prompt_lengths, width)
     tokens = columns_of_rows(token_ids, positions(prompt_lengths, width))

@@ -1,4 +1,4 @@
-"""Sampling several responses and keeping the best: the baseline that costs no training."""
+"""Samples several responses and keeps the best: the baseline without training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kerasrlhf.types import Sampler, require_constant_sampler, require_int, requ
 
 
 class BestOfN(NamedTuple):
-    """Several responses to every prompt, and which of them is best.
+    """Several responses to every prompt, with their scores.
 
     prompts: list of strings or of lists of messages, as they were passed.
     responses: list of lists of strings, `n` for each prompt.
@@ -42,16 +42,17 @@ class BestOfN(NamedTuple):
         return [row[i] for row, i in zip(self.responses, best, strict=True)]
 
     def demonstrations(self) -> list[dict[str, Any]]:
-        """Returns records of the winners: `data.demonstrations` of them fine-tunes on the best.
+        """Returns records of the winners, for fine-tuning with `data.demonstrations`.
 
-        Left out are winners that ended before their first word. Where no end token closed a
-        winner, the record says so, and none is learned.
+        Winners that ended before their first word are left out. `ended` of a record says whether
+        an end token closed the winner; if not, fine-tuning adds none.
         """
         records: list[dict[str, Any]] = [
             {"prompt": prompt, "response": response}
             for prompt, response in zip(self.prompts, self.winners, strict=True)
         ]
         if self.ended is not None:
+            # `ended` of the winner in each row, `(prompts,)`.
             best = self.scores.argmax(axis=1)[:, None]
             ended = np.take_along_axis(self.ended, best, axis=1)[:, 0]
             records = [{**row, "ended": bool(x)} for row, x in zip(records, ended, strict=True)]
@@ -60,13 +61,14 @@ class BestOfN(NamedTuple):
     def preferences(self) -> list[dict[str, Any]]:
         """Returns records of the best against the worst, for reward models and DPO.
 
-        Left out are ties, and pairs with a response that ended before its first word. `ended` says
-        which of the two an end token closed.
+        Ties, and pairs with a response that ended before its first word, are left out. `ended` says
+        which of the two responses an end token closed.
         """
         records = []
         for index, (prompt, row, scores) in enumerate(
             zip(self.prompts, self.responses, self.scores, strict=True)
         ):
+            # Columns of the best and the worst response.
             pair = scores.argmax(), scores.argmin()
             chosen, rejected = (row[i] for i in pair)
             if scores.max() > scores.min() and chosen.strip() and rejected.strip():
@@ -94,19 +96,18 @@ def best_of_n(
 
     Args:
         actor: `ActorCritic` with a tokenizer.
-        reward: `RewardModel`, callable, or a list or dict of these, as a trainer takes it.
+        reward: `RewardModel`, callable, or a list or dict of these, as in a trainer.
         prompts: list of strings or of lists of messages.
         n: int, at least 2. Responses to each prompt.
-        sampler: `Sampler` with a temperature above 0. Unlike that of a trainer it may have `top_k`
-            and `top_p`.
-        batch_size: int, at least 1. Prompts that are answered at once, in `n` rows each. Defaults
-            to 32.
+        sampler: `Sampler` with a temperature above 0. Unlike the sampler of a trainer, it may have
+            `top_k` and `top_p`.
+        batch_size: int, at least 1. Prompts per batch, with `n` rows each. Defaults to 32.
         seed: int, at least 0. Defaults to 0.
         jit_compile: bool. Whether to compile with XLA. Defaults to True.
         template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults to
             `"plain"`.
-        parse_special: bool. Whether a special token that is written in a prompt becomes that
-            token. Defaults to False.
+        parse_special: bool. Whether a special token that is written in a prompt becomes that token
+            instead of text. Defaults to False.
 
     Returns:
         `BestOfN`.
@@ -127,6 +128,7 @@ def best_of_n(
         Stiennon et al. 2020 (arXiv 2009.01325), section 4.3; Nakano et al. 2021
         (arXiv 2112.09332), rejection sampling.
     """
+    # Check all arguments before the first, slow compilation.
     require_int("n", n, minimum=2)
     require_int("batch_size", batch_size, minimum=1)
     require_seed(seed)
@@ -136,13 +138,16 @@ def best_of_n(
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
     scored = weighted.WeightedReward(reward, actor, group_size=n)
     prompts = tokens.text_list(prompts, "prompts")
+    # Encode prompts as a trainer does, and keep texts and records for functions.
     texts, rows = inputs.encode_prompts(
         prompts, actor.causal_lm.preprocessor, template, parse_special
     )
     records = data_records.to_json([{"prompt": prompt} for prompt in prompts])
+    # The collector of training; its reference log-probabilities are not used.
     execution = replica.Execution(tf.distribute.get_strategy(), jit_compile)
     collector = Collector(actor, Reference(actor.causal_lm), scored, sampler, execution)
     temperature = tf.constant(sampler.temperature, tf.float32)
+    # Random numbers that no training iteration uses.
     stream, batches = replica.stream(seed, "best_of_n"), itertools.count()
 
     def respond(
@@ -150,12 +155,15 @@ def best_of_n(
     ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
         batch = _prompt_batch(*actor.padded_prompts(rows, sampler), texts, records)
         uniforms = replica.uniforms(stream, next(batches), len(rows) * n, sampler.length)
-        collected = collector(batch, uniforms, temperature)
+        collected = collector(batch, uniforms, temperature, explore=False)
         rollout, (_, responses) = collected.rollout, collected.episodes.texts
+        # The end token of the tokenizer, which other stop tokens are not.
         ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+        # The `n` responses to a prompt are consecutive rows.
         grouped = [responses[i : i + n] for i in range(0, len(responses), n)]
         return grouped, collected.raw_scores.reshape(-1, n), ended.reshape(-1, n)
 
+    # The last batch is filled up to one size, so that sampling compiles once.
     columns = rows, texts, records
     found = replica.in_batches(respond, columns, min(batch_size, len(rows)))
     return BestOfN(prompts, *found)
@@ -182,7 +190,7 @@ def best_of_n_kl(n: int) -> float:
     score.
 
     Args:
-        n: int, at least 1. Responses of which the best is kept.
+        n: int, at least 1. Number of responses per prompt.
 
     Raises:
         ValueError: If `n` is below 1.

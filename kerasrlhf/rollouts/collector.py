@@ -36,7 +36,7 @@ class Collected(NamedTuple):
         weights and before shaping, NaN where a part does not apply; None for a single reward.
     metrics: dict from the names that functions gave `log_metric` to the means of their values.
     unscored: bool `(batch,)`, whether no reward applies to a response; None before the first one.
-    prompts: dict, the batch that was sampled from, as `OnPolicyTrainer.collect` takes it.
+    prompts: dict, the batch of prompts, as in `OnPolicyTrainer.collect`.
     """
 
     rollout: Rollout
@@ -56,7 +56,7 @@ class Collected(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What the compiled networks say about sampled rows, float32.
+    """Outputs of the compiled networks for sampled rows, float32.
 
     logprobs, ref_logprobs, values: `(batch, length)`, 0 outside the response.
     scored: list of `Scored`, one for each reward model that shares the actor's tokens.
@@ -72,7 +72,7 @@ class Readings(NamedTuple):
 
 
 class Reread(NamedTuple):
-    """An older rollout as the actor and the reference see it at a temperature.
+    """Outputs of the actor and the reference for an older rollout, at a temperature.
 
     logprobs, values, ref_logprobs: float32 `(batch, length)`, 0 outside the response.
     """
@@ -86,9 +86,9 @@ class Collector:
     """Turns prompts into scored responses: two compiled functions, and Python between them.
 
     The first samples. The second evaluates every frozen or separate network on the responses: the
-    reference, a critic of its own, and reward models of the same tokens. A Python reward function,
-    or a reward model with another tokenizer, gets the texts. Training uses the sampled ids: no text
-    is tokenized again (M8).
+    reference, a separate critic, and reward models with the actor's tokenizer. A Python reward
+    function, or a reward model with another tokenizer, gets the texts. Training uses the sampled
+    ids: no text is tokenized again (M8).
 
     Args:
         actor: `ActorCritic`.
@@ -98,9 +98,9 @@ class Collector:
         execution: `replica.Execution`.
         parts: int. The responses are evaluated in this many parts, one after the other: logits of
             a whole batch at once would set the peak of memory. Defaults to 1.
-        recompute: bool. Whether `logprobs` of the rollout are computed as training computes them,
-            and not taken from sampling; `behavior_logprobs` remain those of sampling. Defaults to
-            False.
+        recompute: bool. Whether to recompute `logprobs` of the rollout with the training forward
+            pass instead of taking them from sampling; `behavior_logprobs` remain those of sampling.
+            Defaults to False.
         prompt_reward: float. The score gains this times the mean log-probability, under the
             reference, of the prompt's tokens given the response. Defaults to 0.
     """
@@ -119,6 +119,7 @@ class Collector:
     ) -> None:
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
+        # Compiled once per trainer; each is retraced only for new shapes.
         self._sample = replica.rowwise(self._sample_rows, execution)
         self._sample_policy = self._sample
         if sampler.epsilon:
@@ -144,16 +145,19 @@ class Collector:
             temperature: float32 scalar. Divides the logits.
             explore: bool. False samples from the policy itself, whatever the sampler's `epsilon`
                 is. Defaults to True.
-            iteration: int. What functions get as `trainer_state.global_step`. Defaults to 0.
+            iteration: int. `trainer_state.global_step` of reward functions. Defaults to 0.
 
         Returns:
             `Collected`. The scores of its rollout are not shaped, and its `kl_coef` is 0.
         """
+        # Sample responses, `(batch * group_size, length)`.
         start = time.perf_counter()
         sample = self._sample if explore else self._sample_policy
         responses = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
-        rows = len(responses.ended.numpy())  # waits for the device
+        # `numpy` waits for the device, so that the time of sampling is measured.
+        rows = len(responses.ended.numpy())
         sampled = time.perf_counter()
+        # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
         episodes = scoring.read_episodes(
             responses, self._for_each_response(batch), self.actor.causal_lm.preprocessor
@@ -161,6 +165,7 @@ class Collector:
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
         raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
+        # The rollout for the trainer; its scores are shaped there.
         rollout = Rollout(
             **responses._replace(logprobs=readings.logprobs, values=readings.values)._asdict(),
             ref_logprobs=readings.ref_logprobs,
@@ -170,6 +175,7 @@ class Collector:
         log = scores.log
         return Collected(
             rollout,
+            # Columns from `log_extra` join those of the records.
             episodes._replace(columns=episodes.columns | log.columns),
             raw_scores=per_response(raw),
             seconds={"rollout": sampled - start, "score": scored - sampled},
@@ -181,7 +187,7 @@ class Collector:
         )
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
-        """Returns an older rollout with the log-probabilities and values of the networks today.
+        """Returns an older rollout with log-probabilities and values of the current networks.
 
         Args:
             rollout: `Rollout` of an earlier iteration.
@@ -205,14 +211,18 @@ class Collector:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
         width = self.sampler.length
         logprobs, values = responses.logprobs, responses.values
+        # Recompute if sampling and training may differ, for example in bfloat16.
         if self.recompute:
             logprobs = windows.window_logprobs(self.actor.causal_lm, *rows, width, temperature)
+        # A critic with a shared trunk has computed its values during sampling.
         if self.actor.critic is not None:
             values = self.actor.token_values(*rows, width)
+        # The reference at the same temperature (N10).
         ref_logprobs = self.reference.logprobs(*rows, width, temperature)
         prompt_means = tf.zeros_like(responses.prompt_lengths, tf.float32)
         if self.prompt_reward:
             prompt_means = self._prompt_means(responses)
+        # Padding may hold anything: zero it before any sum (M9).
         inside = responses.response_mask
         return Readings(
             logprobs=masking.zero_outside(logprobs, inside),
@@ -229,10 +239,12 @@ class Collector:
             responses.prompt_lengths,
             responses.token_ids.shape[1] - self.sampler.length,
         )
+        # Mean over the prompt's tokens, `(batch,)`; 0 for an empty prompt.
         count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
 
     def _read_in_parts(self, responses: Responses, temperature: Tensor) -> Readings:
+        # Parts of equal size share one compiled function.
         rows = responses.token_ids.shape[0] // self.parts
         parts = [
             tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], responses)
@@ -247,7 +259,7 @@ class Collector:
         stats = self.actor.token_stats(*rows, width, temperature)
         ref_logprobs = rollout.ref_logprobs
         if callable(self.sampler.temperature):
-            # The reference does not change, but it was evaluated at the temperature of then.
+            # The reference does not change, but it was evaluated at another temperature.
             ref_logprobs = self.reference.logprobs(*rows, width, temperature)
         return Reread(
             logprobs=masking.zero_outside(stats.logprobs, inside),
@@ -256,7 +268,7 @@ class Collector:
         )
 
     def _for_each_response(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch's strings, once for every response."""
+        """Returns the strings of the batch, repeated for every response."""
         names = ("prompt", "guarded_prompt", "record")
         strings = {name: batch[name] for name in names if name in batch}
         size = self.reward.group_size
@@ -267,10 +279,11 @@ class Collector:
     def _with_prompt_reward(
         self, scores: np.ndarray, responses: Responses, prompt_means: Tensor
     ) -> np.ndarray:
-        """Scores plus what the prompt's log-probability given the response is worth."""
+        """Returns the scores plus `prompt_reward` times `prompt_means`."""
         if not self.prompt_reward:
             return scores
         worth = self.prompt_reward * prompt_means.numpy()
+        # With scores per token, add to the last response token.
         if scores.ndim == 2:
             worth = worth[:, None] * masking.last_true_mask(responses.response_mask).numpy()
         return scores + worth
@@ -283,7 +296,7 @@ def prompt_batch(batch: Any) -> dict[str, Any]:
         batch: dict of `token_ids` and `padding_mask`, `(batch, prompt)`. Other columns stay.
 
     Raises:
-        ValueError: If it is no batch of prompts, or rows are not padded on the right.
+        ValueError: If it is not a batch of prompts, or rows are not padded on the right.
     """
     kinds.check_batch(batch, "prompts")
     ids = tf.cast(batch["token_ids"], tf.int32)

@@ -21,18 +21,18 @@ _NAME = "rollout-{iteration:06d}.npz"
 class RolloutMemory:
     """The rollouts of the last iterations, in memory or as one `.npz` file each.
 
-    A trainer with a memory adds every rollout, and learns from `reuse` older ones after its own.
-    Their log-probabilities and values are computed again, and a response counts
-    `min(1, p_today / p_then)` times, both of the whole response
-    (`functional.policy_losses.response_weights`): in advantages, in the KL of the loss, and in how
-    far values move to its returns.
+    A trainer with a memory adds every rollout, and trains on `reuse` older ones after the fresh
+    one. Their log-probabilities and values are recomputed, and each response is weighted by
+    `min(1, p_now / p_then)`, probabilities of the whole response
+    (`functional.policy_losses.response_weights`). The weight applies to advantages, to the KL of
+    the loss, and to the step of the values toward the returns.
 
     Args:
         capacity: int, at least 1. Number of most recent rollouts to sample from.
         directory: path or None. Where to write them; None keeps them in memory. `callbacks.Resume`
             saves them with its state either way. Defaults to None.
-        reuse: int, at least 0. Older rollouts that an iteration learns from, after its own; 0 keeps
-            them for inspection only. Defaults to 1.
+        reuse: int, at least 0. Older rollouts that an iteration trains on, after the fresh one; 0
+            keeps them for inspection only. Defaults to 1.
 
     Raises:
         ValueError: If `capacity` is below 1 or `reuse` below 0.
@@ -63,6 +63,7 @@ class RolloutMemory:
             iteration: int, at least 0.
             rollout: `Rollout`.
         """
+        # Store NumPy arrays: device memory is free for the next iteration.
         arrays = {name: np.asarray(x) for name, x in rollout._asdict().items() if x is not None}
         self._store(iteration, arrays)
         for old in self._all():
@@ -80,11 +81,13 @@ class RolloutMemory:
             arrays: dict from `iteration/field` to array.
         """
         if self.directory is not None:
+            # Files of a write that was cut off have temporary names.
             files.remove_leftovers(self.directory, "rollout-*.npz")
         rollouts: dict[int, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             iteration, name = key.split("/")
             rollouts.setdefault(int(iteration), {})[name] = array
+        # Write before dropping, so that a crash in between loses nothing.
         for stored, fields in rollouts.items():
             self._store(stored, fields)
         for other in set(self._all()) - set(rollouts):
@@ -118,7 +121,7 @@ class RolloutMemory:
         return len(self._all())
 
     def reused_in(self, iteration: int) -> int:
-        """Returns how many older rollouts an iteration learns from, at most.
+        """Returns the largest number of older rollouts that an iteration trains on.
 
         Args:
             iteration: int, at least 0.
@@ -129,10 +132,11 @@ class RolloutMemory:
         """Returns `reuse` rollouts of earlier iterations, or as many as there are.
 
         Args:
-            seed: int, at least 0. With the iteration it determines which.
+            seed: int, at least 0. Seed and iteration determine the choice.
             iteration: int, at least 0.
         """
         known = self.iterations(before=iteration)
+        # A function of seed and iteration: a resumed run makes the same choice.
         generator = np.random.default_rng((seed, iteration, len(known)))
         chosen = generator.choice(known, size=min(self.reuse, len(known)), replace=False)
         return [self[int(i)] for i in chosen]
@@ -159,6 +163,7 @@ class RolloutMemory:
         if self.directory is None:
             self._kept[iteration] = arrays
             return
+        # Replace the file as a whole, so that a reader never sees half of it.
         with files.replacing(self.directory / _NAME.format(iteration=iteration)) as temporary:
             np.savez(temporary, **arrays)
 

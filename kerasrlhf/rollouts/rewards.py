@@ -1,4 +1,4 @@
-"""From a name on a command line to what scores responses."""
+"""Loads a reward by its name, as on a command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
         **kwargs: of `from_preset` of a reward model, for example `dtype="mixed_bfloat16"`.
 
     Returns:
-        What trainers take as `reward`.
+        A `Scorer` or a function, for `reward` of a trainer.
 
     Raises:
         ValueError: If it is neither a reward model nor the name of a function that exists.
@@ -43,6 +43,7 @@ def load_reward(name: str | pathlib.Path, **kwargs: Any) -> Scorer | Callable:
             f"{name!r} of type {type(name).__name__}, which trainers take as it is."
         )
     folder = pathlib.Path(name)
+    # The configuration file says which kind of model the folder holds.
     for file, kind in _KINDS.items():
         if (folder / file).is_file():
             return kind.from_preset(folder, **kwargs)

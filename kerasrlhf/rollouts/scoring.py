@@ -1,4 +1,4 @@
-"""From responses to one number each: the texts of a rollout, and Python reward functions."""
+"""Texts of a rollout, and Python reward functions that score them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.types import Responses
 
-# Seconds that the event loop has for noticing that a time is over.
+# Seconds for the event loop to notice that a time limit is over.
 _GRACE = 1.0
 
 
 class Episodes(NamedTuple):
-    """The texts of a scored batch, for reward functions and for people.
+    """The texts of a scored batch, for reward functions and for logs.
 
-    prompts, responses: lists of strings, or None where the model has no tokenizer. A dialogue is
-        the text that it was rendered to.
+    prompts, responses: lists of strings, or None if the model has no tokenizer. A dialogue is the
+        rendered text.
     columns: dict of the other columns of the records, each a list.
     conversations: list with the messages of every prompt, None for a prompt that is a plain
-        string; None where there are no records.
+        string; None if there are no records.
     guarded_prompts: list of `prompts` with typed special tokens marked as text, see
-        `kerasrlhf.special_tokens`; None where the batch does not have them.
+        `kerasrlhf.special_tokens`; None if the batch does not have them.
     """
 
     prompts: list[str] | None
@@ -64,15 +64,16 @@ class Episodes(NamedTuple):
 
 
 def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) -> Episodes:
-    """Returns the texts of `sampled` and the columns that the prompt batch carries.
+    """Returns the texts of `sampled` and the columns of the prompt batch.
 
     Args:
         sampled: `Responses`.
-        batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record`
-            (JSON) are used where present.
-        preprocessor: the actor's, or None.
+        batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record` (JSON)
+            are used if present.
+        preprocessor: of the actor, or None.
     """
     records = [json.loads(r) for r in _strings(batch.get("record", ()))]
+    # Union of the columns in their order; None where a record lacks one.
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
     prompts, guarded = (
@@ -81,10 +82,12 @@ def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) 
     responses = None
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
+        # Ids of prompts and responses, without padding.
         heads = tokens.masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
         rows = tokens.masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
+        # Decode responses after their prompts, or a blank before the first word is lost.
         responses = tokens.detokenize(rows, preprocessor, after=heads)
     conversations = [_messages(record.get("prompt")) for record in records] or None
     return Episodes(prompts, responses, columns, conversations, guarded)
@@ -101,15 +104,15 @@ def _messages(prompt: Any) -> list[dict] | None:
 def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
     """Returns whether a reward model scores the token ids of `causal_lm` as they are (M12).
 
-    With another tokenizer, or the same tokens under other ids, it gets the texts.
+    A reward model with another tokenizer, or with the same tokens under other ids, scores texts.
 
     Args:
         reward: `Scorer`.
         causal_lm: keras-hub `CausalLM`.
 
     Raises:
-        ValueError: If it has no tokenizer of its own and another vocabulary, or has another
-            tokenizer and scores every token.
+        ValueError: If there is no tokenizer to compare and the actor has more token ids, or if a
+            reward model with another tokenizer scores every token.
     """
     ours = getattr(causal_lm.preprocessor, "tokenizer", None)
     theirs = getattr(reward.preprocessor, "tokenizer", None)
@@ -134,7 +137,7 @@ def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class TrainerState:
-    """What a reward function knows about training, under the names that TRL uses.
+    """The state of training for reward functions, with the names of TRL.
 
     Args:
         global_step: int, at least 0. The iteration. Defaults to 0, also outside a trainer.
@@ -158,7 +161,7 @@ class TrainerState:
 
 
 class RewardLog:
-    """What reward functions log while they score a batch, in addition to scores.
+    """Metrics and columns that reward functions log while they score a batch.
 
     Args:
         rows: int. Responses in the batch.
@@ -188,7 +191,7 @@ class RewardLog:
             value: float, or what converts to it.
 
         Raises:
-            ValueError: If `value` is no number.
+            ValueError: If `value` is not a number.
         """
         try:
             number = float(value)
@@ -226,27 +229,26 @@ def call_reward(
 ) -> np.ndarray:
     """Calls a reward function and checks what it returns.
 
-    A function is called by keyword with what its signature names, or with everything if it takes
-    `**kwargs`; functions written for TRL run unchanged:
+    A function is called by keyword with the arguments that its signature names, or with all of
+    them if it takes `**kwargs`; functions written for TRL run unchanged:
 
-        prompts, completions      texts; for a prompt that is a list of messages that list, and
+        prompts, completions      texts; for a prompt that is a list of messages, that list and
                                   `[{"role": "assistant", "content": response}]`
-        responses, prompt_texts   texts always
+        responses, prompt_texts   always texts
         prompt_ids, response_ids  token ids (`completion_ids` is the same as `response_ids`)
         trainer_state             `TrainerState`
         log_metric(name, value)   adds `reward/<name>` to the iteration's statistics, as a mean
         log_extra(column, values) adds a column to the episodes
 
-    and the other columns of the records. If its names are others it is called as
+    and the other columns of the records. A function with other names is called as
     `function(prompts, responses)`. An `async def` runs to completion, also in a notebook.
 
     Args:
         function: callable.
         episodes: `Episodes`, the texts and columns.
         sampled: `Responses`.
-        state: `TrainerState`. What the function gets as `trainer_state`. Defaults to that of
-            iteration 0.
-        log: `RewardLog` that receives what the function logs. Defaults to None: it is dropped.
+        state: `TrainerState`, the argument `trainer_state`. Defaults to that of iteration 0.
+        log: `RewardLog` that receives the logs of the function. Defaults to None: dropped.
 
     Returns:
         Float32 `(batch,)`. NaN where the function returned None: it does not apply there.
@@ -275,11 +277,11 @@ def call_rewards(
         sampled: as in `call_reward`.
         state: as in `call_reward`.
         log: as in `call_reward`.
-        timeout: float or None. Seconds for each function. With a number, functions run in threads
-            of their own; one that does not return is left behind in its thread. Defaults to None.
+        timeout: float or None. Seconds for each function. With a number, each function runs in its
+            own thread; a function that does not return is abandoned there. Defaults to None.
 
     Returns:
-        List of what `call_reward` returns, one for each function.
+        List of arrays as in `call_reward`, one for each function.
 
     Raises:
         ValueError: As in `call_reward`.
@@ -289,10 +291,12 @@ def call_rewards(
     columns = _columns(episodes, sampled, state, log or RewardLog(rows))
     results: list[Any] = []
     try:
+        # Call each; an asynchronous one returns an awaitable at once.
         for function in functions:
             args, kwargs = _arguments(function, columns)
             results.append(_called(function, args, kwargs, timeout))
     except BaseException:
+        # Close the others, or Python warns that they were never awaited.
         for result in filter(inspect.iscoroutine, results):
             result.close()
         raise
@@ -303,13 +307,13 @@ def call_rewards(
 def _columns(
     episodes: Episodes, sampled: Responses, state: TrainerState, log: RewardLog
 ) -> dict[str, Callable[[], Any]]:
-    """Every argument by name, made only when asked for."""
+    """Returns a function for every argument by name, which creates its value on demand."""
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
     before = np.asarray(sampled.padding_mask) & ~inside
     texts, responses = episodes.prompts, episodes.responses
     conversations = episodes.conversations or [None] * len(ids)
 
-    # Records come first: their columns do not replace the arguments below.
+    # Records come first, so that their columns cannot replace the arguments below.
     columns = {name: _returning(column) for name, column in episodes.columns.items()}
     response_ids = functools.partial(tokens.masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}
@@ -331,7 +335,7 @@ def _returning(value: Any) -> Callable[[], Any]:
 def _prompts(
     texts: list[str], conversations: Sequence[list[dict] | None]
 ) -> list[str | list[dict]]:
-    # Copies: a function may change the messages, and others read them too.
+    # Copy: a function may change the messages, and others get them too.
     return [
         text if messages is None else [{**m} for m in messages]
         for text, messages in zip(texts, conversations, strict=True)
@@ -350,16 +354,18 @@ def _completions(
 def _arguments(
     function: Callable, columns: dict[str, Callable[[], Any]]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments for a function."""
+    """Returns positional and keyword arguments for a function."""
     try:
         parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):
         # A builtin without a signature.
         parameters = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
+    # Compare the names of the function with those of the batch.
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in named if p.default is p.empty]
     unknown = [name for name in required if name not in columns]
     known = [p.name for p in named if p.name in columns]
+    # By position: without keywords in the signature, or with two unknown names.
     positional = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters) or (
         len(unknown) == 2 == len(required)
     )
@@ -372,6 +378,7 @@ def _arguments(
             f"Available: {sorted(columns)}. Add the columns to the records, give the arguments "
             "defaults, or take exactly two arguments (prompts, responses)."
         )
+    # By keyword.
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return [], {name: columns[name]() for name in (columns if takes_all else known)}
 
@@ -399,10 +406,10 @@ def name_of(reward: Any) -> str:
 
 @functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of asynchronous reward functions, in a thread of its own.
+    """Returns the event loop of asynchronous reward functions, in a separate thread.
 
-    There is one for the whole process, so that clients that a function keeps open stay usable
-    and the loop of a notebook does not matter.
+    The whole process has one loop, so that clients that a function keeps open remain usable, and
+    the running loop of a notebook does not interfere.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="kerasrlhf-rewards", daemon=True).start()
@@ -412,7 +419,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 def _called(
     function: Callable, args: list[Any], kwargs: dict[str, Any], timeout: float | None
 ) -> Any:
-    """What a function returns; with a time-out from a thread, which can be left behind."""
+    """Calls a function; with a time limit, in a thread that can be abandoned."""
     if timeout is None:
         return function(*args, **kwargs)
     future: concurrent.futures.Future = concurrent.futures.Future()
@@ -423,6 +430,7 @@ def _called(
         except BaseException as error:
             future.set_exception(error)
 
+    # With the context variables of the caller, as in a plain call.
     run = contextvars.copy_context().run
     threading.Thread(target=run, args=(work,), name="kerasrlhf-reward", daemon=True).start()
     concurrent.futures.wait([future], timeout)
@@ -435,14 +443,14 @@ def _late(functions: Sequence[Callable], timeout: float) -> TimeoutError:
     names = " or ".join(f"`{name_of(function)}`" for function in functions)
     return TimeoutError(
         f"The reward function {names} did not return within `reward_timeout={timeout:g}` seconds. "
-        "Give it a time limit of its own for what it waits for, or raise `reward_timeout`."
+        "Set a time limit for the calls inside it, or raise `reward_timeout`."
     )
 
 
 def _awaited(
     results: list[Any], functions: Sequence[Callable], timeout: float | None = None
 ) -> list[Any]:
-    """`results` with the awaitable ones run to completion, all at the same time."""
+    """Returns `results`, with awaitable ones run to completion, all at the same time."""
     pairs = zip(results, functions, strict=True)
     waiting = {i: pair for i, pair in enumerate(pairs) if inspect.isawaitable(pair[0])}
     if not waiting:
@@ -456,16 +464,18 @@ def _awaited(
             raise _late([function], timeout)
         return task.result()
 
+    # Return exceptions, so that one failure does not cancel the others.
     async def together() -> list[Any]:
         tasks = (in_time(*pair) for pair in waiting.values())
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     future = asyncio.run_coroutine_threadsafe(together(), _event_loop())
     try:
-        # Functions that end in time, or not, have done so by then, unless one blocks the loop.
+        # By then all have ended or were stopped, unless a function blocks the loop.
         concurrent.futures.wait([future], None if timeout is None else timeout + _GRACE)
         if timeout is not None and not future.done():
-            _event_loop.cache_clear()  # The loop is blocked, and those that follow need another.
+            # The loop is blocked: later calls need a new one.
+            _event_loop.cache_clear()
             raise _late([function for _, function in waiting.values()], timeout)
         done = future.result()
     except BaseException:
@@ -474,6 +484,7 @@ def _awaited(
     for value in done:
         if isinstance(value, BaseException):
             raise value
+    # Put the results back in the order of the functions.
     values = dict(zip(waiting, done, strict=True))
     return [values.get(index, result) for index, result in enumerate(results)]
 
@@ -486,22 +497,24 @@ def _listed(result: Any) -> list:
 
 
 def _plain(value: Any) -> Any:
-    """`value` without a tensor around it."""
+    """Returns a tensor as an array, and anything else as it is."""
     if not ops.is_tensor(value):
         return value
     if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
-        value = ops.cast(value, "float32")  # NumPy has no bfloat16.
+        # NumPy has no bfloat16.
+        value = ops.cast(value, "float32")
     return ops.convert_to_numpy(value)
 
 
 def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
-    """The result as float32 `(batch,)`, NaN for None, or a `ValueError` that names the bad rows."""
+    """Returns float32 `(batch,)`, NaN for None; raises a `ValueError` that names bad rows."""
     if result is None or isinstance(result, (str, bytes, Mapping, Set)):
         raise ValueError(
             f"The reward function `{name_of(function)}` must return one number per response. "
             f"Expected {rows} in a list or an array, received {result!r} of type "
             f"{type(result).__name__}."
         )
+    # Elements may be numbers, arrays or tensors of one element.
     values = [_plain(value) for value in _listed(result)]
     if len(values) != rows:
         raise ValueError(
@@ -511,6 +524,7 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     scores = np.full((rows,), np.nan, "float32")
     for row, value in enumerate(values):
         array = np.asarray(value)
+        # Float, integer, unsigned or bool; anything else stays NaN and is reported.
         if array.size == 1 and array.dtype.kind in "fiub":
             scores[row] = float(array.reshape(()))
     applies = np.array([value is not None for value in values])

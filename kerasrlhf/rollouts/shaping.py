@@ -1,4 +1,4 @@
-"""What happens to a score between the reward and the trainer."""
+"""Changes to a score between the reward and the trainer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class RewardShaping:
     """Changes a score between the reward and the trainer, in this order.
 
     Args:
-        running_scale: bool. Whether scores are divided by the running standard deviation of all
-            scores of the run so far; their mean stays. Defaults to False.
+        running_scale: bool. Whether to divide scores by the running standard deviation of all
+            scores of the run so far, without centering them. Defaults to False.
         scale: float. Multiplies the score. Defaults to 1.
         clip: float above 0, or None. The scaled score is clipped to [-clip, clip]. Defaults to
             None.
-        per_token: bool. Whether the score is divided by the number of response tokens. Defaults
-            to False.
-        repetition_penalty: float, at least 0. Multiplies the fraction of n-grams of the response
-            that repeat an earlier one, and is subtracted. Defaults to 0.
+        per_token: bool. Whether to divide the score by the number of response tokens. Defaults to
+            False.
+        repetition_penalty: float, at least 0. Is subtracted, times the fraction of n-grams of the
+            response that repeat an earlier one. Defaults to 0.
         repetition_ngram: int, at least 1. Tokens of such an n-gram. Defaults to 3.
         overlong_buffer: int, at least 1, or None. A response that uses the last `overlong_buffer`
             tokens of the sampler's length loses `overlong_penalty` times the fraction of them
@@ -40,8 +40,8 @@ class RewardShaping:
         overlong_penalty: float, at least 0. Defaults to 1.
         missing_end_score: float or None. *Replaces* the score of a response without a stop token
             (details N15 and P23, -1 in the original). Defaults to None.
-        missing_end_penalty: float or None. Is *subtracted* from such a score: the second published
-            form. Defaults to None.
+        missing_end_penalty: float or None. Is *subtracted* from the score of such a response: the
+            second published form. Defaults to None.
 
     Raises:
         ValueError: If a value is outside its range, two options contradict each other, or one has
@@ -86,6 +86,7 @@ class RewardShaping:
                 "`missing_end_score` replaces a score and `missing_end_penalty` lowers it: pass "
                 f"one of them. Received: {self.missing_end_score} and {self.missing_end_penalty}."
             )
+        # Refuse options without effect (M13).
         self._check_effect("overlong_penalty", "overlong_buffer", self.overlong_buffer is not None)
         self._check_effect("repetition_ngram", "repetition_penalty", self.repetition_penalty > 0)
 
@@ -102,7 +103,7 @@ class RewardShaping:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the responses themselves are needed."""
+        """Whether `apply` needs the token ids of the responses."""
         return bool(self.per_token or self.repetition_penalty or self.overlong_buffer is not None)
 
     def check_sampler(self, length: int, can_end: bool) -> None:
@@ -138,7 +139,7 @@ class RewardShaping:
         Args:
             scores: float `(batch,)`, or per token `(batch, length)`. Then scale, clip and
                 `per_token` apply to each; penalties and missing ends apply to the last token of
-                the response. Where the score is replaced, the others are dropped.
+                the response. If that score is replaced, the scores of other tokens become 0.
             ended: bool `(batch,)`. Whether a stop token closed the response.
             last: bool `(batch, length)` or None. True at last tokens; needed by scores per token.
                 Defaults to None.
@@ -149,33 +150,38 @@ class RewardShaping:
             std: float, above 0. Running standard deviation of the scores. Defaults to 1.
 
         Returns:
-            Float32, shaped as `scores`.
+            Float32, with the shape of `scores`.
         """
+        # An overflow becomes infinite here; the trainer reports it with the rows.
         with np.errstate(over="ignore"):
             scores = np.asarray(scores, "float32") * np.float32(self.scale / std)
         if self.clip is not None:
             scores = np.clip(scores, -self.clip, self.clip)
+        # Penalties apply once per response: to its score or to its last token.
         is_last = True if scores.ndim == 1 else np.asarray(last)
 
         def column(x: Tensor) -> np.ndarray:
             return np.asarray(x) if scores.ndim == 1 else np.asarray(x)[:, None]
 
+        # An empty response counts as one token.
         if self.per_token:
             scores = scores / column(np.maximum([len(row) for row in responses or []], 1))
         penalties = column(self._penalties(responses or [], ended, length or 0))
         scores = scores - np.where(is_last, penalties, 0.0)
+        # Last: the replacement is exact, whatever was subtracted before (N15, P23).
         if self.missing_end_score is not None:
             replaced = np.where(is_last, np.float32(self.missing_end_score), 0.0)
             scores = np.where(column(ended), scores, replaced)
         return scores.astype("float32")
 
     def _penalties(self, responses: list[list[int]], ended: np.ndarray, length: int) -> np.ndarray:
-        """Returns what is subtracted from each response's score, float `(batch,)`."""
+        """Returns the sum of penalties of each response, float `(batch,)`."""
         penalties = np.zeros(len(ended))
         if self.repetition_penalty:
             repeated = [repetition(row, self.repetition_ngram) for row in responses]
             penalties += self.repetition_penalty * np.asarray(repeated)
         if self.overlong_buffer is not None:
+            # 0 up to `length - buffer` tokens, then linear up to 1 at the full length; eq. 13.
             over = np.array([len(row) for row in responses]) - (length - self.overlong_buffer)
             penalties += self.overlong_penalty * np.clip(over / self.overlong_buffer, 0.0, 1.0)
         if self.missing_end_penalty is not None:
@@ -186,7 +192,7 @@ class RewardShaping:
 def repetition(tokens: list[int], ngram: int) -> float:
     """Returns the fraction of a response's n-grams that repeat an earlier one.
 
-    `1 - different n-grams / n-grams`; 0 for a response shorter than one.
+    `1 - different n-grams / n-grams`; 0 for a response shorter than one n-gram.
 
     Args:
         tokens: list of token ids.
@@ -226,6 +232,7 @@ class RunningMoments(NamedTuple):
         Args:
             scores: float `(batch,)`.
         """
+        # Combine both sets by Chan's formula; no earlier score is needed.
         scores = np.asarray(scores, "float64")
         size, mean = self.size + scores.size, float(scores.mean())
         apart = mean - self.mean

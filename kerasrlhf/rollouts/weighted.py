@@ -32,14 +32,15 @@ class Part(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The scores of a batch, and what is known about them. Arrays are float32.
+    """The scores of a batch, and details about them. Arrays are float32.
 
     total: `(batch,)`, the weighted sum; `(batch, length)` if a part scores every token.
     by_part: dict from name to `(batch,)`, without weights, NaN where a part does not apply; empty
         for a reward that is not a list or dict.
-    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; of several
-        weighted ones, the root of the sum of squares. None without an ensemble.
-    unscored: bool `(batch,)`, whether no part applies to a response. None before the first one.
+    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; for several
+        ensembles, the root of the sum of weighted squares. None without an ensemble.
+    unscored: bool `(batch,)`, whether no part applies to a response. None before the first such
+        response.
     log: `RewardLog` of the functions.
     """
 
@@ -51,7 +52,7 @@ class Scores(NamedTuple):
 
 
 def parts_of(reward: Any) -> list[Part]:
-    """Returns the rewards and weights that `reward=` of a trainer is made of.
+    """Returns the parts of `reward=` of a trainer, with names and weights.
 
     Args:
         reward: `RewardModel`, `ProcessRewardModel`, `RewardEnsemble` or callable; a list of these,
@@ -59,11 +60,11 @@ def parts_of(reward: Any) -> list[Part]:
             `(reward, weight)`; the weight defaults to 1. A part of weight 0 is only logged.
 
     Returns:
-        List of `Part`. Parts of a list are named after their function or model, with a number
-        where a name is taken.
+        List of `Part`. Parts of a list are named after their function or model, with a number if
+        a name is taken.
 
     Raises:
-        ValueError: If there is no reward, or an entry, weight or name is of another kind.
+        ValueError: If there is no reward, or an entry, weight or name has the wrong type.
 
     Example:
         >>> def length(completions):
@@ -78,6 +79,7 @@ def parts_of(reward: Any) -> list[Part]:
                 "The keys of a dict of rewards are the names of its parts, strings that are not "
                 f"empty. Received: {bad}."
             )
+        # Names come from the keys, or from the functions and models of a list.
         parts = [Part(name, *_weighted(name, entry)) for name, entry in reward.items()]
     elif isinstance(reward, list):
         entries = [_weighted(f"number {i}", entry) for i, entry in enumerate(reward)]
@@ -90,6 +92,7 @@ def parts_of(reward: Any) -> list[Part]:
             f"`reward` needs at least one part. Received: {reward!r}. Pass a RewardModel or a "
             "function of prompts and responses, or a list or dict of these."
         )
+    # If all weights are 0, all scores are equal and nothing is learned.
     if not any(part.weight for part in parts):
         raise ValueError(
             "At least one part of `reward` needs a weight other than 0, or all scores are equal. "
@@ -99,7 +102,7 @@ def parts_of(reward: Any) -> list[Part]:
 
 
 def check_fixed(reward: Any, trained: list[keras.Variable]) -> None:
-    """Raises a `ValueError` for a reward model some of whose weights training would change.
+    """Raises a `ValueError` for a reward model that shares weights with the actor.
 
     Args:
         reward: as `parts_of` describes.
@@ -108,13 +111,14 @@ def check_fixed(reward: Any, trained: list[keras.Variable]) -> None:
     Raises:
         ValueError: If a reward model shares weights with the actor.
     """
+    # The same variable, not an equal value: a copy is fine.
     ids = {id(v) for v in trained}
     models = [part.reward for part in parts_of(reward) if isinstance(part.reward, Scorer)]
     shared = [v.path for model in models for v in model.variables if id(v) in ids]
     if shared:
         raise ValueError(
             f"`reward` shares {len(shared)} weights with the actor, {shared[0]!r} for one, so "
-            "training would change what is rewarded. `RewardModel.from_causal_lm(causal_lm)` "
+            "training would change the reward. `RewardModel.from_causal_lm(causal_lm)` "
             "copies the actor's backbone, and so does `ActorCritic(causal_lm, critic=reward)` with "
             "the reward model's."
         )
@@ -140,6 +144,7 @@ def _checked(reward: Any, where: str) -> Any:
             "also be a list or dict of these, or of tuples (reward, weight). Received: "
             f"{reward!r} of type {type(reward).__name__}."
         )
+    # A class is callable too; so is every Keras model.
     if isinstance(reward, type):
         raise ValueError(
             f"{where} is the class {reward.__name__}. Pass an instance of it, or a function of "
@@ -160,10 +165,11 @@ def _checked(reward: Any, where: str) -> Any:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """The names, those that are taken with the next free number."""
+    """Returns the names, with the next free number appended to repeated ones."""
     taken: dict[str, None] = {}
     for name in names:
         candidate, number = name, 1
+        # A number must not make a name that another part has.
         while candidate in taken or (number > 1 and candidate in names):
             number += 1
             candidate = f"{name}_{number}"
@@ -172,11 +178,11 @@ def _unique(names: list[str]) -> list[str]:
 
 
 class Reading(NamedTuple):
-    """What one part of a reward says about a batch.
+    """The scores of one part of a reward for a batch.
 
     scores: float32 `(batch,)` or `(batch, length)`, 0 where the part does not apply.
     applies: bool `(batch,)`.
-    spread: float32 `(batch,)`, standard deviation between the members of an ensemble; None of any
+    spread: float32 `(batch,)`, standard deviation between the members of an ensemble; None for any
         other reward.
     """
 
@@ -191,12 +197,12 @@ class Reading(NamedTuple):
 
 
 class Scorable(NamedTuple):
-    """A batch of responses as the readers take it.
+    """A batch of responses, the input of the readers.
 
     responses: `Responses`.
     episodes: `Episodes`, the texts and columns.
     read: list of `Scored` from `TokenReader.read`.
-    state: `TrainerState`, what functions get as `trainer_state`.
+    state: `TrainerState`, the argument `trainer_state` of functions.
     log: `RewardLog` of the functions.
     """
 
@@ -211,7 +217,7 @@ class Reader(Protocol):
     """Scores responses by all parts of one kind; abstract."""
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        """Returns what each part says, by its name.
+        """Returns the scores of each part by name.
 
         Args:
             batch: `Scorable`.
@@ -241,7 +247,7 @@ class TokenReader:
         return [model.read(token_ids, padding_mask, prompt_lengths) for model in models]
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        """Returns what `read` found for each model, by its name."""
+        """Returns the scores from `read` for each model by name."""
         return {
             name: _reading(model, scored)
             for (name, model), scored in zip(self.models.items(), batch.read, strict=True)
@@ -249,7 +255,7 @@ class TokenReader:
 
 
 class TextReader:
-    """Reward models with another tokenizer: they get the texts.
+    """Reward models with another tokenizer: they score the texts.
 
     Args:
         models: dict from name to `Scorer`.
@@ -260,16 +266,17 @@ class TextReader:
         self.models, self.actor = models, actor
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        """Scores the texts by each model; returns its scores by its name."""
+        """Scores the texts with each model; returns the scores by name."""
         if not self.models:
             return {}
         responses = batch.responses
         prompt_texts, response_texts = batch.episodes.texts
+        # The model appends its own end token to responses that ended.
         ended = self.actor.ended(tokens.masked_rows(responses.token_ids, responses.response_mask))
         readings = {}
         for name, model in self.models.items():
             tokenizer = model.preprocessor.tokenizer
-            # Special tokens of a template are parsed; those that somebody typed are text.
+            # Special tokens of a template are parsed; special tokens that a user typed are text.
             prompts = batch.episodes.guarded_prompts
             if prompts is None:
                 prompts = [tokens.guarded(text, tokenizer) for text in prompt_texts]
@@ -280,7 +287,7 @@ class TextReader:
 
 
 class FunctionReader:
-    """Python functions: they get what their signatures name.
+    """Python functions: they get the arguments that their signatures name.
 
     Args:
         functions: dict from name to callable.
@@ -291,7 +298,7 @@ class FunctionReader:
         self.functions, self.timeout = functions, timeout
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
-        """Calls each function; returns its scores by its name."""
+        """Calls each function; returns the scores by name."""
         called = scoring.call_rewards(
             [*self.functions.values()],
             batch.episodes,
@@ -301,19 +308,20 @@ class FunctionReader:
             self.timeout,
         )
         return {
+            # NaN means that the function does not apply: it adds 0 to the sum.
             name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
             for name, scores in zip(self.functions, called, strict=True)
         }
 
 
 class WeightedReward:
-    """Scores responses by a weighted sum of parts, each with the reader of its kind.
+    """Scores responses by a weighted sum of parts of any kind.
 
     A function that returns None for a response does not apply to it, and adds nothing to its sum.
-    A response that no weighted part applies to gets the mean score of its group; of the batch if
-    nothing in its group has a score; 0 if nothing in the batch has one. So it says nothing about
-    which response is better. The first time there is a warning, and from then on the statistic
-    `objective/unscored` is the fraction of such responses.
+    A response that no weighted part applies to gets the mean score of its group, or of the batch
+    if its group has no score, or 0 if the batch has none. So it counts as neither good nor bad.
+    The first such response causes a warning; from then on the statistic `objective/unscored` is
+    the fraction of such responses.
 
     Args:
         reward: as `parts_of` describes.
@@ -332,6 +340,7 @@ class WeightedReward:
         self.group_size = group_size
         self._is_named = isinstance(reward, (list, dict))
         self._has_unscored = False
+        # Choose a reader for each part: token ids, texts, or Python.
         of_tokens: dict[str, Scorer] = {}
         of_texts: dict[str, Scorer] = {}
         functions: dict[str, Callable] = {}
@@ -357,9 +366,9 @@ class WeightedReward:
 
         Args:
             responses: `Responses`.
-            episodes: `Episodes`, their texts.
+            episodes: `Episodes`, the texts of the responses.
             read: list of `Scored` from `tokens.read`.
-            state: `TrainerState`. What functions get as `trainer_state`. Defaults to that of
+            state: `TrainerState`, the argument `trainer_state` of functions. Defaults to that of
                 iteration 0.
 
         Returns:
@@ -371,15 +380,18 @@ class WeightedReward:
         """
         log = scoring.RewardLog(int(responses.token_ids.shape[0]))
         batch = Scorable(responses, episodes, read, state, log)
+        # Score by every part, and name the part whose numbers are unusable.
         readings: dict[str, Reading] = {}
         for reader in self.readers:
             readings |= reader.score(batch)
         for name, reading in readings.items():
             require_finite_scores(reading.scores, f"The reward `{name}`")
+        # Sum the parts, and fill in responses without a score.
         total = self._summed(readings, responses)
         unscored = self._unscored(readings)
         if unscored is not None:
             total = filled(total, ~unscored, self.group_size)
+        # A single reward has no statistics per part.
         by_part = {}
         if self._is_named:
             by_part = {part.name: readings[part.name].per_response for part in self.parts}
@@ -393,10 +405,12 @@ class WeightedReward:
         return Scores(total, by_part, self._spread(readings), unscored, log)
 
     def _summed(self, readings: dict[str, Reading], responses: Responses) -> np.ndarray:
-        """The weighted sum; next to scores per token, the others count at the last token."""
-        per_token = any(reading.scores.ndim == 2 for reading in readings.values())
+        """Returns the weighted sum; if a part scores tokens, others count at the last token."""
+        # Parts of weight 0 are only logged: they decide neither the sum nor its shape.
+        counted = [part for part in self.parts if part.weight]
+        per_token = any(readings[part.name].scores.ndim == 2 for part in counted)
         total = np.zeros((), "float32")
-        for part in self.parts:
+        for part in counted:
             scores = readings[part.name].scores
             if per_token and scores.ndim == 1:
                 scores = scores[:, None] * masking.last_true_mask(responses.response_mask).numpy()
@@ -404,7 +418,8 @@ class WeightedReward:
         return total.astype("float32")
 
     def _unscored(self, readings: dict[str, Reading]) -> np.ndarray | None:
-        """Which responses no part applies to; warns at the first ones."""
+        """Returns which responses no part applies to; warns about the first ones."""
+        # Parts of weight 0 are only logged and do not count.
         counted = [readings[part.name].applies for part in self.parts if part.weight]
         unscored = ~np.any(counted, axis=0)
         if unscored.any() and not self._has_unscored:
@@ -451,9 +466,9 @@ def per_response(scores: np.ndarray) -> np.ndarray:
 
 
 def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.ndarray:
-    """Returns scores in which responses without one have the mean of the others.
+    """Returns scores in which responses without a score get the mean of the others.
 
-    That is the mean over the group, over the batch where the group has no score, or 0.
+    The mean is that of the group, or of the batch if the group has no score, or 0.
 
     Args:
         scores: float32 `(batch,)`.
@@ -465,6 +480,7 @@ def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.n
         >>> filled(scores, applies, group_size=2).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
+    # One row per group, `(groups, group_size)`.
     groups, known = (x.reshape(-1, group_size) for x in (scores, applies))
     batch_mean = scores[applies].mean() if applies.any() else 0.0
     counts = known.sum(axis=1)

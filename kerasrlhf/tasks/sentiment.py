@@ -54,6 +54,7 @@ def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
         >>> len(set(rlhf.tasks.sentiment.unhappy_openings()))
         960
     """
+    # Shuffle all combinations, so that a smaller count is a prefix of a larger one.
     combinations = list(itertools.product(_OPENINGS, _NAMES, _THINGS))
     if count is not None and not 1 <= count <= len(combinations):
         raise ValueError(f"There are {len(combinations)} openings. Received: count={count}.")
@@ -80,6 +81,7 @@ def happy_words(responses: list[str]) -> list[float]:
         [0.5, -0.25, 0.0]
     """
     happy, unhappy = set(_HAPPY.split()), set(_UNHAPPY.split())
+    # Sets: a repeated word counts once.
     words = [set(re.findall(r"[a-z]+", text.lower())) for text in responses]
     counts = [(len(found & happy), len(found & unhappy)) for found in words]
     return [(more - less) / (more + less + 1) for more, less in counts]

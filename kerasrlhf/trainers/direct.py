@@ -1,4 +1,4 @@
-"""The base of trainers that learn from preferences directly, without a reward model."""
+"""The base of trainers that learn directly from preferences, without a reward model."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class DirectTrainer(fitting.FittedModel):
     """Maps preference pairs to scores from the language model's own probabilities; abstract.
 
     A final class defines `scores` and `default_loss`; the rest is stock Keras: `compile`, `fit`,
-    `evaluate`, and `predict`, which returns the scores. The language model is used as it is,
-    without dropout; training changes `causal_lm`, and `causal_lm.save_to_preset` saves it. Only
-    response tokens count.
+    `evaluate`, and `predict`, which returns the scores. The language model runs without dropout.
+    Training changes `causal_lm`, and `causal_lm.save_to_preset` saves it. Only response tokens
+    count.
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family.
         response_length: int, at least 1, or None. Tokens of the longest response in the data
             (`pairs.report.longest_response`). Only that many positions of a row are then
-            projected to the vocabulary, which saves time and memory where prompts are long. Data
-            with a longer response are refused; in a call its score is NaN. Defaults to None, any
-            length.
+            projected to the vocabulary, which saves time and memory if prompts are long. Data with
+            a longer response raise a `ValueError`; in a call its score is NaN. Defaults to None,
+            any length.
         **kwargs: of `keras.Model`.
 
     Attributes:
@@ -78,15 +78,15 @@ class DirectTrainer(fitting.FittedModel):
         raise NotImplementedError(f"{type(self).__name__} must define `scores`.")
 
     def default_loss(self) -> keras.losses.Loss:
-        """Returns the loss that the scores are trained with."""
+        """Returns the default loss of the scores."""
         raise NotImplementedError(f"{type(self).__name__} must define `default_loss`.")
 
     def backbones(self) -> list[keras.Model]:
-        """Returns the backbone of the language model, in a list."""
+        """Returns a list with the backbone of the language model."""
         return [self.causal_lm.backbone]
 
     def fit_defaults(self) -> dict[str, Any]:
-        """Returns the loss of the final class, and the accuracy of preferences."""
+        """Returns the default loss and the metric, preference accuracy."""
         return {"loss": self.default_loss(), "metrics": [PreferenceAccuracy()]}
 
     def limits(self) -> Limits:
@@ -128,33 +128,38 @@ class DirectTrainer(fitting.FittedModel):
 def _read_responses(
     read: Callable, inputs: dict[str, Tensor], average: bool, width: int | None
 ) -> Tensor:
-    """Log-probabilities float32 `(batch, candidates)`; NaN for a response beyond `width` tokens."""
+    """Returns log-probabilities `(batch, candidates)`; NaN for responses beyond `width` tokens."""
+    # Fold candidates into rows: `(batch * candidates, length)`.
     shape = ops.shape(inputs["response_mask"])
     ids, padding, response = (ops.reshape(inputs[name], (-1, shape[-1])) for name in _KEYS)
-    # Keras traces batches of a second length with an unknown one: then this is a tensor.
+    # An int, or a tensor where Keras traces batches of a second length with an unknown one.
     longest = shape[-1] - 1
     if width is None:
         width = longest
     else:
         width = min(width, longest) if isinstance(longest, int) else ops.minimum(width, longest)
     columns = ops.arange(shape[-1], dtype="int32")[None]
-    response = ops.logical_and(response, columns > 0)  # nothing chose the first token of a row
+    # Nothing predicts the first token of a row.
+    response = ops.logical_and(response, columns > 0)
+    # Place the window of `width` tokens at the first response token, inside the row.
     first = ops.cast(ops.argmax(response, axis=-1), "int32")
     first = ops.clip(first, 1, shape[-1] - width)
+    # NaN instead of a sum that silently misses tokens.
     beyond = ops.logical_and(response, columns >= first[:, None] + width)
     logprobs = direct_losses.response_logprobs(read(ids, padding, first, width), response, average)
     logprobs = ops.where(ops.any(beyond, axis=-1), math.nan, logprobs)
+    # Back to `(batch, candidates)`.
     return ops.reshape(logprobs, shape[:-1])
 
 
 def checked(inputs: Any) -> dict[str, Tensor]:
-    """Returns a preference batch as int32 and bool tensors.
+    """Returns a checked preference batch as int32 and bool tensors.
 
     Args:
         inputs: dict, a batch of `rlhf.data.preferences`.
 
     Raises:
-        ValueError: If it is not a dict, a column is missing, or columns have other shapes.
+        ValueError: If it is not a dict, a column is missing, or shapes differ.
     """
     found = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
     if not isinstance(inputs, dict) or not {*_KEYS} <= {*inputs}:

@@ -14,11 +14,11 @@ from kerasrlhf.types import Tensor, require_number
 
 
 class DPO(DirectTrainer):
-    """Trains a policy on preferences with its own log-ratio as the score of a reward model.
+    """Trains a policy on preferences, with its log-ratio to a reference as the score.
 
     This is direct preference optimization. The score of a response is `beta (log pi - log ref)`,
-    the reward that the policy is optimal for, and it is trained like a reward model: `-log
-    sigmoid(score[0] - score[1])`. Where preferences follow a score `r`, the optimum is `ref
+    the reward for which the policy is optimal. It has the loss of a reward model, `-log
+    sigmoid(score[0] - score[1])`. If preferences follow a score `r`, the optimum is `ref
     exp(r / beta) / Z`, the same as PPO's with the KL coefficient `beta`. For labels that may be
     wrong, use `compile(loss=losses.BradleyTerry(label_smoothing=0.1))`. A `margin` of the pairs is
     the lead, in units of score, that the chosen response should have (DPO with an offset, Amini et
@@ -26,7 +26,7 @@ class DPO(DirectTrainer):
 
     Args:
         causal_lm: keras-hub `CausalLM` of a text family, usually fine-tuned on the task.
-        reference: CausalLM of the same vocabulary, or None for the model as it is now: a frozen
+        reference: CausalLM of the same vocabulary, or None for the model at construction: a frozen
             copy or, if it has LoRA adapters, the same weights with the adapters switched off.
             Never part of a checkpoint. Defaults to None.
         beta: float, above 0, units of score per nat. A smaller value lets the policy move further
@@ -58,6 +58,7 @@ class DPO(DirectTrainer):
     ) -> None:
         super().__init__(causal_lm, **kwargs)
         self.beta = require_number("beta", beta, above=0.0)
+        # A frozen copy of these weights, unless a model is passed.
         self.reference = Reference.of(causal_lm, reference)
 
     def scores(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -75,9 +76,10 @@ class IPO(DirectTrainer):
     """Trains a policy on preferences until the lead of log-ratios is `1 / (2 beta)`.
 
     This is identity preference optimization. The score of a response is `log pi - log ref`, in
-    nats; the loss is `(score[0] - score[1] - 1 / (2 beta))^2`. DPO keeps pushing pairs apart that
-    always have the same label; IPO stops. With labels of preferences `p(y > y')` over pairs from
-    one list the optimum is `ref exp(q / beta) / Z` with `q(y) = mean over y' of p(y > y')`.
+    nats; the loss is `(score[0] - score[1] - 1 / (2 beta))^2`. For pairs that always have the same
+    label, DPO increases the lead without bound; IPO stops. With labels of preferences `p(y > y')`
+    over pairs from one list the optimum is `ref exp(q / beta) / Z` with `q(y) = mean over y' of
+    p(y > y')`.
 
     Args:
         causal_lm: as in `DPO`.
@@ -85,7 +87,7 @@ class IPO(DirectTrainer):
         beta: float, above 0, preference probability per nat. The paper's tau. Defaults to 0.1.
         average: bool. Whether to average log-probabilities over tokens instead of summing, so that
             long responses do not reach the lead sooner. The equation of the paper has sums; common
-            implementations average. `beta` then is per nat of a token. Defaults to False.
+            implementations average. `beta` is then per nat per token. Defaults to False.
         **kwargs: `response_length` of `DirectTrainer`, and arguments of `keras.Model`.
 
     Call arguments, Returns: as in `DirectTrainer`; the scores are log-ratios.
@@ -124,6 +126,7 @@ class IPO(DirectTrainer):
     def scores(self, inputs: dict[str, Tensor]) -> Tensor:
         """Computes `log pi - log ref`."""
         logprobs = self.logprobs(inputs, self.average)
+        # Log-ratio in nats, without beta: beta is in the target of the loss (eq. 17).
         return direct_losses.implicit_reward(logprobs, self.ref_logprobs(inputs, self.average))
 
     def default_loss(self) -> keras.losses.Loss:

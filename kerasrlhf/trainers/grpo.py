@@ -34,26 +34,26 @@ class GRPO(OnPolicyTrainer):
     the group's standard deviation. The KL to the reference is a term of the loss (k3), and the loss
     is a mean over each response, so that tokens of short responses count more.
 
-    This does not maximize `E[score] - coef * KL`. Because of the division, groups of nearly equal
-    scores count as much as others: in groups of two the advantage is a sign, and what counts is the
-    probability of scoring higher than another response. Without the division, advantages are still
-    `(group_size - 1) / group_size` of what they are in `RLOO`, by which a KL in the loss does not
-    shrink, and k3 minimizes `D(reference, policy)`. `variant="dr_grpo"` divides by neither standard
-    deviation nor length and has the KL in the reward: its gradient is that of
+    This does not maximize `E[score] - coef * KL`. The division gives groups of nearly equal scores
+    the same weight as others: in groups of two the advantage is only a sign, so the objective is
+    the probability of scoring higher than another response. Without the division, advantages are
+    still `(group_size - 1) / group_size` of those in `RLOO`, while a KL in the loss is not reduced
+    by this factor, and k3 minimizes `D(reference, policy)`. `variant="dr_grpo"` divides by neither
+    standard deviation nor length and has the KL in the reward: its gradient is that of
     `E[score] - coef * KL`, like RLOO's. With `FixedKL(..., place="reward")` plain GRPO converges to
     the same policy: there, score minus KL is the same for all responses, and all advantages are 0.
 
     Args:
-        actor: `ActorCritic` without a critic of its own.
+        actor: `ActorCritic` without a separate critic.
         reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
             the loss, by k3, as in the paper; for `variant="dr_grpo"` in the reward, by k1. Its
             paper has no KL at all: use a coefficient of 0 for that.
         group_size: int, at least 2. Responses to every prompt. Defaults to 8.
         update_epochs: int, at least 1. Defaults to 1.
-        cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
+        cliprange: float, above 0. The ratio is clipped to 1 - cliprange and 1 + cliprange.
             Defaults to 0.2.
-        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs.
-            Defaults to None.
+        cliprange_high: float, above 0, or None. Clips the ratio at 1 + cliprange_high instead.
+            Defaults to None: `cliprange`.
         variant: `"grpo"`, or `"dr_grpo"`: advantages are not divided by the standard deviation.
             Defaults to `"grpo"`.
         loss_reduction: `"token"`, `"sequence"` or `"fixed"`. Defaults to None: `"sequence"` as in
@@ -100,6 +100,7 @@ class GRPO(OnPolicyTrainer):
         self.variant = require_choice("variant", variant, ("grpo", "dr_grpo"))
         self.cliprange = require_number("cliprange", cliprange, above=0.0)
         self.cliprange_high = require_optional("cliprange_high", cliprange_high)
+        # Defaults of each paper: GRPO has k3 in the loss and a mean over each response.
         is_plain = variant == "grpo"
         super().__init__(
             actor,
@@ -118,6 +119,7 @@ class GRPO(OnPolicyTrainer):
 
     def estimate(self, rollout: Rollout) -> Experience:
         """Computes scores relative to their group."""
+        # Return of the whole response, `(batch,)`; score alone if the KL is in the loss.
         worth = ops.sum(self.rewards(rollout), axis=-1)
         relative = baselines.group_normalized if self.variant == "grpo" else baselines.group_mean
         return self.experience(rollout, relative(worth, self.group_size))
@@ -126,6 +128,7 @@ class GRPO(OnPolicyTrainer):
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the clipped policy loss."""
+        # DeepSeekMath, eq. 3, without the KL, which the trainer adds.
         loss, clipped = policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,

@@ -1,4 +1,4 @@
-"""What a trainer holds in addition to the weights it trains, and what others see and save of it."""
+"""The frozen networks of a trainer, and its saving, settings and summary."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from kerasrlhf.trainers.language_modeling import LanguageModeling
 
 
 class HeldTrainer(AdaptedModel):
-    """A trainer whose checkpoints hold what is trained, and whose files hold all of it; abstract.
+    """Base of trainers with frozen networks: part of `.keras` files, not of checkpoints; abstract.
 
-    Frozen networks are in one opaque object: Keras would put them into every checkpoint.
+    Frozen networks are in one opaque object. As attributes, Keras would save them in every
+    checkpoint.
 
     A subclass has the attributes below and calls `hold`.
     """
@@ -39,6 +40,7 @@ class HeldTrainer(AdaptedModel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # Keras does not look into a `SimpleNamespace`.
         self._held = types.SimpleNamespace(shows_frozen=False, statistics={}, last=None)
 
     def hold(self, reward: Any, reference: Reference, given_reference: Any) -> None:
@@ -47,7 +49,7 @@ class HeldTrainer(AdaptedModel):
         Args:
             reward: as `rollouts.weighted.parts_of` describes.
             reference: `Reference`.
-            given_reference: CausalLM that it was made from, or None.
+            given_reference: CausalLM that `reference` was made from, or None.
         """
         self._held.reward, self._held.reference = reward, reference
         self._held.given_reference = given_reference
@@ -59,7 +61,7 @@ class HeldTrainer(AdaptedModel):
 
     @property
     def reward(self) -> Any:
-        """What scores responses, as it was passed."""
+        """The reward, as passed by the user."""
         return self._held.reward
 
     @property
@@ -73,14 +75,14 @@ class HeldTrainer(AdaptedModel):
         return self._held.last
 
     def settings(self) -> dict[str, Any]:
-        """Returns everything that determines a run besides its data and what it has learned.
+        """Returns everything that determines a run, except its data and its learned weights.
 
         Returns:
             Dict from names such as `cliprange`, `sampler.length` or `optimizer.learning_rate` to
-            numbers, strings, booleans, lists and None; networks and rewards are fingerprints.
+            numbers, strings, booleans, lists and None; networks and rewards have fingerprints.
         """
         saved = {id(v) for v in self.variables}
-        # With adapters the reference is made of weights that are saved and loaded with the actor's.
+        # With adapters the reference shares weights that are saved and loaded with the actor.
         frozen = [v for v in self.reference.frozen_values() if id(v) not in saved]
         return settings.flat(
             {
@@ -101,7 +103,7 @@ class HeldTrainer(AdaptedModel):
         summaries.show(summaries.table(self._networks()), print_fn)
 
     def _networks(self) -> dict[str, list[Any]]:
-        """Variables of each network by its name."""
+        """Returns the variables of each network by name."""
         networks = {"actor": self.actor.causal_lm, "value head": self.actor.value_head}
         if self.actor.critic is not None:
             networks["critic"] = self.actor.critic
@@ -123,8 +125,8 @@ class HeldTrainer(AdaptedModel):
     def get_weights(self) -> list[np.ndarray]:
         """Returns the values of all weights but the iteration counter.
 
-        So callbacks that restore the best weights do not bring back the random numbers of
-        iterations that are done. `save_weights` and `callbacks.Resume` keep the counter.
+        So callbacks that restore the best weights do not repeat the random numbers of past
+        iterations. `save_weights` and `callbacks.Resume` save the counter.
         """
         return [v.numpy() for v in self.weights if v is not self.iteration]
 
@@ -145,13 +147,13 @@ class HeldTrainer(AdaptedModel):
             **kwargs: of `keras.Model.save`.
 
         Raises:
-            ValueError: As `check_savable`.
+            ValueError: As in `check_savable`.
         """
         self.check_savable()
         super().save(filepath, *args, **kwargs)
 
     def check_savable(self) -> None:
-        """Raises a `ValueError` for what a `.keras` file cannot hold.
+        """Raises a `ValueError` for parts that a `.keras` file cannot hold.
 
         These are LoRA adapters of the actor, the dataset of `texts`, and rewards that Keras cannot
         serialize: ensembles, process reward models, and objects without `get_config`.
@@ -165,7 +167,7 @@ class HeldTrainer(AdaptedModel):
             try:
                 self.get_config()
             except (NotImplementedError, TypeError, ValueError) as error:
-                # Ensembles and process reward models have no configuration.
+                # Ensembles and process reward models have no `get_config`.
                 reason = f"of its reward ({str(error).strip() or 'Keras cannot serialize it'})"
         if reason is not None:
             raise ValueError(f"{fitting.saving_advice(self)} The reason: {reason}.")
@@ -174,19 +176,20 @@ class HeldTrainer(AdaptedModel):
         """Returns the arguments, networks and rewards included; a memory without its rollouts."""
         names = inspect.signature(type(self)).parameters
         arguments = {name: getattr(self, name) for name in names}
+        # The model that was passed, not the `Reference` made from it.
         arguments["reference"] = self._held.given_reference
         return {name: keras.saving.serialize_keras_object(x) for name, x in arguments.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HeldTrainer:
-        """Returns a trainer with the arguments of `get_config`, whose networks are new.
+        """Returns a trainer with the arguments of `get_config` and new networks.
 
         Args:
             config: dict.
         """
         found = {n: keras.saving.deserialize_keras_object(x) for n, x in config.items()}
         reward = found["reward"]
-        # JSON has no tuples.
+        # JSON has no tuples: `(reward, weight)` was saved as a list.
         if isinstance(reward, list):
             reward = [tuple(x) if isinstance(x, list) else x for x in reward]
         elif isinstance(reward, dict):
@@ -212,7 +215,7 @@ class HeldTrainer(AdaptedModel):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def save_assets(self, dir_path: str) -> None:
-        """Has Keras write the frozen networks next; called for whole models, not for weights.
+        """Makes Keras save the frozen networks next; Keras calls this for whole models only.
 
         Args:
             dir_path: str, unused.
@@ -220,7 +223,7 @@ class HeldTrainer(AdaptedModel):
         self._held.shows_frozen = True
 
     def load_assets(self, dir_path: str) -> None:
-        """Has Keras load the frozen networks next.
+        """Makes Keras load the frozen networks next.
 
         Args:
             dir_path: str, unused.
@@ -234,8 +237,8 @@ class HeldTrainer(AdaptedModel):
         return [self.reference.causal_lm, *(x for x in rewards if isinstance(x, Scorer))]
 
     def __dir__(self) -> list[str]:
-        # Keras saves every model that an attribute in this list returns: the frozen networks are
-        # part of a whole model, and not of its weights.
+        # Keras saves every model that it finds under these names. Frozen networks belong to a whole
+        # model, not to its weights, so they are listed once after `save_assets` or `load_assets`.
         hidden = {"reward", "frozen_networks"}
         if "_held" in vars(self) and self._held.shows_frozen:
             self._held.shows_frozen = False

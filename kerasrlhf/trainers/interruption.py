@@ -1,4 +1,4 @@
-"""Signals that end `fit`: when they may, and what is done before."""
+"""Signals that end `fit`: when they may end it, and what is saved before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, where `fit` was when it arrived; `Interruption.watching` makes an end of it."""
+    """Raised in `fit` when a signal arrives; `Interruption.watching` handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,32 +22,33 @@ class Stopped(KeyboardInterrupt):
 
 
 class InterruptedRun(SystemExit, KeyboardInterrupt):
-    """Ctrl-C in a script: known as such around `fit`, and the end of the script with status 130."""
+    """Ctrl-C in a script: `except KeyboardInterrupt` catches it, else the exit status is 130."""
 
 
 class Interruption:
-    """Lets signals end `fit` between iterations, and not where weights have changed in part.
+    """Lets signals end `fit` between iterations, but not in the middle of its updates.
 
-    While responses are sampled and scored nothing has changed, so that a signal ends `fit` there
-    at once, also in a reward that hangs. During updates and until a state was saved it waits; a
-    second one does not. Ctrl-C is held back in this way in every `fit`. With `save_with`, which
-    `callbacks.Resume` calls, SIGTERM and SIGHUP end it too, the last finished iteration is saved,
-    and a script ends with the status 128 + signal.
+    While responses are sampled and scored, nothing has changed yet: a signal ends `fit` at once,
+    even if a reward hangs. During updates, and until the state is saved, the first signal waits;
+    a second one does not. Every `fit` handles Ctrl-C in this way. With `save_with`, which
+    `callbacks.Resume` calls, SIGTERM and SIGHUP end `fit` too, the last finished iteration is
+    saved, and a script ends with the status 128 + signal.
 
-    Signals are handled in the main thread alone, and only those that nobody else handles or
-    ignores; after `fit` everything is as it was.
+    Signals are handled in the main thread only, and only if nobody else handles or ignores them;
+    after `fit` the former handlers are restored.
     """
 
     def __init__(self) -> None:
         self._former: dict[int, Any] = {}
         self._pending: int | None = None
+        # Watching: inside `fit`. Held: signals wait. Torn: updates were cut off.
         self._is_watching = self._is_held = self._is_torn = False
         self._save: Callable[[], str] | None = None
         self._is_saved: Callable[[], bool] = lambda: False
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Handles signals inside, which is one `fit`."""
+        """Handles signals during one `fit`."""
         self._is_watching, self._is_held, self._is_torn = True, False, False
         self._save = self._pending = None
         self._handle("SIGINT")
@@ -64,9 +65,9 @@ class Interruption:
         """Makes signals save the run and end the process.
 
         Args:
-            save: saves the last finished iteration where it is not saved yet, and returns a
-                sentence about it for people.
-            is_saved: whether nothing is lost when the process ends at once.
+            save: callable that saves the last finished iteration if it is not saved yet, and
+                returns a sentence about it for the user.
+            is_saved: callable that returns whether the process can end at once without a loss.
         """
         self._save, self._is_saved = save, is_saved
         for name in _STOPPING:
@@ -74,27 +75,30 @@ class Interruption:
 
     @contextlib.contextmanager
     def iteration(self) -> Iterator[None]:
-        """An iteration with its record. With `save_with`, what was held waits for `release`."""
+        """Encloses an iteration and its record; with `save_with`, signals wait for `release`."""
         try:
             yield
         except BaseException:
+            # An error between `hold` and `release` leaves half-updated weights.
             self._is_torn, self._is_held = self._is_torn or self._is_held, False
             raise
+        # Nobody will save the iteration: a held signal ends `fit` here.
         if self._save is None:
             self.release()
 
     def hold(self) -> None:
-        """Holds signals back from here on: what is trained begins to change."""
+        """Holds signals back from here on: weights are about to change."""
         self._is_held = self._is_watching
 
     def release(self) -> None:
-        """Ends `hold`, and `fit` where a signal has arrived meanwhile."""
+        """Ends `hold`, and ends `fit` if a signal has arrived meanwhile."""
         self._is_held, number, self._pending = False, self._pending, None
         if number is not None:
             raise Stopped(number)
 
     def _handle(self, name: str) -> None:
         number = getattr(signal, name, None)
+        # Python sets handlers in the main thread only; handlers of others stay.
         is_main = threading.current_thread() is threading.main_thread()
         if number is None or not is_main or signal.getsignal(number) not in _DEFAULTS:
             return
@@ -102,6 +106,7 @@ class Interruption:
 
     def _arrived(self, number: int, frame: Any) -> None:
         is_lost = self._is_held and not (self._is_saved() and _ends_process(number))
+        # Let the first signal wait while updates would be lost.
         if is_lost and self._pending is None:
             self._pending = number
             return
@@ -109,17 +114,21 @@ class Interruption:
         raise Stopped(number)
 
     def _end(self, stop: KeyboardInterrupt) -> NoReturn:
-        """Saves, and ends `fit` in the way that suits the signal."""
+        """Saves the run and ends `fit` in the way that suits the signal."""
         said = ""
         if self._save is not None and (not self._is_torn or self._is_saved()):
+            # Ignore further signals while saving.
             for handled in self._former:
                 signal.signal(handled, lambda number, frame: None)
             said = self._save()
+        # Not a signal that is handled here: pass the interrupt on.
         if not isinstance(stop, Stopped) or not self._former:
             raise stop
         number = stop.number
+        # Without a saved run, or in a notebook, Ctrl-C remains Ctrl-C.
         if self._save is None or not _ends_process(number):
             raise KeyboardInterrupt(said) from None
+        # In a script, say what was saved and exit with status 128 + signal.
         name = signal.Signals(number).name
         sys.stderr.write(f"Stopped by {name}. {said}".strip() + "\n")
         sys.stderr.flush()

@@ -24,8 +24,8 @@ from kerasrlhf.trainers.interruption import Interruption
 class IterativeModel(HeldTrainer):
     """Runs an algorithm's iterations in Keras' `fit`; abstract.
 
-    `fit`, callbacks, history and validation are those of Keras: only what happens to a batch is
-    defined here. A subclass has `iterate`, `collect`, `pass_over` and `iteration`. The other
+    `fit`, callbacks, history and validation are those of Keras; this class only defines the step
+    on a batch. A subclass defines `iterate`, `collect`, `pass_over` and `iteration`. The other
     methods check arguments, so that a mistake is found before the first batch, let signals end
     `fit` between iterations, and call Keras.
     """
@@ -41,15 +41,15 @@ class IterativeModel(HeldTrainer):
         raise NotImplementedError
 
     def collect(self, batch: dict, index: int = 0) -> Any:
-        """Samples and scores prompts without learning from them."""
+        """Samples and scores prompts without training on them."""
         raise NotImplementedError
 
     def limits(self) -> Limits:
-        """Returns which prompts the model can take and answer."""
+        """Returns the limits on prompts that the model can process and answer."""
         raise NotImplementedError
 
     def pass_over(self, iteration: int) -> None:
-        """Skips what an iteration before a resume has taken in addition to its prompts."""
+        """Skips the data, other than prompts, of an iteration completed before a resume."""
         raise NotImplementedError
 
     @property
@@ -58,7 +58,7 @@ class IterativeModel(HeldTrainer):
         return self._trackers.metrics
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles as Keras does, in the strategy that the networks were created under."""
+        """Compiles as Keras does, under the strategy that the networks were created under."""
         self._check_scope()
         super().compile(*args, **kwargs)
         self._check_scope()
@@ -66,19 +66,21 @@ class IterativeModel(HeldTrainer):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Runs one iteration per batch of prompts; arguments are those of `keras.Model.fit`."""
+        # Check arguments before the first, expensive iteration.
         fitting.check_fit(self, super().fit, args, kwargs, "prompts")
         self._check_scope()
+        # Bind the arguments to their names, to change some of them.
         given = fitting.last_callbacks_last(super().fit, args, kwargs)
         fitting.set_modes(given.arguments.get("callbacks"), statistics.MODES)
         _show_score_first(given)
         if isinstance(given.arguments.get("x"), TokenizedDataset):
-            # The order of a pass belongs to the iterations before it: a dataset that was read
-            # before begins where this run does.
+            # Shuffling depends on the pass: align a dataset that was read before with this run.
             given.arguments["x"] = given.arguments["x"].in_step_with(self._batches_before)
         try:
             with self.interruption.watching():
                 return super().fit(*given.args, **given.kwargs)
         finally:
+            # Also after an error: the next `fit` must not skip iterations.
             self.replay.stop()
 
     @functools.wraps(keras.Model.evaluate)
@@ -102,13 +104,13 @@ class IterativeModel(HeldTrainer):
         """Raises a `ValueError`: a trainer has no outputs."""
         name = type(self).__name__
         raise ValueError(
-            f"{name} has no outputs of its own: `fit` trains `trainer.actor`. For responses use "
+            f"{name} has no outputs: `fit` trains `trainer.actor`. For responses use "
             "`trainer.actor.generate(prompts, sampler)`, for logits and values "
             "`trainer.actor(batch)`."
         )
 
     def _check_scope(self) -> None:
-        """Everything that training changes must belong to the strategy that it runs under."""
+        """Raises a `ValueError` if trained variables do not belong to the current strategy."""
         strategy, name = self.distribute_strategy, type(self).__name__
         fitting.check_scope(strategy, f"{name} and its actor", self.variables)
         optimizer = getattr(self, "optimizer", None)
@@ -116,10 +118,11 @@ class IterativeModel(HeldTrainer):
             fitting.check_scope(strategy, "the optimizer", optimizer.variables)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes what `fit` calls with each batch."""
+        """Makes the function that `fit` calls for each batch."""
 
         def train_function(iterator: Iterator[Any]) -> dict[str, float]:
             batch = next(iterator)
+            # After a resume, show recorded statistics instead of repeating the iteration.
             shown = self.replay.next()
             if shown is None:
                 with self.interruption.iteration():
@@ -128,7 +131,7 @@ class IterativeModel(HeldTrainer):
             else:
                 self.replay.compare(self._whole(batch))
                 self.pass_over(self.replay.position - 1)
-            # The bar shows what is; the history has the means of the epoch.
+            # The bar shows the current values; the history gets the means over the epoch.
             self._trackers.update(shown)
             return dict(shown)
 
@@ -141,8 +144,9 @@ class IterativeModel(HeldTrainer):
         return replica.gather(self.distribute_strategy, batch)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes what `evaluate` and validation call with each batch."""
+        """Makes the function that `evaluate` and validation call for each batch."""
         self._validation.reset()
+        # Batch number, so that every validation uses the same random numbers.
         count = iter(range(2**31))
 
         def test_function(iterator: Iterator[Any]) -> dict[str, Any]:
@@ -151,7 +155,7 @@ class IterativeModel(HeldTrainer):
             if self.replay.validation is not None:
                 return dict(self.replay.validation)
             if self.replay.active:
-                # Not recorded, and the weights of this moment are gone: there is nothing to show.
+                # This validation was not recorded, and the weights of that time are gone.
                 return {}
             found = statistics.rollout_statistics(self.collect(batch, index))
             names = statistics.VALIDATED
@@ -161,11 +165,11 @@ class IterativeModel(HeldTrainer):
         self.test_function = test_function
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Builds nothing; Keras would average a batch of strings over replicas here."""
+        """Builds nothing; here Keras would average a batch of strings over replicas."""
 
 
 class _ScoreFirst(keras.callbacks.ProgbarLogger):
-    """The progress bar of Keras with the statistics in their own order, not in the alphabet's."""
+    """The progress bar of Keras, with statistics in the order of `statistics.SHOWN`."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_end(batch, _ordered(logs))
@@ -181,13 +185,14 @@ class _ScoreFirst(keras.callbacks.ProgbarLogger):
 
 
 def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:
+    # `dict.fromkeys` removes duplicates and keeps the order.
     names = [*statistics.SHOWN, *(f"val_{name}" for name in statistics.SHOWN)]
     logs = logs or {}
     return {name: logs[name] for name in dict.fromkeys([*names, *logs]) if name in logs}
 
 
 def _show_score_first(given: inspect.BoundArguments) -> None:
-    """Adds our progress bar to arguments of `fit` or `evaluate` that would get that of Keras."""
+    """Adds our progress bar to the callbacks, where Keras would add its own."""
     callbacks = given.arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList) or not given.arguments.get("verbose", 1):
         return
@@ -200,7 +205,7 @@ class _Means:
     """Running means of shown statistics by name; opaque to Keras.
 
     Args:
-        names: tuple of str. Those that every algorithm measures; others are added when they come.
+        names: tuple of str. Statistics that every algorithm measures; others are added by `update`.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -225,19 +230,19 @@ class _Means:
 
 
 class Replay:
-    """The shown statistics of every iteration so far, and how many are still to pass over.
+    """Recorded statistics of past iterations, shown again when an interrupted run resumes.
 
-    A resumed `fit` reads its data from the start: for iterations that are done already it only
-    takes the batch and shows the recorded numbers again. So data order, epochs, history and
-    schedules are those of a run that was never interrupted, for any dataset that is itself
-    reproducible. Validations that were done are shown again in the same way.
+    A resumed `fit` reads its data from the start. For completed iterations it only takes the batch
+    and shows the recorded numbers again. So data order, epochs, history and schedules are those of
+    a run that was never interrupted, for any dataset that is itself reproducible. Completed
+    validations are shown again in the same way.
 
-    The first batches leave checksums of their prompts, which those that are passed over are
-    compared with.
+    Checksums of the prompts of the first batches are recorded too, and compared with the prompts
+    that are read after a resume.
 
     Attributes:
         records: the shown statistics of every iteration, oldest first.
-        validations: results of validation, by the number of iterations they came after.
+        validations: results of validation, by the number of iterations before them.
         prompts: checksums of the rows of the first `COMPARED` batches.
     """
 
@@ -253,22 +258,22 @@ class Replay:
 
     @property
     def active(self) -> bool:
-        """Whether recorded iterations are still being passed over."""
+        """Whether recorded iterations are still being skipped."""
         return self._is_started and self._position < self._until
 
     @property
     def position(self) -> int:
-        """How many recorded iterations have been passed over."""
+        """Number of recorded iterations that have been skipped."""
         return self._position if self._is_started else 0
 
     @property
     def remaining(self) -> int:
-        """How many recorded iterations are still to be passed over."""
+        """Number of recorded iterations that are still to be skipped."""
         return self._until - self._position if self.active else 0
 
     @property
     def validation(self) -> dict[str, float] | None:
-        """The recorded validation at this point, or None where one is to be done."""
+        """The recorded validation at this point, or None if there is none."""
         return self.validations.get(self._position) if self._is_started else None
 
     def start(
@@ -278,14 +283,15 @@ class Replay:
         prompts: list[list[int]] | None = None,
         on_others: Callable[[int, list[int], list[int]], None] | None = None,
     ) -> None:
-        """Starts to pass over the iterations with these records.
+        """Starts to skip the iterations with these records.
 
         Args:
-            records: list, as the attribute.
-            validations: dict, as the attribute. Defaults to None: none.
-            prompts: list, as the attribute. Defaults to None: none.
-            on_others: called with the number of an iteration, from 1, and the checksums of its
-                prompts as recorded and as they are, where these differ. Defaults to None.
+            records: list, as in the attribute.
+            validations: dict, as in the attribute. Defaults to None: none.
+            prompts: list, as in the attribute. Defaults to None: none.
+            on_others: callable, called where the prompts of an iteration differ from the recorded
+                ones, with its number, from 1, and the recorded and the new checksums. Defaults to
+                None.
         """
         self.records = [dict(record) for record in records]
         self.validations = dict(validations or {})
@@ -294,11 +300,11 @@ class Replay:
         self._position, self._until, self._is_started = 0, len(records), True
 
     def stop(self) -> None:
-        """Ends passing over: what follows is done."""
+        """Ends skipping: the iterations that follow are run."""
         self._is_started = False
 
     def next(self) -> dict[str, float] | None:
-        """The record of the iteration to pass over, or None when it is to be done."""
+        """Returns the record of the iteration to skip, or None for an iteration to run."""
         if not self.active:
             self.stop()
             return None
@@ -306,21 +312,23 @@ class Replay:
         return self.records[self._position - 1]
 
     def compare(self, batch: dict) -> None:
-        """Reports prompts of a passed-over iteration that are not those it was done on."""
+        """Reports prompts of a skipped iteration that differ from the recorded ones."""
         if self._on_others is not None and self.position <= len(self.prompts):
             rows, recorded = row_checksums(batch), self.prompts[self.position - 1]
             if rows != recorded:
                 self._on_others(self.position, recorded, rows)
+                # The run continues on these prompts: compare with them after the next resume.
                 self.prompts[self.position - 1] = rows
 
     def record(self, shown: dict[str, float], batch: dict) -> None:
-        """Adds the record of an iteration that was done on a batch of prompts."""
+        """Adds the record of a completed iteration and its batch of prompts."""
+        # Checksums of the first batches only, and without gaps.
         if len(self.records) == len(self.prompts) < self.COMPARED:
             self.prompts.append(row_checksums(batch))
         self.records.append(shown)
 
     def record_validation(self, result: dict[str, float]) -> None:
-        """Adds the result of a validation that was done after the last iteration."""
+        """Adds the result of a validation after the last iteration."""
         if not self.active:
             self.validations[len(self.records)] = dict(result)
 
@@ -333,6 +341,7 @@ def row_checksums(batch: dict) -> list[int]:
         >>> row_checksums(batch) == row_checksums({name: x[:, :2] for name, x in batch.items()})
         True
     """
+    # Checksums of real tokens only: padding differs with the batch size.
     ids = np.asarray(batch["token_ids"]).astype("int32")
     inside = np.asarray(batch["padding_mask"]).astype(bool)
     return [zlib.crc32(row[real].tobytes()) for row, real in zip(ids, inside, strict=True)]

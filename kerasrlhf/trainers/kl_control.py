@@ -1,4 +1,4 @@
-"""How strongly a policy is held to its reference, and where the KL goes."""
+"""The coefficient of the KL to the reference, and where the KL is applied."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class KLController(keras.layers.Layer):
 
     Args:
         coef: float, at least 0. Score units per nat.
-        place: `"reward"`: the KL to the reference lowers the rewards. `"loss"`: it is a term of
-            the loss. Defaults to None, the algorithm's own choice.
+        place: `"reward"`: the KL to the reference is subtracted from the rewards. `"loss"`: the KL
+            is a term of the loss. Defaults to None, the algorithm's own choice.
         estimator: `"k1"`, `"k2"` or `"k3"` (`functional.kl`). Defaults to None, the algorithm's own
             choice: in general k1 in the reward, whose gradient is that of the KL of whole
             responses, and k2 in the loss, whose gradient is that of the KL of every token given
             its prefix. The gradient of k3 in the loss is that of `D(reference, policy)`, which
-            has another best policy.
+            has a different optimum.
 
     Raises:
         ValueError: If a value is outside its range, or for k1 in the loss.
@@ -40,6 +40,7 @@ class KLController(keras.layers.Layer):
         estimator: str | None = None,
         **kwargs: Any,
     ) -> None:
+        # float32 under any global policy: small steps would vanish in bfloat16.
         super().__init__(dtype="float32", **kwargs)
         coef = self._initial_coef = require_number("coef", coef, minimum=0.0)
         if place not in (None, "reward", "loss"):
@@ -49,8 +50,10 @@ class KLController(keras.layers.Layer):
                 f"`estimator` must be one of {sorted(ESTIMATORS)}. Received: {estimator!r}."
             )
         self.place, self.estimator, self._initial = place, estimator, coef
+        # Reject k1 in the loss here, as far as the place is known.
         if place is not None:
             self.resolve(place)
+        # A weight, so that a checkpoint of the trainer saves it (M11).
         self.coef = self.add_weight(
             shape=(), initializer=keras.initializers.Constant(coef), trainable=False, name="coef"
         )
@@ -66,7 +69,7 @@ class KLController(keras.layers.Layer):
         raise NotImplementedError
 
     def resolve(self, place: str, estimators: dict[str, str] | None = None) -> tuple[str, str]:
-        """Returns place and estimator, those of the algorithm where none was given.
+        """Returns place and estimator, with those of the algorithm as defaults.
 
         Args:
             place: str, the algorithm's own.
@@ -98,6 +101,7 @@ class KLController(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KLController:
         """Returns a controller with the arguments of `get_config`."""
+        # `dtype` and `trainable` are fixed by the class.
         return cls(**{name: x for name, x in config.items() if name not in ("dtype", "trainable")})
 
     def __repr__(self) -> str:
@@ -172,7 +176,7 @@ class AdaptiveKL(KLController):
         self.horizon = require_number("horizon", horizon, above=0.0)
 
     def update(self, kl: float, episodes: int) -> None:
-        """Moves the coefficient after an iteration.
+        """Adjusts the coefficient after an iteration.
 
         Args:
             kl: float, nats per sequence over the whole batch of all replicas.
@@ -182,8 +186,9 @@ class AdaptiveKL(KLController):
             ValueError: If `kl` is not finite; the coefficient does not change.
         """
         kl = require_number("kl", kl)
+        # N21: the error is clipped, so that one iteration changes the coefficient little.
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        # However long the iteration, the coefficient stays positive.
+        # With more episodes than the horizon the factor could turn negative; 0.1 bounds it.
         self.coef.assign(self.coef.numpy() * max(1.0 + error * episodes / self.horizon, 0.1))
 
     def get_config(self) -> dict[str, Any]:

@@ -20,15 +20,15 @@ class KTO(DirectTrainer):
 
     This is Kahneman-Tversky optimization. The score of a response is `beta (log pi - log ref -
     z0)`; the loss is `lambda_D sigmoid(-score)` for a chosen response and `lambda_U
-    sigmoid(score)` for a rejected one. Unlike DPO's, it does not compare the two, and it saturates
-    for responses far on either side, wrong labels included. So it also accepts single responses
-    with a label (`data.unpaired_preferences`), and the accuracy is then the fraction of them on
-    their side of the reference point.
+    sigmoid(score)` for a rejected one. Unlike the loss of DPO, it does not compare the two, and it
+    saturates for responses far on either side, wrong labels included. So it also accepts single
+    responses with a label (`data.unpaired_preferences`); the accuracy is then the fraction of
+    responses on the correct side of the reference point.
 
     The reference point `z0 = max(0, mean of log pi - log ref)` over the batch estimates the KL
     divergence from mismatched responses: the prompt of each row with the responses of the next. It
     has no gradient and is one number for the batch of all replicas. Mismatched responses are
-    truncated to the length of a row; a last batch of one row has no other response, and a `z0` of
+    truncated to the length of a row. A last batch of one row has no other response; its `z0` is
     0.
 
     Args:
@@ -93,14 +93,17 @@ class KTO(DirectTrainer):
         return direct_losses.implicit_reward(logprobs, ref_logprobs, beta, reference_point)
 
     def _reference_point(self, inputs: dict[str, Tensor]) -> Tensor:
-        """`z0`, float32 scalar, in nats."""
+        """Returns `z0`, float32 scalar, in nats."""
+        # With one replica the batch size is known while tracing, and can be checked.
         alone = replica.replicas(self.distribute_strategy) == 1
         if alone and inputs["token_ids"].shape[0] == 1:
             raise ValueError(
                 "KTO estimates a KL divergence from a prompt with the response of another row, and "
                 "received a batch of one row. Use a batch size of at least 2."
             )
+        # Mean over all replicas, without a gradient.
         kl = replica.batch_mean(self._rewards(mismatched(inputs)))
+        # A single row would be compared with its own response.
         others = replica.batch_rows(inputs["token_ids"]) > 1
         return ops.where(others, ops.maximum(kl, 0.0), 0.0)
 
@@ -125,12 +128,15 @@ def mismatched(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         [[[1, 2, 6, 7]], [[3, 8, 0, 0]]]
     """
     names = ("token_ids", "padding_mask", "response_mask")
+    # Stack the three columns, `(batch, candidates, 3, length)`, to move them together.
     own = ops.stack([ops.cast(inputs[name], "int32") for name in names], axis=-2)
     other = replica.next_rows(own)
     length = ops.shape(own)[-1]
+    # Column `t` of the result takes column `t - own prompt + other prompt` of the other row.
     columns = ops.arange(length, dtype="int32")
     start = _prompt_lengths(own)
     source = columns - start + _prompt_lengths(other)
+    # Zeros from beyond the other row; the prompt remains the row's own.
     index = ops.clip(source, 0, length - 1)[..., None, :]
     moved = ops.take_along_axis(other, ops.repeat(index, len(names), axis=-2), axis=-1)
     moved = ops.where((source < length)[..., None, :], moved, 0)

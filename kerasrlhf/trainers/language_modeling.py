@@ -15,21 +15,21 @@ from kerasrlhf.types import Tensor, require_int, require_number
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling:
-    """Language modeling during reinforcement learning, so that the policy keeps its language.
+    """Language modeling during reinforcement learning, so that the policy keeps its fluency.
 
     Args:
         data: dataset as `data.demonstrations` returns it: inputs, targets, weights. Each step
-            takes one batch of it, from the start again after the last one; micro-batches and
-            replicas divide its rows too.
+            takes one batch and starts over after the last one. Micro-batches and replicas divide
+            its rows too.
         coef: float, at least 0. Weight of the language-modeling loss that each update adds
             (PPO-ptx). Defaults to 0.
-        every: int, at least 1, or None. After every `every` iterations come `steps` optimizer
-            steps of language modeling alone. Defaults to None: never.
+        every: int, at least 1, or None. Makes `steps` optimizer steps on the language-modeling loss
+            alone after every `every` iterations. Defaults to None: never.
         steps: int, at least 1. Defaults to 1.
 
     Raises:
-        ValueError: If a value is outside its range, `data` is no such dataset, or an option has no
-            effect.
+        ValueError: If a value is outside its range, `data` is not such a dataset, or an option has
+            no effect.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -59,6 +59,7 @@ class LanguageModeling:
         if self.every is not None:
             require_int("every", self.every, minimum=1)
         require_int("steps", self.steps, minimum=1)
+        # Refuse options without effect (M13).
         if self.coef == 0 and self.every is None:
             raise ValueError(
                 "`LanguageModeling` has no effect with `coef=0` and `every=None`. Set `coef` above "
@@ -71,13 +72,13 @@ class LanguageModeling:
             )
 
     def steps_after(self, iteration: int) -> int:
-        """Returns the number of optimizer steps on text alone after an iteration, from 0."""
+        """Returns the number of optimizer steps on text alone after an iteration."""
         due = self.every is not None and (iteration + 1) % self.every == 0
         return self.steps if due else 0
 
 
 class TextBatch(NamedTuple):
-    """A batch of text, and what its loss is divided by.
+    """A batch of text, and the denominator of its loss.
 
     inputs, targets, weights: as `data.demonstrations` returns them.
     weight_sum: float32 scalar, the sum of all weights, at least 1.
@@ -90,11 +91,11 @@ class TextBatch(NamedTuple):
 
 
 class TextBatches:
-    """The batches of text of a run, one after the other, from the start again after the last.
+    """The batches of text of a run in their order, repeated after the last one.
 
     Args:
         texts: `LanguageModeling`.
-        limits: `Limits` of the actor; texts that it cannot take are refused.
+        limits: `Limits` of the actor. Texts beyond them raise a `ValueError`.
     """
 
     def __init__(self, texts: LanguageModeling, limits: Limits) -> None:
@@ -112,6 +113,7 @@ class TextBatches:
             ValueError: If there are no texts, or rows cannot be divided into parts of equal size.
         """
         batches = [self._next() for _ in range(count)]
+        # Check divisibility on the host, before an update is compiled.
         for _, _, weights in batches:
             replica.check_division(
                 "texts of `LanguageModeling`",
@@ -120,12 +122,13 @@ class TextBatches:
                 replicas=replicas,
             )
         return [
+            # Sum the weights of the whole batch, before parts are taken (M3).
             TextBatch(*batch, weight_sum=tf.maximum(tf.reduce_sum(batch[-1]), 1.0))
             for batch in batches
         ]
 
     def skip(self, count: int) -> None:
-        """Passes over the batches of updates that were done before a resume."""
+        """Skips the batches of updates that were made before a resume."""
         for _ in range(count):
             self._next()
 

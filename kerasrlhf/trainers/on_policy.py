@@ -77,14 +77,14 @@ class OnPolicyTrainer(IterativeModel):
         objective(stats, minibatch) -> loss, dict   per token, once per update
 
     Losses are per token and weighted once, by counts over the whole minibatch, so that
-    micro-batches, replicas and padding leave the gradient as it is (M3).
+    micro-batches, replicas and padding do not change the gradient (M3).
 
     Args:
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes; or a list
             of these, or a dict from names to them, each alone or as `(reward, weight)`. The score
             is the weighted sum, and the mean of each part is the statistic `reward/<name>`.
-        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler` without filters, with temperatures above 0.
         kl: `FixedKL` or `AdaptiveKL`: coefficient, place and estimator of the KL to the reference.
@@ -93,8 +93,8 @@ class OnPolicyTrainer(IterativeModel):
         update_epochs: int, at least 1. Passes over a rollout. Defaults to 4.
         num_minibatches: int, at least 1. Optimizer steps per pass; divides the batch. Defaults to
             1.
-        micro_batches: int, at least 1. Parts that a minibatch is computed in, one after the other,
-            to save memory; the gradient is the same. Defaults to 1.
+        micro_batches: int, at least 1. Parts of a minibatch, computed one after the other to save
+            memory; the gradient is the same. Defaults to 1.
         loss_reduction: `"token"`, `"sequence"` or `"fixed"` (`functional.masking.loss_weights`).
             Defaults to `"token"`.
         entropy_coef: float, at least 0. Bonus for the entropy of the policy, in score units per
@@ -102,23 +102,23 @@ class OnPolicyTrainer(IterativeModel):
         target_kl: float, above 0, or None. After an epoch whose mean `approxkl` per token is above
             it, the iteration makes no further updates on its rollout or on older ones. Defaults to
             None.
-        importance_cap: float, above 0, or None. Log-probabilities are recomputed as training
-            computes them, and advantages count `min(p_trained / p_sampled, importance_cap)` times:
-            truncated importance sampling, for whatever makes the two differ. With
-            `Sampler(epsilon=...)` the weights apply anyway, and None does not cap them. Defaults to
-            None.
-        mask_overlong: bool. Whether responses without a stop token are left out of the loss; they
+        importance_cap: float, above 0, or None. Recomputes log-probabilities with the training
+            forward pass and multiplies advantages by `min(p_trained / p_sampled, importance_cap)`:
+            truncated importance sampling, which corrects any difference between the two. With
+            `Sampler(epsilon=...)` the weights always apply, and None does not cap them. Defaults
+            to None.
+        mask_overlong: bool. Whether to leave responses without a stop token out of the loss. They
             still count in the baselines of others. Defaults to False.
-        shaping: `RewardShaping`, what happens to scores. Defaults to None: nothing.
+        shaping: `RewardShaping`, changes to the scores. Defaults to None: no changes.
         texts: `LanguageModeling` in addition to reinforcement (PPO-ptx, alternating steps).
             Defaults to None.
         prompt_prediction: `PromptPrediction`. Defaults to None.
-        memory: `RolloutMemory`, to learn from older rollouts again. Defaults to None.
+        memory: `RolloutMemory`, to train on older rollouts again. Defaults to None.
         reward_timeout: float, above 0, or None. Seconds that a reward function may take for a
-            batch; then `fit` ends with a `TimeoutError` that names it. Functions run in threads of
-            their own. Defaults to None.
-        seed: int, at least 0. With the iteration it determines every sample and permutation.
-            Defaults to 0.
+            batch. If it takes longer, `fit` ends with a `TimeoutError` that names it. Each function
+            runs in its own thread. Defaults to None.
+        seed: int, at least 0. Seed and iteration determine every sample and permutation. Defaults
+            to 0.
         kl_place: `"reward"` or `"loss"`, the algorithm's own choice. Defaults to `"reward"`.
         kl_estimators: dict from place to the algorithm's own estimator. Defaults to None: k1 in
             the reward, k2 in the loss.
@@ -131,8 +131,8 @@ class OnPolicyTrainer(IterativeModel):
     learns_values = False
     """Whether the algorithm trains a critic."""
     max_skipped_updates = 3
-    """Updates are skipped if a gradient or a loss is not finite; so many in a row end the run with
-    a `FloatingPointError`."""
+    """An update is skipped if a gradient or a loss is not finite. This many skipped updates in a
+    row end the run with a `FloatingPointError`."""
 
     collector: Collector
     """Samples and scores; made by `compile`."""
@@ -143,7 +143,7 @@ class OnPolicyTrainer(IterativeModel):
         cls.__signature__ = signatures.expanded(cls, cls.__mro__[1])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Checks the names of arguments before anything else."""
+        """Checks the names of the arguments first."""
         signatures.check_names(cls, kwargs)
         return super().__new__(cls, *args, **kwargs)
 
@@ -174,10 +174,12 @@ class OnPolicyTrainer(IterativeModel):
         kl_estimators: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
+        # Check the networks and how the rewards use them.
         self.actor = require_actor(actor)
         weighted.parts_of(reward)
         weighted.check_fixed(reward, actor.trainable_variables)
         self._check_critic()
+        # Check every option before the reference is copied.
         self.kl = require_instance("kl", kl, KLController, "a FixedKL or an AdaptiveKL")
         self.kl_place, self.kl_estimator = kl.resolve(kl_place, kl_estimators)
         self.group_size = require_int("group_size", group_size, minimum=1)
@@ -199,10 +201,12 @@ class OnPolicyTrainer(IterativeModel):
         self.reward_timeout = require_optional("reward_timeout", reward_timeout)
         self.seed = require_seed(seed)
         self.sampler = self._require_policy_sampler(sampler)
+        # Variables, so that checkpoints save them: a resumed run continues from both.
         self.iteration = keras.Variable(0, dtype="int64", trainable=False, name="iteration")
         self.score_moments = keras.Variable(
             np.zeros(3), dtype="float32", trainable=False, name="score_moments"
         )
+        # Hold the frozen networks where Keras does not track them.
         self.hold(reward, Reference.of(actor.causal_lm, reference), reference)
         self._text_batches = self._new_text_batches()
         self.built = True
@@ -210,7 +214,7 @@ class OnPolicyTrainer(IterativeModel):
     def _check_critic(self) -> None:
         if not self.learns_values and self.actor.critic is not None:
             raise ValueError(
-                f"{type(self).__name__} learns without a critic, and the actor has one of its own, "
+                f"{type(self).__name__} learns without a critic, but the actor has a separate one, "
                 "which would only cost memory. Build it with `ActorCritic(causal_lm)`."
             )
 
@@ -219,8 +223,8 @@ class OnPolicyTrainer(IterativeModel):
         if not require_sampler(sampler).matches_policy:
             raise ValueError(
                 "Training samples from the model's own distribution: the temperature must be above "
-                "0, without `top_k` and `top_p`. Otherwise what is sampled and what is trained "
-                f"differ and the KL turns negative. Received: {sampler}."
+                "0, without `top_k` and `top_p`. Otherwise sampled and trained distributions "
+                f"differ and the KL can turn negative. Received: {sampler}."
             )
         can_end = bool(self.actor.stop_token_ids(sampler))
         self.shaping.check_sampler(sampler.length, can_end)
@@ -231,7 +235,7 @@ class OnPolicyTrainer(IterativeModel):
             )
         return sampler
 
-    # What an algorithm defines, and what it builds on.
+    # The two hooks that an algorithm defines, and their helpers.
 
     def estimate(self, rollout: Rollout) -> Experience:
         """Returns advantages and returns of a rollout; a pure function of tensors."""
@@ -240,14 +244,14 @@ class OnPolicyTrainer(IterativeModel):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss per token `(batch, length)`, and per-token tensors to log the means of.
+        """Returns the loss per token `(batch, length)`, and per-token tensors whose means it logs.
 
         A pure function of tensors.
         """
         raise NotImplementedError
 
     def rewards(self, rollout: Rollout) -> Tensor:
-        """Returns rewards float32 `(batch, length)`: scores, and the KL if it is in the reward."""
+        """Returns rewards float32 `(batch, length)`: score, minus the KL if it is in the reward."""
         return returns.token_rewards(
             rollout.scores,
             rollout.logprobs,
@@ -260,31 +264,33 @@ class OnPolicyTrainer(IterativeModel):
     def experience(
         self, rollout: Rollout, advantages: Tensor, targets: Tensor = None, **extras: Tensor
     ) -> Experience:
-        """Returns what `estimate` returns, made from its results.
+        """Returns the `Experience` of a rollout with the given advantages and targets.
 
         Args:
             rollout: as `estimate` receives it.
             advantages: float32 `(batch, length)`, or `(batch,)` for all tokens of a response.
-            targets: float32 `(batch, length)`, what a critic learns. Defaults to None: no critic.
-            **extras: tensors `(batch, ...)` that `objective` finds in `minibatch.extras`.
+            targets: float32 `(batch, length)`, targets of the critic. Defaults to None: no critic.
+            **extras: tensors `(batch, ...)` for `objective`, as `minibatch.extras`.
         """
         mask = rollout.response_mask
         is_old = rollout.drift is not None
+        # Undo the drift: the log-probabilities of the policy that sampled.
         sampled = rollout.logprobs - rollout.drift if is_old else rollout.logprobs
         weights = ops.ones(mask.shape)
         if self.reweighs:
-            # Of training to sampling, both by the policy that sampled.
+            # Per token: training over sampling probability, both of the policy that sampled.
             weights = policy_losses.importance_weights(
                 sampled, rollout.behavior_logprobs, self.importance_cap
             )
         if is_old:
-            # Of the policy today to the one that sampled.
+            # Per response: the current policy over the policy that sampled.
             whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
             weights = whole * weights
             if targets is not None:
-                # With other weights than the policy's, the critic would be the baseline of other
-                # responses.
+                # Weight the critic's errors alike, so that values estimate the current policy's
+                # returns.
                 targets = rollout.values + whole * (targets - rollout.values)
+        # One advantage per response applies to each of its tokens.
         if len(advantages.shape) == 1:
             advantages = advantages[:, None]
         return Experience(
@@ -303,7 +309,7 @@ class OnPolicyTrainer(IterativeModel):
 
     @property
     def reweighs(self) -> bool:
-        """Whether training may see other probabilities than those that were sampled from."""
+        """Whether training may use other probabilities than sampling did."""
         return self.importance_cap is not None or self.sampler.epsilon > 0
 
     # One iteration.
@@ -318,8 +324,8 @@ class OnPolicyTrainer(IterativeModel):
         """Sets the optimizer and builds the compiled parts of an iteration.
 
         Args:
-            optimizer: Keras optimizer. Defaults to None: `Adam(1e-5, epsilon=1e-5)`, TensorFlow's
-                form of it (detail N22).
+            optimizer: Keras optimizer. Defaults to None: `Adam(1e-5, epsilon=1e-5)`, in
+                TensorFlow's form (detail N22).
             jit_compile: bool. Whether to compile sampling, scoring and updates with XLA. Defaults
                 to True.
             run_eagerly: bool. Whether to run Python line by line, to debug. Defaults to False.
@@ -327,19 +333,22 @@ class OnPolicyTrainer(IterativeModel):
         require_bool("jit_compile", jit_compile)
         require_bool("run_eagerly", run_eagerly)
         if optimizer is None:
+            # N22: Keras implements TensorFlow's form of Adam.
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
         precision.check_optimizer(optimizer, self.trainable_variables)
         jit_compile = jit_compile and not run_eagerly
         super().compile(optimizer, jit_compile=jit_compile, run_eagerly=run_eagerly)
         self._check_networks()
+        # After `super().compile`: Keras may have wrapped the optimizer to scale losses.
         precision.check_unscaled(self._trained_networks(), self.optimizer)
         precision.check_steps(self.optimizer)
+        # Create the optimizer's variables outside the compiled functions.
         with self.distribute_strategy.scope():
             self.optimizer.build(self.trainable_variables)
         self._build(replica.Execution(self.distribute_strategy, jit_compile, run_eagerly))
 
     def _build(self, execution: replica.Execution) -> None:
-        """Builds what an iteration calls."""
+        """Builds the functions that an iteration calls."""
         prediction = self.prompt_prediction
         self.collector = Collector(
             self.actor,
@@ -351,6 +360,7 @@ class OnPolicyTrainer(IterativeModel):
             recompute=self.importance_cap is not None,
             prompt_reward=0.0 if prediction is None else prediction.reward,
         )
+        # Gradients get XLA; row selection is a small graph that gains nothing from it.
         step = self.update_step()
         trained = self.optimizer, self.trainable_variables, execution
         eager = execution.run_eagerly
@@ -362,7 +372,7 @@ class OnPolicyTrainer(IterativeModel):
         self._skipped = soundness.SkippedUpdates(self.max_skipped_updates)
 
     def update_step(self) -> UpdateStep:
-        """Returns the loss of a minibatch and its gradient, with the options of this trainer."""
+        """Returns an `UpdateStep`, loss and gradient of a minibatch, with the trainer's options."""
         return UpdateStep(
             self.actor,
             self.objective,
@@ -401,20 +411,22 @@ class OnPolicyTrainer(IterativeModel):
         logs = statistics.rollout_statistics(collected)
         soundness.check_rollout(logs, iteration)
         logs["policy/learning_rate"] = float(ops.convert_to_numpy(self.optimizer.learning_rate))
-        # Up to here nothing has changed, and a signal may end the iteration.
+        # Until here nothing has changed and a signal may end the iteration; from here it waits.
         self.interruption.hold()
         self.score_moments.assign(moments)
 
-        # 2. Update the actor on this rollout, then on older ones as the actor sees them now.
+        # 2. Update the actor on this rollout, then on older ones, evaluated with current weights.
         for reuse, rollout in enumerate(self._rollouts(collected.rollout, temperature)):
             learned, is_far = self._learn(rollout, iteration, temperature, update_texts, reuse)
+            # Older rollouts only add to the counts: statistics describe the fresh rollout.
             logs = statistics.added_counts(logs, learned) if reuse else {**logs, **learned}
             if is_far:
                 break
         if self.memory is not None:
+            # Store the rollout after sampling, so that an iteration never reuses its own.
             self.memory.add(iteration, collected.rollout)
 
-        # 3. Model language alone, where it is due.
+        # 3. Run the language-modeling steps, if they are due.
         if texts:
             logs["loss/lm"] = float(np.mean([self._learn_text(x, iteration) for x in texts]))
         soundness.check_weights(self._are_finite(), iteration)
@@ -425,6 +437,7 @@ class OnPolicyTrainer(IterativeModel):
         self.iteration.assign_add(1)
         seconds = {**collected.seconds, "iteration": time.perf_counter() - start}
         logs |= statistics.time_statistics(seconds, logs["objective/length"] * episodes)
+        # Records of earlier iterations survive a resume, and so do totals made from them.
         lengths = [x["length"] for x in self.replay.records if "length" in x]
         lengths.append(logs["objective/length"])
         logs |= statistics.seen_statistics(iteration + 1, episodes, lengths)
@@ -441,13 +454,15 @@ class OnPolicyTrainer(IterativeModel):
     ) -> tuple[dict[str, float], bool]:
         """Estimates advantages and makes `update_epochs * num_minibatches` updates.
 
-        Returns their statistics, and whether the last epoch went beyond `target_kl`.
+        Returns the statistics of the updates, and whether the last epoch exceeded `target_kl`.
         """
         experience = self._estimate(rollout)
+        # Mask after `estimate`: overlong responses still count in the baselines of others.
         if self.mask_overlong:
             mask = ops.logical_and(rollout.response_mask, rollout.ended[:, None])
             experience = experience._replace(response_mask=mask)
         rows = int(experience.token_ids.shape[0])
+        # Rows of every update, `(updates, rows per minibatch)`, in a fresh order per epoch (N17).
         order = permutations(
             self.seed,
             iteration,
@@ -466,6 +481,7 @@ class OnPolicyTrainer(IterativeModel):
             is_far = self._exceeds_target_kl(updates)
             if is_far:
                 break
+        # S5: the first update has ratio 1, within the tolerance of the dtype.
         compute_dtype = self.actor.causal_lm.backbone.compute_dtype
         soundness.check_first_ratio(updates[0], compute_dtype, iteration)
         logs = statistics.update_statistics(updates)
@@ -474,43 +490,45 @@ class OnPolicyTrainer(IterativeModel):
         return logs, is_far
 
     def train_step(self, batch: UpdateBatch) -> dict[str, Any]:
-        """Makes one optimizer step on a minibatch, over all replicas; returns what it logs."""
+        """Makes one optimizer step on a minibatch, over all replicas; returns its logs."""
         return self._update(batch)
 
     def _learn_text(self, text: TextBatch, iteration: int) -> float:
-        """Makes one optimizer step of language modeling alone; returns the loss."""
+        """Makes one optimizer step on the language-modeling loss alone; returns the loss."""
         logs = self._update_on_text(text)
         self._skipped.after(logs, iteration)
         return float(logs["loss/ptx"])
 
     def _rollouts(self, rollout: Rollout, temperature: Tensor) -> Iterator[Rollout]:
-        """Yields an iteration's rollout, and older ones, each when its turn has come."""
+        """Yields the iteration's rollout, then older ones, evaluated with current weights."""
         yield rollout
         if self.memory is not None:
             for old in self.memory.sample(self.seed, int(rollout.iteration)):
+                # Evaluate each when it is used: the updates before it have changed the weights.
                 old = self.collector.refreshed(old, temperature)
                 yield old._replace(kl_coef=rollout.kl_coef, iteration=rollout.iteration)
 
     def _exceeds_target_kl(self, updates: list[dict[str, Any]]) -> bool:
-        """Whether an epoch ends here whose updates went beyond `target_kl`."""
+        """Whether an epoch has just ended whose mean `approxkl` is above `target_kl`."""
         if self.target_kl is None or len(updates) % self.num_minibatches:
             return False
         epoch = [float(log["policy/approxkl"]) for log in updates[-self.num_minibatches :]]
         return float(np.mean(epoch)) > self.target_kl
 
     def collect(self, batch: dict[str, Any], index: int = 0) -> Collected:
-        """Samples and scores prompts without learning from them, or exploring by `epsilon`.
+        """Samples and scores prompts, without training on them and without `epsilon` exploration.
 
         Args:
             batch: as in `iterate`.
-            index: int. The same index samples with the same random numbers every time; training
-                uses none of these. Defaults to 0.
+            index: int. The same index always uses the same random numbers, none of which training
+                uses. Defaults to 0.
 
         Returns:
             `Collected`: the rollout, its texts, and the scores before shaping.
         """
         self._assert_compile_called("collect")
         batch, iteration = self._check_batch(batch), int(self.iteration.numpy())
+        # Negative stream numbers never collide with those of iterations.
         uniforms = self._uniforms(-1 - index, batch)
         collected = self.collector(
             batch, uniforms, self._temperature(iteration), explore=False, iteration=iteration
@@ -518,7 +536,7 @@ class OnPolicyTrainer(IterativeModel):
         return self._shaped(collected, self._moments())
 
     def generate(self, prompts: Any, seed: int = 0, **kwargs: Any) -> Any:
-        """Returns responses of the policy as it is now, sampled as in training but for `epsilon`.
+        """Returns responses of the current policy, sampled as in training but without `epsilon`.
 
         Args:
             prompts: as in `ActorCritic.generate`.
@@ -529,7 +547,7 @@ class OnPolicyTrainer(IterativeModel):
         return self.actor.generate(prompts, sampler, seed, **kwargs)
 
     def _check_batch(self, batch: Any) -> dict[str, Any]:
-        """The whole batch on the host, checked against sampler, minibatches and replicas."""
+        """Returns the whole batch, checked against sampler, minibatches and replicas."""
         batch = prompt_batch(replica.gather(self.distribute_strategy, batch))
         self.limits().check_batch(batch)
         replica.check_division(
@@ -542,7 +560,7 @@ class OnPolicyTrainer(IterativeModel):
         return batch
 
     def _uniforms(self, stream: int, batch: dict[str, Any]) -> Tensor:
-        """The random numbers of a batch: an iteration's, or below 0 those of `collect`."""
+        """Returns the random numbers of an iteration, or of `collect` for a negative stream."""
         rows = int(batch["token_ids"].shape[0]) * self.group_size
         return replica.uniforms(self.seed, stream, rows, self.sampler.length)
 
@@ -550,18 +568,19 @@ class OnPolicyTrainer(IterativeModel):
         return tf.constant(self.sampler.temperature_at(iteration), tf.float32)
 
     def _moments(self, raw_scores: np.ndarray | None = None) -> RunningMoments:
-        """Moments of all scores so far, those of this rollout included if they are given."""
+        """Returns the moments of all scores so far, including `raw_scores` if they are given."""
         moments = RunningMoments(*self.score_moments.numpy())
         if raw_scores is None or not self.shaping.running_scale:
             return moments
         return moments.including(raw_scores)
 
     def _shaped(self, collected: Collected, moments: RunningMoments) -> Collected:
-        """A rollout whose scores are shaped, with coefficient and number of the iteration."""
+        """Returns the rollout with shaped scores, the KL coefficient and the iteration."""
         rollout, shaping = collected.rollout, self.shaping
         scores = rollout.scores.numpy()
         if shaping != _NO_SHAPING:
             responses = None
+            # Copy token ids to the host only if a rule needs them.
             if shaping.counts_tokens:
                 responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
             scores = shaping.apply(
@@ -572,6 +591,7 @@ class OnPolicyTrainer(IterativeModel):
                 self.sampler.length,
                 moments.std if shaping.running_scale else 1.0,
             )
+        # Check after shaping too: weights and scales can overflow.
         require_finite_scores(scores, "The reward, after weights and `RewardShaping`,")
         rollout = rollout._replace(
             scores=tf.constant(scores),
@@ -580,12 +600,13 @@ class OnPolicyTrainer(IterativeModel):
         )
         return collected._replace(rollout=rollout)
 
-    # Texts, and how many updates an iteration makes.
+    # Batches of text, and the number of updates of an iteration.
 
     def _next_texts(self, iteration: int) -> tuple[Iterator[TextBatch | None], list[TextBatch]]:
-        """The texts of an iteration: one for each update or Nones, and those of steps alone."""
+        """Returns an iteration's texts: one or None per update, and those of separate steps."""
         if self._text_batches is None:
             return itertools.repeat(None), []
+        # One stream of batches serves both, so that `pass_over` only has to count them.
         with_updates, alone = self._texts_of(iteration)
         replicas = replica.replicas(self.distribute_strategy)
         batches = self._text_batches.next(with_updates + alone, self.micro_batches, replicas)
@@ -597,7 +618,7 @@ class OnPolicyTrainer(IterativeModel):
         return None if self.texts is None else TextBatches(self.texts, self.actor.limits())
 
     def _texts_of(self, iteration: int) -> tuple[int, int]:
-        """How many batches of text go with updates, and how many with steps on text alone."""
+        """Returns how many batches of text the updates take, and how many the separate steps."""
         if self.texts is None:
             return 0, 0
         with_updates = self._updates_of(iteration) if self.texts.coef > 0 else 0
@@ -608,21 +629,21 @@ class OnPolicyTrainer(IterativeModel):
         return (1 + reused) * self.update_epochs * self.num_minibatches
 
     def pass_over(self, iteration: int) -> None:
-        """Skips the texts of an iteration that was done before a resume."""
+        """Skips the texts of an iteration that was completed before a resume."""
         if self._text_batches is not None:
             self._text_batches.skip(sum(self._texts_of(iteration)))
 
     @property
     def updates_per_iteration(self) -> int:
-        """Optimizer steps of an iteration at most (M2)."""
+        """The largest number of optimizer steps in an iteration (M2)."""
         reused = self.memory.reuse if self.memory is not None else 0
         alone = self.texts.steps if self.texts is not None and self.texts.every else 0
         return (1 + reused) * self.update_epochs * self.num_minibatches + alone
 
     def updates_in(self, iterations: int) -> int:
-        """Returns the optimizer steps of the first iterations; rates that fall to 0 count them.
+        """Returns the optimizer steps of the first iterations, for learning-rate decay (N5).
 
-        `target_kl` may end some of them early (N5).
+        `target_kl` may end some iterations early.
         """
         alone = (
             self.texts.steps_after(i) if self.texts is not None else 0 for i in range(iterations)
@@ -630,11 +651,11 @@ class OnPolicyTrainer(IterativeModel):
         return sum(self._updates_of(i) for i in range(iterations)) + sum(alone)
 
     def limits(self) -> Limits:
-        """Returns which prompts the actor can take and answer."""
+        """Returns the limits on prompts that the actor can process and answer."""
         return self.actor.limits(self.sampler)
 
     def reset(self, seed: int = 0) -> None:
-        """Starts a run of another seed: iteration 0, no running moments, an empty memory.
+        """Starts a run with another seed: iteration 0, no running moments, an empty memory.
 
         Weights, the optimizer and the KL coefficient stay as they are.
         """
@@ -651,7 +672,7 @@ class OnPolicyTrainer(IterativeModel):
         return [network for network in networks if network is not None]
 
     def _check_networks(self) -> None:
-        """Raises a `ValueError` for networks of another strategy, or adapters without effect."""
+        """Raises a `ValueError` for networks of another strategy or adapters without effect."""
         strategy = self.distribute_strategy
         for network in self._trained_networks():
             lm_adapter.check_adapters(network)

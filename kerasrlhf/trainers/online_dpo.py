@@ -19,21 +19,21 @@ from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, re
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class OnlineDPO(OnPolicyTrainer):
-    """Iterated DPO: sample, let the reward say which response is better, learn from the pair.
+    """Iterated DPO: samples responses, ranks them by the reward, and trains on the pair.
 
-    Of the responses to a prompt the one with the highest and the one with the lowest score make a
-    pair with logits `h = beta * (d[best] - d[worst])`, `d` the log ratio of policy and reference
-    summed over a response. With `labels="soft"` the reward prefers the better one with probability
-    `q = sigmoid(score difference)`, and the loss `-q log sigmoid(h) - (1 - q) log sigmoid(-h)` is
-    smallest at the policy that is best for score less `beta` KL; responses that are equally good
-    say, with `q = 1/2`, that they deserve the same log ratio. `labels="hard"` takes `q = 1`, and
-    equally good responses make no pair. The coefficient of `kl` is `beta`.
+    The responses to a prompt with the highest and the lowest score form a pair with logits
+    `h = beta * (d[best] - d[worst])`, where `d` is the log ratio of policy and reference, summed
+    over a response. With `labels="soft"` the reward prefers the better one with probability
+    `q = sigmoid(score difference)`, and the loss `-q log sigmoid(h) - (1 - q) log sigmoid(-h)` has
+    its minimum at the policy that maximizes score minus `beta` KL. Responses with equal scores have
+    `q = 1/2`, so they are trained toward the same log ratio. With `labels="hard"`, `q = 1`, and
+    equal scores form no pair. The coefficient of `kl` is `beta`.
 
     Args:
-        actor: `ActorCritic` without a critic of its own.
+        actor: `ActorCritic` without a separate critic.
         reward, reference, sampler: as in `OnPolicyTrainer`.
         kl: `FixedKL` or `AdaptiveKL` with a coefficient above 0, and without place and estimator:
-            the loss has the KL in it.
+            the loss already contains the KL term.
         group_size: int, at least 2. Responses to every prompt. Defaults to 2.
         update_epochs: int, at least 1. Defaults to 1.
         labels: `"soft"` or `"hard"`. Defaults to `"soft"`.
@@ -74,7 +74,7 @@ class OnlineDPO(OnPolicyTrainer):
         self.labels = require_choice("labels", labels, ("soft", "hard"))
         if isinstance(kl, KLController):
             _check_controller(kl)
-        # A response counts once, however long it is: its loss is on each of its tokens.
+        # Each token carries its response's loss: a mean over tokens counts a response once.
         super().__init__(
             actor,
             reward,
@@ -91,14 +91,17 @@ class OnlineDPO(OnPolicyTrainer):
         """Pairs the best and the worst response to each prompt."""
         size = self.group_size
         scores = ops.reshape(rollout.total_scores, (-1, size))
+        # Index of the best and the worst response in each group, `(prompts,)`.
         best, worst = ops.argmax(scores, axis=1), ops.argmin(scores, axis=1)
         difference = ops.max(scores, axis=1) - ops.min(scores, axis=1)
         if self.labels == "soft":
             preferred = ops.sigmoid(difference)
-            worst = ops.where(difference == 0, 1, worst)  # and the best is the first
+            # All scores equal: `argmax` and `argmin` are both 0, pair 0 with 1.
+            worst = ops.where(difference == 0, 1, worst)
         else:
-            # All responses equally good: both marks fall on one, and there is no pair.
+            # All scores equal: best and worst are the same response, its side is 0, no pair.
             preferred = ops.ones_like(difference)
+        # +1 for the best, -1 for the worst, else 0, `(batch,)`.
         sides = ops.reshape(ops.one_hot(best, size) - ops.one_hot(worst, size), (-1,))
         return self.experience(
             rollout,
@@ -113,25 +116,29 @@ class OnlineDPO(OnPolicyTrainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of each pair, on the tokens of both responses."""
         extras, mask = minibatch.extras, minibatch.response_mask
+        # Log ratio of each response, `(batch,)`.
         ratios = masking.masked_sum(stats.logprobs - minibatch.ref_logprobs, mask, axis=-1)
+        # Logits of each pair, copied to all rows of its group.
         signed = ops.reshape(extras["side"] * ratios, (-1, self.group_size))
         logits = extras["beta"] * ops.repeat(ops.sum(signed, axis=1), self.group_size)
+        # Cross-entropy with label `q`; `softplus(-h)` is `-log sigmoid(h)`.
         q = extras["preferred"]
         losses = q * ops.softplus(-logits) + (1.0 - q) * ops.softplus(logits)
-        # Two of a group are in the loss: their mean, and not that over the group, is a prompt's.
+        # Two rows of a group are in the loss: scale the mean over the group to one over the pair.
         losses = 0.5 * self.group_size * self._paired(minibatch) * losses
         loss = ops.broadcast_to(losses[:, None], mask.shape)
-        # Half, where there is no better one or the policy prefers neither.
+        # 0.5 where the scores are equal or the policy prefers neither.
         right = 0.5 + 0.5 * ops.sign(logits) * ops.sign(q - 0.5)
         agrees = ops.broadcast_to(right[:, None], mask.shape)
         return loss, {"loss/policy": loss, "policy/accuracy": agrees}
 
     def _paired(self, minibatch: Experience) -> Tensor:
-        """1 for responses in a pair; one that `mask_overlong` leaves out takes both with it."""
+        """Returns 1 for responses in a pair, 0 for both if `mask_overlong` leaves out one."""
         marked = minibatch.extras["side"] != 0
         missing = ops.logical_and(
             marked, ops.logical_not(ops.any(minibatch.response_mask, axis=-1))
         )
+        # A pair needs both responses, `(prompts,)`.
         broken = ops.any(ops.reshape(missing, (-1, self.group_size)), axis=1)
         whole = ops.logical_not(ops.repeat(broken, self.group_size))
         return ops.cast(ops.logical_and(marked, whole), "float32")
@@ -140,11 +147,11 @@ class OnlineDPO(OnPolicyTrainer):
 def _check_controller(kl: KLController) -> None:
     if kl.place is not None or kl.estimator is not None:
         raise ValueError(
-            "The loss of OnlineDPO has the KL in it. Leave out `place` and `estimator`. Received: "
+            "The loss of OnlineDPO contains the KL. Leave out `place` and `estimator`. Received: "
             f"{kl!r}."
         )
     if float(kl.coef.numpy()) == 0:
         raise ValueError(
-            "The coefficient of `kl` is the loss's beta, and with 0 nothing is learned. Use one "
-            "above 0, such as `FixedKL(0.1)`."
+            "The coefficient of `kl` is the loss's beta, and with 0 nothing is learned. Use a "
+            "coefficient above 0, such as `FixedKL(0.1)`."
         )

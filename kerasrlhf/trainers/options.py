@@ -1,4 +1,4 @@
-"""Options of on-policy trainers that belong together, as objects that check themselves."""
+"""Groups of options of on-policy trainers, as objects that check their values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kerasrlhf.types import require_int, require_number, serializable
 @serializable
 @dataclasses.dataclass(frozen=True)
 class CriticWarmup:
-    """Iterations at the start of `PPO` that fit the critic and keep the policy in place.
+    """Iterations at the start of `PPO` that fit the critic and keep the policy at the reference.
 
     Their loss is `(return - value)^2 + kl_coef * D(policy, reference)`, plus what `entropy_coef`,
     a KL in the loss, `texts` and `prompt_prediction` add.
@@ -45,8 +45,8 @@ class PromptPrediction:
         coef: float, at least 0. Weight of the loss of predicting the prompt from the response.
             Defaults to 0.
         reward: float, at least 0. Weight in the score of the mean log-probability that the
-            reference assigns to the prompt's tokens after the response: it favors responses that
-            their prompt can be recognized from. Defaults to 0.
+            reference assigns to the prompt's tokens after the response. It favors responses from
+            which the prompt can be recognized. Defaults to 0.
 
     Raises:
         ValueError: If a weight is below 0, or both are 0.

@@ -17,7 +17,7 @@ class ORPO(DirectTrainer):
     This is odds ratio preference optimization. The score of a response is the mean log-probability
     of its tokens, `m`. The loss is `-m[0]`, as in supervised fine-tuning, and `coef` times `-log
     sigmoid` of the log odds ratio `log(p[0] / (1 - p[0])) - log(p[1] / (1 - p[1]))` with `p =
-    exp(m)`. There is no reference and no KL: start from a pretrained model, not from a fine-tuned
+    exp(m)`. There is no reference and no KL: start from a pretrained model instead of a fine-tuned
     one.
 
     Args:

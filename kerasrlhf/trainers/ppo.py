@@ -38,20 +38,20 @@ class PPO(OnPolicyTrainer):
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
             weights (`OnPolicyTrainer`).
-        reference: CausalLM of the same vocabulary. Defaults to None: the actor as it is at
+        reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler`. Its temperature divides the logits everywhere (N10).
         kl: `FixedKL` or `AdaptiveKL` (N21). By default in the reward, by k1.
         gamma: float in [0, 1]. Discount; 1 in the original (N16). Defaults to 1.
         lam: float in [0, 1]. Decay of the advantage estimator (N16). Defaults to 0.95.
-        cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange (N20).
+        cliprange: float, above 0. The ratio is clipped to 1 - cliprange and 1 + cliprange (N20).
             Defaults to 0.2.
-        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs
-            from `cliprange` (clip-higher). Defaults to None.
+        cliprange_high: float, above 0, or None. Clips the ratio at 1 + cliprange_high instead
+            (clip-higher). Defaults to None: `cliprange`.
         dual_clip: float, above 1, or None. Bounds the loss of tokens with negative advantages.
             Defaults to None.
-        cliprange_value: float, above 0. Values count within this of the old ones (N20). Defaults
-            to 0.2.
+        cliprange_value: float, above 0. New values are clipped to the old ones plus or minus this
+            (N20). Defaults to 0.2.
         vf_coef: float, at least 0. Weight of the value loss (N20). Defaults to 0.1.
         whiten_rewards: bool. Whether rewards get variance 1 and keep their mean (N19, P24).
             Defaults to False.
@@ -64,7 +64,7 @@ class PPO(OnPolicyTrainer):
         importance_cap: float, above 0, or None. Truncated importance sampling. Defaults to None.
         **options: `num_minibatches`, `micro_batches`, `entropy_coef`, `target_kl`,
             `mask_overlong`, `shaping`, `texts`, `prompt_prediction`, `memory`, `reward_timeout`
-            and `seed`, as `OnPolicyTrainer` describes them. None is without effect (M13).
+            and `seed`, as `OnPolicyTrainer` describes them. Every one has an effect (M13).
 
     Raises:
         ValueError: If an argument is outside its range, or parts do not fit together.
@@ -147,6 +147,7 @@ class PPO(OnPolicyTrainer):
         )  # N16
         if self.whiten_advantages:
             advantages = masking.whiten(advantages, mask)  # N19, P25
+        # A tensor, not a Python bool: one compiled program serves warmup and training.
         if self.warmup is None:
             return self.experience(rollout, advantages, targets)
         warm = ops.full((mask.shape[0],), rollout.iteration < self.warmup.iterations)
@@ -155,7 +156,7 @@ class PPO(OnPolicyTrainer):
     def objective(
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes clipped policy and value losses; during the warmup, that of the critic."""
+        """Computes clipped policy and value losses; during the warmup, the loss of the critic."""
         policy_loss, policy_clipped = policy_losses.clipped_policy_loss(  # N20
             stats.logprobs,
             minibatch.logprobs,
@@ -168,6 +169,7 @@ class PPO(OnPolicyTrainer):
             stats.values, minibatch.values, minibatch.returns, self.cliprange_value
         )
         loss = policy_loss + self.vf_coef * value_loss
+        # The flag is `(batch,)`, the losses are `(batch, length)`.
         if self.warmup is not None:
             warmup_loss = value_losses.critic_warmup_loss(
                 stats.values,

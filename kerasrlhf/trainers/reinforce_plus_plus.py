@@ -1,4 +1,4 @@
-"""REINFORCE with what PPO adds to it, and no critic."""
+"""REINFORCE with the clipping and KL penalty of PPO, without a critic."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from kerasrlhf.types import (
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class REINFORCEPlusPlus(OnPolicyTrainer):
-    """REINFORCE++: returns to come, whitened over the whole batch, and PPO's clipping.
+    """REINFORCE++: rewards to go, whitened over the whole batch, and PPO's clipping.
 
-    The reward of a token is the KL penalty, and the score at the end, as in PPO. The advantage of
-    a token is the sum of the rewards from it on, whitened over all tokens of the batch instead of
-    compared with a critic or a group.
+    The reward of a token is the KL penalty, plus the score at the last token, as in PPO. The
+    advantage of a token is the sum of the rewards from that token on, whitened over all tokens of
+    the batch instead of compared with a critic or a group.
 
     Args:
-        actor: `ActorCritic` without a critic of its own.
+        actor: `ActorCritic` without a separate critic.
         reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
             the reward, by k1; with `group_baseline` in the loss, by k2, as in the paper.
         gamma: float in [0, 1]. Discount per token. Defaults to 1.
-        cliprange: float, above 0. The ratio counts between 1 - cliprange and 1 + cliprange.
+        cliprange: float, above 0. The ratio is clipped to 1 - cliprange and 1 + cliprange.
             Defaults to 0.2.
-        cliprange_high: float, above 0, or None. How far the ratio counts upward, if that differs.
-            Defaults to None.
-        group_baseline: bool. Whether scores are first reduced by the mean of their group, which
-            takes a `group_size` of at least 2 (the paper's form for several responses to a
+        cliprange_high: float, above 0, or None. Clips the ratio at 1 + cliprange_high instead.
+            Defaults to None: `cliprange`.
+        group_baseline: bool. Whether to first subtract the mean of the group from the scores, which
+            needs a `group_size` of at least 2 (the paper's form for several responses to a
             prompt). Defaults to False.
         group_size: int, at least 1. Responses to every prompt. Defaults to 1.
         update_epochs: int, at least 1. Defaults to 4.
@@ -109,12 +109,15 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         )
 
     def estimate(self, rollout: Rollout) -> Experience:
-        """Computes whitened sums of the rewards from each token on."""
+        """Computes whitened rewards to go."""
         mask = rollout.response_mask
         if self.group_baseline:
+            # Scores without the KL: here the KL is in the loss by default.
             scores = baselines.group_mean(rollout.total_scores, self.group_size)
             rollout = rollout._replace(scores=scores)
+        # `(batch, length)`: sum of the rewards from each token on.
         to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
+        # Whiten over all tokens of the batch: the only baseline without groups.
         return self.experience(rollout, masking.whiten(to_come, mask))
 
     def objective(

@@ -19,14 +19,14 @@ from kerasrlhf.types import Experience, Rollout, Sampler, Tensor, TokenStats, re
 
 @keras.saving.register_keras_serializable("kerasrlhf")
 class RLOO(OnPolicyTrainer):
-    """REINFORCE leave-one-out: a response is as good as it beats the others to its prompt.
+    """REINFORCE leave-one-out: compares a response with the others to the same prompt.
 
-    The whole response is one action. Its return, score and KL penalty together, less the mean
-    return of the other responses to the prompt, is the advantage of each of its tokens. There is
-    no critic, and the gradient is unbiased.
+    The whole response is one action, whose return is its score with the KL penalty. The advantage
+    of each token is this return minus the mean return of the other responses to the prompt. There
+    is no critic, and the gradient is unbiased.
 
     Args:
-        actor: `ActorCritic` without a critic of its own.
+        actor: `ActorCritic` without a separate critic.
         reward, reference, sampler, kl: as in `OnPolicyTrainer`. By default the KL is in
             the reward, by k1.
         group_size: int, at least 2. Responses to every prompt. Defaults to 4.
@@ -73,6 +73,7 @@ class RLOO(OnPolicyTrainer):
         importance_cap: float | None = None,
         **options: Unpack[OnPolicyOptions],
     ) -> None:
+        # All checks come before the base class copies the reference.
         self.cliprange = require_optional("cliprange", cliprange)
         super().__init__(
             actor,
@@ -89,6 +90,7 @@ class RLOO(OnPolicyTrainer):
 
     def estimate(self, rollout: Rollout) -> Experience:
         """Computes each return minus the mean return of the other responses."""
+        # Return of the whole response, KL included, `(batch,)`.
         worth = ops.sum(self.rewards(rollout), axis=-1)
         return self.experience(rollout, baselines.leave_one_out(worth, self.group_size))
 
@@ -97,6 +99,7 @@ class RLOO(OnPolicyTrainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the policy gradient loss, clipped if `cliprange` is set."""
         given = stats.logprobs, minibatch.logprobs, minibatch.advantages
+        # With one update per rollout the ratio is 1, and clipping has no effect.
         if self.cliprange is None:
             loss = policy_losses.policy_gradient_loss(*given)
             return loss, {"loss/policy": loss}

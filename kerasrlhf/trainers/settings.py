@@ -1,4 +1,4 @@
-"""What a run was set to, as plain values: to compare a run that goes on with the one before."""
+"""Settings of a run as plain values, to compare a resumed run with the one before."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import numpy as np
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts import weighted
 
-# Networks and data have fingerprints of their own; the others do not change what is computed.
+# Networks and data have separate fingerprints; the others do not change the results.
 _LEFT_OUT = {"actor", "reward", "reference", "memory", "reward_timeout"}
 _PLAIN = (type(None), bool, int, float, str)
-# Of a Keras config. Names hold counters of the process.
+# Entries of a Keras config that do not count. Names contain counters of the process.
 _OF_KERAS = {"name", "trainable", "dtype", "module", "registered_name"}
 
 
 def arguments_of(instance: Any) -> dict[str, Any]:
-    """Returns the arguments of an object's class, as far as it keeps them, as plain values.
+    """Returns the constructor arguments that an object keeps as attributes, as plain values.
 
     Example:
         >>> import kerasrlhf as rlhf
@@ -42,7 +42,7 @@ def arguments_of(instance: Any) -> dict[str, Any]:
 
 def describe_rewards(reward: Any) -> dict[str, Any]:
     """Returns name, weight and fingerprint of each part of a trainer's `reward`."""
-    # Names of models hold counters of the process, those of a dict are the user's.
+    # Names of models contain counters of the process; names in a dict are the user's.
     is_named = isinstance(reward, dict)
     return {
         part.name if is_named else str(index): {
@@ -54,15 +54,16 @@ def describe_rewards(reward: Any) -> dict[str, Any]:
 
 
 def describe(value: Any) -> Any:
-    """Returns a plain value that differs where two settings do; nested in dicts and lists.
+    """Returns a plain, possibly nested value that differs if two settings differ.
 
-    Functions are told apart by their names and their code, line numbers and comments left out,
-    by default arguments and by plain values that they enclose.
+    Functions differ by their names, by their code without line numbers and comments, by default
+    arguments, and by the plain values in their closures.
 
     Example:
         >>> describe(functools.partial(round, ndigits=1))
         {'class': 'partial', 'of': 'round', 'args': [], 'keywords': {'ndigits': 1}}
     """
+    # Plain values and containers; NumPy scalars become Python numbers.
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
@@ -73,8 +74,10 @@ def describe(value: Any) -> Any:
         return {"class": type(value).__name__, **describe(value._asdict())}
     if isinstance(value, (list, tuple)):
         return [describe(entry) for entry in value]
+    # Sets have no order: sort the descriptions.
     if isinstance(value, (set, frozenset)):
         return sorted(repr(describe(entry)) for entry in value)
+    # Objects, by their class and their fields, arguments or configuration.
     name = type(value).__name__
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -97,13 +100,15 @@ def fingerprint(values: Iterable[Any]) -> str:
     checksum = hashlib.sha256()
     for value in values:
         array = np.asarray(keras.ops.convert_to_numpy(value))
+        # Shape and dtype too: equal bytes may be other tensors.
         checksum.update(f"{array.dtype} {array.shape};".encode())
+        # As bytes: `hashlib` cannot hash bfloat16 arrays.
         checksum.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()[:16]
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that differ, each as it was and as it is; None where there is none.
+    """Returns the settings that differ, each as `(before, after)`; None for a missing one.
 
     Example:
         >>> changes({"cliprange": 0.2, "seed": 0}, {"cliprange": 0.3, "seed": 0})
@@ -115,7 +120,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[An
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns nested settings under dotted names, as they are read back from a JSON file.
+    """Returns nested settings with dotted names, as read back from a JSON file.
 
     Example:
         >>> flat({"sampler": {"length": 4}, "seed": 0})
@@ -133,7 +138,7 @@ def _flat(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _config(value: Any) -> Any:
-    """The config of a Keras object without names; empty where it has none."""
+    """Returns the config of a Keras object without names, or an empty one."""
 
     def without_names(config: Any) -> Any:
         if not isinstance(config, dict):
@@ -142,7 +147,7 @@ def _config(value: Any) -> Any:
 
     try:
         return without_names(value.get_config())
-    except NotImplementedError:  # Keras cannot tell the arguments of a class without the method.
+    except NotImplementedError:  # A class with arguments must define `get_config`.
         return {}
 
 
@@ -153,13 +158,15 @@ def _describe_reward(reward: Scorer | Callable) -> Any:
 
 
 def _describe_function(function: Callable) -> str:
-    """Its name, and a checksum of its code where it has one."""
+    """Returns the name of a function, and a checksum of its code if there is one."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
+    # Find Python code: of a function, a method, or an object with `__call__`.
     inner = getattr(function, "__func__", function)
     if not isinstance(inner, types.FunctionType):
         inner = inspect.getattr_static(type(function), "__call__", None)
     if not isinstance(inner, types.FunctionType):
         return name
+    # Default arguments and closures change the result too.
     cells = [cell.cell_contents for cell in inner.__closure__ or () if _is_filled(cell)]
     around = [_enclosed(x) for x in (inner.__defaults__, inner.__kwdefaults__, *cells)]
     text = repr((_code(inner.__code__), around))
@@ -167,6 +174,7 @@ def _describe_function(function: Callable) -> str:
 
 
 def _code(code: types.CodeType) -> list[Any]:
+    # Nested functions and lambdas are constants of the code around them.
     constants = [
         _code(x) if isinstance(x, types.CodeType) else describe(x)
         for x in code.co_consts
@@ -176,7 +184,10 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _enclosed(value: Any) -> Any:
-    """Plain values as they are, functions by name, of all else the class: it may refer to us."""
+    """Returns plain values as they are, functions by name, and anything else by its class.
+
+    A full description could refer back to the function and never end.
+    """
     if isinstance(value, (dict, list, tuple)):
         entries = value.items() if isinstance(value, dict) else value
         return [_enclosed(entry) for entry in entries]
@@ -187,6 +198,7 @@ def _enclosed(value: Any) -> Any:
 
 def _is_filled(cell: types.CellType) -> bool:
     try:
+        # An empty cell raises a `ValueError`.
         return cell.cell_contents is not cell
     except ValueError:
         return False

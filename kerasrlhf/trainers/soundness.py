@@ -1,4 +1,4 @@
-"""Errors and warnings about a run whose numbers are wrong."""
+"""Errors and warnings for runs with wrong or infinite numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _REMEDIES = (
     "Lower the learning rate or `update_epochs`, or set `global_clipnorm` of the optimizer. "
     "`callbacks.Resume` and checkpoints have the states before."
 )
-# Mean |ratio - 1| of a first update that is arithmetic and not a mistake.
+# Mean |ratio - 1| that rounding alone may cause in a first update.
 _RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -18,7 +18,7 @@ class SkippedUpdates:
     """Counts updates in a row that were skipped because a gradient or a loss was not finite.
 
     Args:
-        limit: int. So many in a row end the run.
+        limit: int. This many in a row end the run.
 
     Example:
         >>> skipped = SkippedUpdates(limit=2)
@@ -39,10 +39,11 @@ class SkippedUpdates:
             iteration: int, for the message.
 
         Raises:
-            FloatingPointError: If it is the last one of `limit` in a row.
+            FloatingPointError: If it is the `limit`-th skipped update in a row.
         """
         self.in_a_row = self.in_a_row + 1 if logs["policy/skipped"] else 0
         if self.in_a_row >= self.limit:
+            # Start from 0 if the user continues after the error.
             self.in_a_row = 0
             name = first_not_finite(logs)
             what = f"`{name}` is {logs[name]}" if name else "the gradient is not finite"
@@ -63,13 +64,13 @@ def first_not_finite(statistics: dict[str, float]) -> str | None:
 
 
 def check_rollout(statistics: dict[str, float], iteration: int) -> None:
-    """Raises a `FloatingPointError` for a rollout that says that the policy is broken.
+    """Raises a `FloatingPointError` for a rollout with statistics that are not finite.
 
     Args:
         statistics: dict from `rollout_statistics`.
         iteration: int, for the message.
     """
-    # What reward functions log is theirs.
+    # Not what reward functions log: they may log any number.
     own = {name: x for name, x in statistics.items() if name.startswith("objective/")}
     name = first_not_finite(own)
     if name is not None:
@@ -88,21 +89,22 @@ def check_weights(are_finite: bool, iteration: int) -> None:
 
 
 def check_first_ratio(logs: dict[str, Any], dtype: str, iteration: int) -> None:
-    """Warns if the first update of a rollout does not see the policy that sampled (S5).
+    """Warns if the ratio of the first update of a rollout is not 1 (S5).
 
     Args:
         logs: dict of the statistics of that update; `policy/ratio_error` is its mean |ratio - 1|.
-        dtype: str, what the actor computes in.
+        dtype: str, the compute dtype of the actor.
         iteration: int, for the message.
     """
     if logs["policy/skipped"]:
         return
     error = float(logs["policy/ratio_error"])
+    # `not <=` instead of `>`, to catch NaN too.
     if not error <= _RATIO_TOLERANCE.get(dtype, 0.1):
         warnings.warn(
             "The first update of an iteration must see the policy that sampled: ratio 1. Its mean "
             f"|ratio - 1| is {error:.3g} in iteration {iteration}. Sampling and training disagree "
-            "on log-probabilities; what is learned now is not the gradient of the objective.",
+            "on log-probabilities; the updates do not follow the gradient of the objective.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The numbers of an iteration that people read."""
+"""Statistics of an iteration, for logs, history and progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = {
     "clipfrac": "policy/clipfrac",
     "loss": "loss/total",
 }
-"""Statistics of the progress bar and the history, in this order, as far as they are measured."""
+"""Statistics of the progress bar and the history, in this order, if they are measured."""
 VALIDATED = ("score", "kl", "length")
 MODES = {"score": "max"}
 
@@ -29,7 +29,7 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     """Returns statistics of the sampled responses, means over the whole batch of all replicas.
 
     KL and entropy are sums over a response's tokens, in nats (details N21, S2); `objective/score`
-    is the score after `RewardShaping`, `objective/raw_score` before. Padding counts in none (S4,
+    is the score after `RewardShaping`, `objective/raw_score` before. Padding never counts (S4,
     M9). With `Sampler(epsilon=...)` all are means over samples from the mixture; KL and entropy are
     importance-weighted per token, so that they describe the policy after each sampled prefix
     (M7). With `importance_cap` they are weighted by the ratio of training to sampling
@@ -39,7 +39,9 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     mask = rollout.response_mask
     weights = 1.0
     if rollout.behavior_logprobs is not None:
+        # Correct for exploration or another forward pass: 1 where both agree (M7).
         weights = policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
+    # Sum over the tokens of each response, `(batch,)` (N21, S2).
     kl = kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs)
     kl = masking.masked_sum(weights * kl, mask, axis=-1)
     entropy = masking.masked_sum(-weights * rollout.logprobs, mask, axis=-1)
@@ -75,6 +77,7 @@ def reward_statistics(collected: Collected) -> dict[str, float]:
     """
     means = dict(collected.metrics or {})
     for name, scores in (collected.part_scores or {}).items():
+        # NaN marks responses that this reward does not apply to.
         applicable = scores[~np.isnan(scores)]
         if applicable.size:
             means[name] = float(applicable.mean())
@@ -93,14 +96,15 @@ def update_statistics(updates: list[dict[str, Any]]) -> dict[str, float]:
     """Returns means over the updates on a rollout, and how many were made and skipped.
 
     Args:
-        updates: list of what each update logged; `policy/skipped` is 1 where it was skipped.
+        updates: list with the logs of each update; `policy/skipped` is 1 where it was skipped.
     """
     logs = [{name: float(value) for name, value in log.items()} for log in updates]
+    # Average over updates that were made; their statistics are finite.
     done = [log for log in logs if not log["policy/skipped"]]
     means = {name: float(np.mean([log[name] for log in done or logs])) for name in logs[0]}
-    # With the skipped ones, so that `TerminateOnNaN` and people see them.
+    # Include skipped updates, so that `TerminateOnNaN` and people see their losses.
     means["loss/total"] = float(np.mean([log["loss/total"] for log in logs]))
-    # Of the first update only: afterward the policy has moved and the error means nothing.
+    # From the first update only: after it, the policy has moved and the error says nothing.
     means["policy/ratio_error"] = logs[0]["policy/ratio_error"]
     del means["policy/skipped"]
     counts = {"policy/updates": len(done), "policy/skipped_updates": len(logs) - len(done)}
@@ -114,7 +118,7 @@ def added_counts(statistics: dict[str, float], more: dict[str, float]) -> dict[s
 
 
 def value_statistics(experience: Experience) -> dict[str, float]:
-    """Returns how much of the variance of returns the values before the updates explain."""
+    """Returns the fraction of the variance of returns that values before the updates explain."""
     explained = value_losses.explained_variance(
         experience.values, experience.returns, experience.response_mask
     )
@@ -125,8 +129,8 @@ def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float
     """Returns where an iteration's time went, and the sampled tokens per second.
 
     Args:
-        seconds: of `rollout`, `score` and the whole `iteration`; what remains is the `update`.
-        tokens: of all responses.
+        seconds: of `rollout`, `score` and the whole `iteration`; the rest is the `update`.
+        tokens: float, of all responses.
 
     Example:
         >>> times = time_statistics({"rollout": 2.0, "score": 1.0, "iteration": 7.0}, tokens=64)
@@ -139,15 +143,15 @@ def time_statistics(seconds: dict[str, float], tokens: float) -> dict[str, float
 
 
 def seen_statistics(iterations: int, episodes: int, lengths: list[float]) -> dict[str, float]:
-    """Returns the episodes and the tokens that were sampled since the run began.
+    """Returns the numbers of episodes and tokens that were sampled since the run began.
 
-    They follow from what every state of a run has, so that they go on after a resume. An iteration
-    whose mean length is not known, one before a checkpoint of weights, counts with the mean of the
+    Both are computed from the saved state, so that they continue after a resume. An iteration with
+    an unknown mean length, such as one before a checkpoint of weights, counts with the mean of the
     others.
 
     Args:
-        iterations: int, at least 1. Done, this one included.
-        episodes: int. Responses of each iteration.
+        iterations: int, at least 1. Completed iterations, this one included.
+        episodes: int. Responses per iteration.
         lengths: list of float. Mean lengths of responses of the last iterations, this one last.
 
     Example:

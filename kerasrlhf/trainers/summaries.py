@@ -1,4 +1,4 @@
-"""What people see of a trainer: its networks in a table, and its settings in one line."""
+"""Text about a trainer: a table of its networks, and its settings in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(networks: dict[str, list[keras.Variable]]) -> str:
             trained = size if getattr(variable, "trainable", False) else 0
             amount = np.array([trained, size - trained, size * _bytes(variable.dtype)])
             counts += amount
-            # A reference that is the actor without adapters needs no memory of its own.
+            # Count shared weights once: with adapters the reference is the actor's own weights.
             total += amount if id(variable) not in seen else 0
             seen.add(id(variable))
         rows.append(_row(name, counts))
@@ -47,6 +47,7 @@ def _row(name: str, counts: np.ndarray) -> str:
 
 def _bytes(dtype: Any) -> int:
     name = keras.backend.standardize_dtype(dtype)
+    # NumPy itself has no bfloat16.
     return 2 if name == "bfloat16" else np.dtype(name).itemsize
 
 
@@ -59,7 +60,7 @@ def _readable(size: float) -> str:
 
 
 def show(text: str, print_fn: Callable[[str], Any] | None = None) -> None:
-    """Prints a text, to standard output where no function is given."""
+    """Prints a text, to standard output if no function is passed."""
     if print_fn is None:
         sys.stdout.write(text + "\n")
     else:
@@ -71,11 +72,12 @@ def described(instance: Any, values: dict[str, Any]) -> str:
 
     Args:
         instance: object that keeps arguments of its class as attributes.
-        values: dict of arguments whose values are shown in another form.
+        values: dict of arguments to show with other values.
     """
     shown = []
     for name, parameter in inspect.signature(type(instance)).parameters.items():
         value = values.get(name, getattr(instance, name, parameter.default))
+        # Networks have no short form.
         if value is parameter.empty or isinstance(value, keras.Model):
             continue
         if parameter.default is parameter.empty or value != parameter.default:

@@ -1,4 +1,4 @@
-"""One update: which rows it takes, the loss of a minibatch, and its gradient."""
+"""One update: its rows, the loss of a minibatch, and the gradient."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kerasrlhf.types import Experience, Tensor, TokenStats
 
 
 class Counts(NamedTuple):
-    """What sums over rows are divided by: taken over the whole minibatch of all replicas.
+    """The denominators of sums over rows, over the whole minibatch of all replicas.
 
-    weights: float32 `(batch, length)`, of the tokens in the loss.
-    tokens: float32 scalar, response tokens.
-    prompt_tokens: float32 scalar, tokens of the prompts of responses that count.
+    weights: float32 `(batch, length)`, weights of the tokens in the loss.
+    tokens: float32 scalar, number of response tokens.
+    prompt_tokens: float32 scalar, number of prompt tokens, in rows whose response counts.
     """
 
     weights: Tensor
@@ -33,12 +33,12 @@ class Counts(NamedTuple):
 
 
 class UpdateBatch(NamedTuple):
-    """What one update is computed from.
+    """The inputs of one update.
 
     minibatch: `Experience` of its rows.
     counts: `Counts` of the whole minibatch.
     text: `TextBatch` of language modeling, or None.
-    temperature: float32 scalar, the sampler's in this iteration.
+    temperature: float32 scalar, of the sampler in this iteration.
     """
 
     minibatch: Experience
@@ -48,21 +48,21 @@ class UpdateBatch(NamedTuple):
 
 
 class UpdateStep:
-    """The loss of a minibatch and its gradient: an algorithm's objective and what is added to it.
+    """The loss of a minibatch and its gradient: an algorithm's objective and the added terms.
 
     The loss is the sum over tokens of `weight * (objective + KL term - entropy bonus)`, plus
     `text_coef` times the cross-entropy of a batch of text, plus `prompt_coef` times that of the
     prompts given their responses. Everything is divided by counts over the whole minibatch, so
-    that micro-batches, replicas and padding leave the gradient as it is (M3).
+    that micro-batches, replicas and padding do not change the gradient (M3).
 
     Args:
         actor: `ActorCritic`.
         objective: an algorithm's loss per token and logged tensors, from `TokenStats` and
             `Experience`.
-        variables: list of Keras variables that are trained.
+        variables: list of Keras variables to train.
         length: int. Maximum number of tokens of a response.
-        micro_batches: int. Parts that a minibatch is computed in, one after the other.
-        loss_reduction: str, as `functional.masking.loss_weights` takes it.
+        micro_batches: int. Parts of a minibatch, computed one after the other.
+        loss_reduction: str, as in `functional.masking.loss_weights`.
         kl_estimator: str, of the KL term of the loss.
         entropy_coef: float.
         text_coef: float.
@@ -92,12 +92,14 @@ class UpdateStep:
         self, experience: Experience, rows: Tensor, text: TextBatch | None, temperature: Tensor
     ) -> UpdateBatch:
         """Returns the given rows of an experience as an `UpdateBatch`."""
+        # Count before rows are divided into micro-batches and replicas (M3).
         minibatch = take(experience, rows)
         return UpdateBatch(minibatch, self.counts(minibatch), text, temperature)
 
     def counts(self, minibatch: Experience) -> Counts:
         """Returns the counts of a whole minibatch."""
         mask = minibatch.response_mask
+        # Rows that `mask_overlong` emptied have no prompt in the loss either.
         counted = ops.where(ops.any(mask, axis=-1), minibatch.prompt_lengths, 0)
         return Counts(
             weights=masking.loss_weights(mask, self.loss_reduction, self.length),
@@ -115,25 +117,28 @@ class UpdateStep:
             index: int32 scalar, which micro-batch. Defaults to None: all, one after the other.
         """
         if index is None and self.micro_batches > 1:
+            # Denominators are those of the whole minibatch: gradients of parts add up.
             return replica.accumulated(lambda i: self.gradients(batch, i), self.micro_batches)
         part = batch if index is None else _part(batch, index, self.micro_batches)
         values = [v.value for v in self.variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
+            # Watch only the variables to train; frozen networks need no gradient.
             tape.watch(values)
             loss, sums = self.loss(part)
         gradients = replica.dense_gradients(tape, loss, values)
         if part.text is None:
             return gradients, sums
-        # With a tape of its own, so that the activations of both are never in memory together.
+        # Use a second tape, so that the activations of both are never in memory together.
         more, text_sums = self._text_part_gradients(part.text)
         total = sums["loss/total"] + self.text_coef * text_sums["loss/ptx"]
         gradients = [a + self.text_coef * b for a, b in zip(gradients, more, strict=True)]
         return gradients, {**sums, **text_sums, "loss/total": total}
 
     def loss(self, batch: UpdateBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss of a (micro-)batch but for its text, and the logged sums."""
+        """Returns the loss of a (micro-)batch without its text, and the logged sums."""
         minibatch, counts = batch.minibatch, batch.counts
         mask = minibatch.response_mask
+        # Evaluate the response tokens with current weights; each result is `(batch, length)`.
         stats = self.actor.token_stats(
             minibatch.token_ids,
             minibatch.padding_mask,
@@ -142,6 +147,7 @@ class UpdateStep:
             batch.temperature,
             entropy_gradient=self.entropy_coef > 0,
         )
+        # Add the terms per token: objective, KL, entropy bonus.
         loss, logs = self.objective(stats, minibatch)
         if minibatch.kl_weights is not None:
             logs = {**logs, "loss/kl": self._kl(stats, minibatch)}
@@ -149,6 +155,7 @@ class UpdateStep:
         if self.entropy_coef > 0:
             loss = loss - self.entropy_coef * stats.entropy
         logs = {**policy_logs(stats, minibatch), **logs}
+        # Reduce once, over response tokens (M3, M9).
         sums = {name: masking.masked_sum(x, mask) / counts.tokens for name, x in logs.items()}
         total = ops.sum(masking.zero_outside(loss, mask) * counts.weights)
         if self.prompt_coef > 0:
@@ -174,6 +181,7 @@ class UpdateStep:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             logits = self.actor(part.inputs)["logits"]
+            # `targets` are shifted by the data: `logits[:, t]` predict `targets[:, t]`.
             losses = ops.sparse_categorical_crossentropy(part.targets, logits, from_logits=True)
             loss = ops.sum(losses * ops.cast(part.weights, "float32")) / part.weight_sum
         return replica.dense_gradients(tape, loss, values), {"loss/ptx": loss}
@@ -181,7 +189,7 @@ class UpdateStep:
     def _kl(self, stats: TokenStats, minibatch: Experience) -> Tensor:
         """The KL term of the loss, float32 `(batch, length)`."""
         counts_here = ops.logical_and(minibatch.response_mask, minibatch.kl_weights != 0)
-        # Elsewhere k3 could overflow, and nothing times infinity is no number.
+        # Elsewhere k3 could overflow, and 0 times infinity is NaN.
         pair = (stats.logprobs, minibatch.ref_logprobs)
         estimate = kl_estimators.ESTIMATORS[self.kl_estimator]
         return minibatch.kl_weights * estimate(
@@ -197,12 +205,13 @@ class UpdateStep:
             minibatch.prompt_lengths,
             minibatch.token_ids.shape[1] - self.length,
         )
+        # `(batch, 1)`: false for rows without a response in the loss.
         counted = ops.any(minibatch.response_mask, axis=-1, keepdims=True)
         return -ops.sum(ops.where(counted, logprobs, 0.0)) / counts.prompt_tokens
 
 
 def policy_logs(stats: TokenStats, minibatch: Experience) -> dict[str, Tensor]:
-    """Returns how far the policy has moved since it sampled, float32 `(batch, length)` (S1)."""
+    """Returns how far the policy has moved since sampling, float32 `(batch, length)` (S1)."""
     ratio = ops.exp(stats.logprobs - minibatch.logprobs)
     return {
         "policy/entropy": stats.entropy,
@@ -232,11 +241,11 @@ def permutations(
         update_epochs: int. Passes over the rows.
         num_minibatches: int. Updates per pass.
         group_size: int. Consecutive rows that belong together. Defaults to 1.
-        reuse: int. Which of the iteration's rollouts; 0 is its own. Defaults to 0.
+        reuse: int. Index of the rollout in the iteration; 0 is the fresh one. Defaults to 0.
 
     Returns:
-        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, a function of the
-        arguments alone.
+        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, determined by the
+        arguments.
 
     Example:
         >>> order = permutations(0, 1, rows=6, update_epochs=2, num_minibatches=3)
@@ -244,6 +253,7 @@ def permutations(
         ((6, 2), [0, 1, 2, 3, 4, 5])
     """
     generator = np.random.default_rng((seed, iteration, reuse) if reuse else (seed, iteration))
+    # Permute groups, then list the rows of each: `(groups, group_size)` per epoch.
     groups = [generator.permutation(rows // group_size) for _ in range(update_epochs)]
     epochs = [order[:, None] * group_size + np.arange(group_size) for order in groups]
     return np.stack(epochs).reshape(update_epochs * num_minibatches, -1).astype("int32")
@@ -255,11 +265,12 @@ def take(experience: Experience, rows: Tensor) -> Experience:
 
 
 def _part(batch: Any, index: Tensor, parts: int) -> Any:
-    """The `index`-th of `parts` equal shares of all rows, in the same structure."""
+    """Returns the `index`-th of `parts` equal shares of all rows, in the same structure."""
     if parts == 1:
         return batch
 
     def share(x: Tensor) -> Tensor:
+        # Scalars are counts of the whole minibatch and remain.
         if x is None or len(x.shape) == 0:
             return x
         size = x.shape[0] // parts

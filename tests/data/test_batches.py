@@ -333,7 +333,7 @@ def test_candidates_end_each_for_itself(gpt2):
     """A list in the order of the candidates, one word for all of them, or nothing: all end."""
     pair = {"prompt": "a", "chosen": "bb", "rejected": "ccc"}
     cases = {(True, True): {}, (True, False): {"ended": [True, False]}}
-    cases |= {(False, False): {"ended": False}, (False, True): {"ended": [False, True]}}
+    cases |= {(False, False): {"ended": False}, (False, True): {"ended": np.array([False, True])}}
     records = [{**pair, **more} for more in cases.values()] + [{**pair, "ended": None}]
     x, _ = only(data.preferences(records, gpt2, len(records), shuffle=False))
     last = np.sum(x["padding_mask"], axis=-1, keepdims=True) - 1

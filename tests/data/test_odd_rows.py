@@ -70,7 +70,7 @@ def test_columns_go_with_their_rows(gpt2):
     ):
         found = data.preferences(rows, gpt2, 2, shuffle=False, on_error="skip", drop_longer_than=9)
     assert next(found.as_numpy_iterator())[1].tolist() == [1, 3]
-    assert (found.report.skipped, found.report.dropped) == ((1,), 1)
+    assert (found.report.skipped, found.report.dropped) == ((1,), (3,))
 
 
 def test_nothing_left_is_an_error(gpt2):
@@ -91,7 +91,7 @@ def test_a_long_row_does_not_make_every_batch_long(gpt2):
         found = data.prompts(rows, gpt2, 3, drop_longer_than=8, shuffle=False)
     batch = next(found.as_numpy_iterator())
     assert batch["token_ids"].shape == (3, 3)
-    assert found.report.dropped == 1
+    assert found.report.dropped == (3,)
 
 
 def test_identical_responses_are_counted_also_after_cutting(gpt2):

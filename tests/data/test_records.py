@@ -143,3 +143,26 @@ def test_load():
         ValueError, match="1 of 2 rows are neither dictionaries nor strings: rows 1 "
     ):
         records.load([OK, 3])
+
+
+HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}
+
+
+def test_conversations_of_sharegpt():
+    (row,) = records.load([{"conversations": [HUMAN, GPT], "id": 1}])
+    assert records.demonstration_texts([row]) == (["Human: Hi\n\nAssistant:"], [" Hello."])
+    assert row["id"] == 1
+    (row,) = records.load([{"system": "Be kind.", "conversations": [HUMAN, GPT]}])
+    assert row["messages"][0] == {"role": "system", "content": "Be kind."}
+    (row,) = records.load([{"conversations": [HUMAN]}], text_column="prompt")
+    assert records.prompt_texts([row]) == ["Human: Hi\n\nAssistant:"]
+    pair = {"conversations": [HUMAN], "chosen": GPT, "rejected": {**GPT, "value": "What?"}}
+    prompts, chosen, rejected = records.preference_texts(records.load([pair]))
+    assert (prompts, chosen, rejected) == (["Human: Hi\n\nAssistant:"], [" Hello."], [" What?"])
+
+
+def test_other_conversations_are_refused_with_what_is_wrong():
+    with pytest.raises(ValueError, match="Unknown role 'bing'"):
+        records.demonstration_texts(records.load([{"conversations": [{**GPT, "from": "bing"}]}]))
+    with pytest.raises(ValueError, match="must be a dictionary with the keys 'role' and 'content'"):
+        records.demonstration_texts(records.load([{"conversations": [{"from": "gpt"}]}]))

@@ -214,6 +214,9 @@ def test_perplexity_tells_that_it_did_not_read_the_whole_text():
     ):
         _, counts = rlhf.evaluation.negative_log_likelihood(lm, ["b" * 20, "bc"])
     assert counts.tolist() == [7, 2]
+    lm.preprocessor.add_start_token = False
+    with pytest.raises(ValueError, match="Each of the 2 texts is a single token"):
+        rlhf.evaluation.perplexity(lm, ["b", "c"])
 
 
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0], [1, 0, 0]])

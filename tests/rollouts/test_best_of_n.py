@@ -1,5 +1,6 @@
 """The best of several responses: which it is, what becomes of it, how far it is from a sample."""
 
+import dataclasses
 import itertools
 import math
 
@@ -219,3 +220,12 @@ def test_wrong_arguments_are_named(acting, case):
 def test_the_bound_of_no_response_is_refused():
     with pytest.raises(ValueError, match="`n`"):
         rlhf.best_of_n_kl(0)
+
+
+def test_responses_are_the_policys_even_where_training_explores(acting, drawn):
+    exploring = dataclasses.replace(SAMPLER, epsilon=0.9)
+    options = {"batch_size": 2, "seed": 4, "jit_compile": False}
+    found = rlhf.best_of_n(
+        acting, lambda responses: [0.0] * len(responses), PROMPTS[:2], N, exploring, **options
+    )
+    assert found.responses == drawn[0].responses[:2]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasrlhf as rlhf
 from kerasrlhf import replica, tokens
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
@@ -256,3 +257,14 @@ def test_rows_are_taken_from_every_tensor():
     first, second = update_step.take(experience, np.array([2, 0], "int32"))
     assert first.numpy().tolist() == [2, 0]
     assert second.numpy().tolist() == [[4, 5], [0, 1]]
+
+
+def test_a_part_that_is_only_logged_decides_nothing():
+    """A score per token with weight 0, next to a function that does not apply to all responses."""
+    steps = rlhf.ProcessRewardModel.from_causal_lm(helpers.lm(texts=True), separator="a")
+    parts = {"steps": (steps, 0.0), "style": lambda responses: [1.0, None, 3.0, None]}
+    ppo = helpers.ppo(helpers.actor(texts=True), parts)
+    ppo.compile(run_eagerly=True)
+    with pytest.warns(UserWarning, match="2 of 4 responses have no score: `lambda`"):
+        collected = ppo.collect(helpers.prompts([2, 3, 2, 3]))
+    np.testing.assert_allclose(collected.raw_scores, [1.0, 2.0, 3.0, 2.0])
