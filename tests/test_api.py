@@ -36,6 +36,7 @@ NAMES = {
     rlhf.data: """
         demonstrations preferences unpaired_preferences prompts stepwise
         read split mix records dialogue ChatTemplate tokenize detokenize TokenizedDataset Report
+        audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
     """,
     rlhf.evaluation: """
         optimum grpo_optimum

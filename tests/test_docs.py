@@ -208,7 +208,7 @@ def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
 def test_there_are_commands_for_every_recipe_and_benchmark():
     named = {words[0] for words in SCRIPTS.values()}
     recipes = ("quickstart", "sft", "reward_model", "ppo")
-    benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling")
+    benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks
     }

@@ -29,6 +29,7 @@ ALONE = {
     "checks",
     "cluster",
     "files",
+    "intervals",
     "presets",
     "signatures",
     "special_tokens",

@@ -1,6 +1,11 @@
 """Demonstrations, preferences and prompts as batched token ids."""
 
 from kerasrlhf.data import dialogue, records
+from kerasrlhf.data.auditing.checks import audit
+from kerasrlhf.data.auditing.cleaning import Cleaned, CleanReport, clean
+from kerasrlhf.data.auditing.findings import Finding
+from kerasrlhf.data.auditing.noise import LabelNoise, label_noise
+from kerasrlhf.data.auditing.report import AuditReport
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.sources import read
@@ -12,12 +17,20 @@ from kerasrlhf.data.unpaired import unpaired_preferences
 from kerasrlhf.tokens import detokenize, tokenize
 
 __all__ = [
+    "AuditReport",
     "ChatTemplate",
+    "CleanReport",
+    "Cleaned",
+    "Finding",
+    "LabelNoise",
     "Report",
     "TokenizedDataset",
+    "audit",
+    "clean",
     "demonstrations",
     "detokenize",
     "dialogue",
+    "label_noise",
     "mix",
     "preferences",
     "prompts",

@@ -106,13 +106,16 @@ def _from_sharegpt(row: Record, text_column: str) -> Record:
     return {"prompt" if is_prompt else "messages": messages, **rest}
 
 
-def prompt_texts(records: Records, template: Template = "plain") -> list[str]:
+def prompt_texts(
+    records: Records, template: Template = "plain", *, strict: bool = True
+) -> list[str]:
     r"""Returns the texts to be answered.
 
     Args:
         records: list of dict with a column `prompt`.
         template: str or callable. How messages become a text, see `kerasrlhf.data.dialogue`.
             Defaults to `"plain"`.
+        strict: bool. Whether an empty text or a lone surrogate is an error. Defaults to True.
 
     Returns:
         list of str.
@@ -127,11 +130,12 @@ def prompt_texts(records: Records, template: Template = "plain") -> list[str]:
     dialogue.check_template(template)
     column = _column(records, "prompt")
     _check_texts(records, column)
-    return _checked("prompt", _each(records, lambda row: prompt_text(row[column], template)))
+    texts = _each(records, lambda row: prompt_text(row[column], template))
+    return _checked("prompt", texts) if strict else texts
 
 
 def demonstration_texts(
-    records: Records, template: Template = "plain"
+    records: Records, template: Template = "plain", *, strict: bool = True
 ) -> tuple[list[str], list[str]]:
     """Returns prompts and the responses to imitate.
 
@@ -139,6 +143,7 @@ def demonstration_texts(
         records: list of dict with the columns `prompt` and `response` (or `completion`); or with
             `text`, all of which is response; or with `messages`, whose last one is.
         template: str or callable. How messages become a text. Defaults to `"plain"`.
+        strict: bool. Whether an empty text or a lone surrogate is an error. Defaults to True.
 
     Returns:
         Two lists of str: prompts (empty strings for the column `text`) and responses.
@@ -165,6 +170,8 @@ def demonstration_texts(
         )
     pairs = _each(records, lambda row: _demonstration(row, column, template))
     prompts, responses = (list(texts) for texts in zip(*pairs, strict=True))
+    if not strict:
+        return prompts, responses
     return _checked("prompt", prompts) if has_prompt else prompts, _checked(column, responses)
 
 
@@ -206,7 +213,9 @@ def turn_texts(records: Records, template: Template = "plain") -> list[list[tupl
     return _each(list(rows), lambda row: split(*row))
 
 
-def preference_texts(records: Records, template: Template = "plain") -> tuple[list[str], ...]:
+def preference_texts(
+    records: Records, template: Template = "plain", *, strict: bool = True
+) -> tuple[list[str], ...]:
     r"""Returns prompts with a preferred and a rejected response, or with several, best first.
 
     Without a column `prompt`, or with `chosen` and `rejected` that hold whole dialogues as
@@ -219,6 +228,7 @@ def preference_texts(records: Records, template: Template = "plain") -> tuple[li
         records: list of dict with the columns `chosen`, `rejected` and perhaps `prompt`; or with
             `prompt` and `responses`, a list of as many texts in every row, best first.
         template: str or callable. How messages become a text. Defaults to `"plain"`.
+        strict: bool. Whether an empty text or a lone surrogate is an error. Defaults to True.
 
     Returns:
         Three lists of str: prompts, chosen responses, rejected responses; or with `responses`
@@ -238,14 +248,14 @@ def preference_texts(records: Records, template: Template = "plain") -> tuple[li
     dialogue.check_template(template)
     # Rankings have `responses`, pairs `chosen` and `rejected`.
     if _column(records, "chosen", "responses") == "responses":
-        return _ranking_texts(records, template)
+        return _ranking_texts(records, template, strict)
     for column in ("chosen", "rejected"):
         _check_texts(records, _column(records, column))
     _check_texts(records, "prompt", lambda row: row.get("prompt") is not None)
     found = _each(records, lambda row: _preference(row, template))
     *columns, parts_early = zip(*found, strict=True)
     names = ("prompt", "chosen", "rejected")
-    texts = tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
+    texts = _all_checked(names, columns, strict)
     if any(parts_early):
         warnings.warn(
             f"{sum(parts_early)} of {len(records)} pairs part before their last turn. They are "
@@ -298,7 +308,7 @@ def _first_turn(value: Any) -> Any:
     return value[: next(users, len(value))]
 
 
-def _ranking_texts(records: Records, template: Template) -> tuple[list[str], ...]:
+def _ranking_texts(records: Records, template: Template, strict: bool) -> tuple[list[str], ...]:
     def is_wrong(row: Record) -> bool:
         texts = row.get("responses")
         return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
@@ -320,8 +330,7 @@ def _ranking_texts(records: Records, template: Template) -> tuple[list[str], ...
         ),
     )
     names = ("prompt", *["responses"] * count)
-    columns = zip(*rows, strict=True)
-    return tuple(_checked(name, list(texts)) for name, texts in zip(names, columns, strict=True))
+    return _all_checked(names, [*zip(*rows, strict=True)], strict)
 
 
 def _split_common(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -474,6 +483,13 @@ def _checked(column: str, texts: list[str]) -> list[str]:
         f"have a lone surrogate, half of a character, in {column!r}",
     )
     return texts
+
+
+def _all_checked(
+    names: Sequence[str], columns: Sequence[Sequence[str]], strict: bool
+) -> tuple[list[str], ...]:
+    pairs = zip(names, map(list, columns), strict=True)
+    return tuple(_checked(name, texts) if strict else texts for name, texts in pairs)
 
 
 def _is_unicode(text: str) -> bool:

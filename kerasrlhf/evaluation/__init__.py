@@ -1,7 +1,6 @@
 """Measures the effect of training on a model."""
 
 from kerasrlhf.evaluation import grpo_optimum, optimum
-from kerasrlhf.evaluation.intervals import Interval, mean_interval
 from kerasrlhf.evaluation.preference import (
     CalibrationBin,
     PairAccuracy,
@@ -10,6 +9,7 @@ from kerasrlhf.evaluation.preference import (
     preference_accuracy,
 )
 from kerasrlhf.evaluation.text import distinct_n, negative_log_likelihood, perplexity
+from kerasrlhf.intervals import Interval, mean_interval
 
 __all__ = [
     "CalibrationBin",

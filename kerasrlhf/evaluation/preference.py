@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kerasrlhf import intervals
 from kerasrlhf.types import require_int
-
-_NORMAL = 1.96
 
 
 class PairAccuracy(NamedTuple):
@@ -179,11 +178,6 @@ def _leads(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.n
 
 
 def _accuracy(lead: np.ndarray) -> PairAccuracy:
-    n, z = len(lead), _NORMAL
     # A tie counts one half.
     fraction = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
-    # Wilson's interval: center and half width.
-    middle = (fraction + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (fraction * (1 - fraction) / n + z * z / (4 * n * n)) ** 0.5
-    # Rounding can put the limits of an accuracy of 0 or 1 slightly outside [0, 1].
-    return PairAccuracy(n, fraction, max(middle - half, 0.0), min(middle + half, 1.0))
+    return PairAccuracy(len(lead), *intervals.fraction_interval(fraction, len(lead)))

@@ -1,4 +1,4 @@
-"""Means with confidence intervals."""
+"""Means and fractions with confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+_NORMAL = 1.96
 
 
 class Interval(NamedTuple):
@@ -53,6 +55,30 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
             f"{int((~np.isfinite(values)).sum())} of them not finite."
         )
     # Sample standard deviation: the mean is estimated from the same values.
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    half = _NORMAL * values.std(ddof=1) / math.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half)
+
+
+def fraction_interval(fraction: float, count: int) -> Interval:
+    """Computes Wilson's 95 % interval of a fraction.
+
+    Args:
+        fraction: float, in [0, 1].
+        count: int, at least 1. Independent observations that it is a fraction of.
+
+    Returns:
+        `Interval`, within [0, 1].
+
+    Example:
+        >>> str(fraction_interval(0.5, 100))
+        '0.500 [0.404, 0.596]'
+
+    Reference:
+        Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    n, z = count, _NORMAL
+    middle = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (fraction * (1 - fraction) / n + z * z / (4 * n * n)) ** 0.5
+    # Rounding can put the limits of a fraction of 0 or 1 slightly outside [0, 1].
+    return Interval(fraction, max(middle - half, 0.0), min(middle + half, 1.0))

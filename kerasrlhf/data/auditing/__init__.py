@@ -1,0 +1,1 @@
+"""What `kerasrlhf.data.audit` and `kerasrlhf.data.clean` consist of: checks, findings, reports."""
