@@ -65,10 +65,9 @@ def test_xla_is_eager_up_to_rounding(graph):
     found = run(compiled)
     for ours, theirs in zip(found.updates, expected.updates, strict=True):
         for log, other in zip(ours, theirs, strict=True):
-            for name in log:
-                # The norm sums the rounding of every weight, which updates before it have moved.
-                rel = 0.3 if name == "policy/grad_norm" else 0.15
-                assert log[name] == pytest.approx(other[name], rel=rel, abs=0.15), name
+            # A ratio near the edge of its clip range adds a whole gradient or none to the norm.
+            for name in log.keys() - {"policy/grad_norm"}:
+                assert log[name] == pytest.approx(other[name], rel=0.15, abs=0.15), name
     first, expected_first = found.updates[0][0], expected.updates[0][0]
     assert first["policy/grad_norm"] == pytest.approx(expected_first["policy/grad_norm"], rel=0.03)
     for before, ours, theirs in zip(
