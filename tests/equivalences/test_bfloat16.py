@@ -63,13 +63,11 @@ def test_xla_is_eager_up_to_rounding(graph):
 
     compiled.collector = collect_again
     found = run(compiled)
-    for ours, theirs in zip(found.updates, expected.updates, strict=True):
+    # Rounding grows: in the third iteration single tokens lie on the other side of a clip range.
+    for ours, theirs in zip(found.updates[:2], expected.updates[:2], strict=True):
         for log, other in zip(ours, theirs, strict=True):
-            # A ratio near the edge of its clip range adds a whole gradient or none to the norm.
-            for name in log.keys() - {"policy/grad_norm"}:
-                assert log[name] == pytest.approx(other[name], rel=0.15, abs=0.15), name
-    first, expected_first = found.updates[0][0], expected.updates[0][0]
-    assert first["policy/grad_norm"] == pytest.approx(expected_first["policy/grad_norm"], rel=0.03)
+            for name in log:
+                assert log[name] == pytest.approx(other[name], rel=0.1, abs=0.1), name
     for before, ours, theirs in zip(
         expected.weights[:1] * 3, found.weights[1:], expected.weights[1:], strict=True
     ):
