@@ -67,7 +67,9 @@ def test_xla_is_eager_up_to_rounding(graph):
     for ours, theirs in zip(found.updates[:2], expected.updates[:2], strict=True):
         for log, other in zip(ours, theirs, strict=True):
             for name in log:
-                assert log[name] == pytest.approx(other[name], rel=0.1, abs=0.1), name
+                # The fraction of clipped tokens is one of fourteen: two of them may lie at the edge.
+                close = 0.2 if name.endswith("/clipfrac") else 0.1
+                assert log[name] == pytest.approx(other[name], rel=close, abs=close), name
     for before, ours, theirs in zip(
         expected.weights[:1] * 3, found.weights[1:], expected.weights[1:], strict=True
     ):
