@@ -5,9 +5,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# XLA's own passes are what is tested. Machine code of tiny models need not be fast, and to make it
-# so takes longer than all the rest of a compilation.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import keras
 import pytest

@@ -6,6 +6,7 @@ import helpers
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import trajectories
 from trajectories import run, trainer
 
@@ -22,6 +23,14 @@ def made(dtype, **options):
     return trainer(
         lambda: helpers.actor(num_layers=2, dtype=dtype), optimizer=OPTIMIZERS[dtype], **options
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_are_optimized_as_for_users():
+    """Other tests do without; where graphs are rounded in another way, bfloat16 shows it."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)
@@ -63,13 +72,12 @@ def test_xla_is_eager_up_to_rounding(graph):
 
     compiled.collector = collect_again
     found = run(compiled)
-    # Rounding grows: in the third iteration single tokens lie on the other side of a clip range.
-    for ours, theirs in zip(found.updates[:2], expected.updates[:2], strict=True):
+    for number, (ours, theirs) in enumerate(zip(found.updates, expected.updates, strict=True)):
+        # Rounding grows, and a token at the edge of its clip range changes the norm at once.
+        late = {"policy/grad_norm"} if number == 2 else set()
         for log, other in zip(ours, theirs, strict=True):
-            for name in log:
-                # The fraction of clipped tokens is one of fourteen: two of them may lie at the edge.
-                close = 0.2 if name.endswith("/clipfrac") else 0.1
-                assert log[name] == pytest.approx(other[name], rel=close, abs=close), name
+            for name in log.keys() - late:
+                assert log[name] == pytest.approx(other[name], rel=0.15, abs=0.15), name
     for before, ours, theirs in zip(
         expected.weights[:1] * 3, found.weights[1:], expected.weights[1:], strict=True
     ):
