@@ -72,9 +72,7 @@ def test_sft_learns_and_saves_what_it_learned(folder, sft):
     assert sft["perplexity"]["after"] < 0.5 * sft["perplexity"]["before"]
     assert len(sft["samples"]) == 2
     lm = keras_hub.models.CausalLM.from_preset(str(folder / "sft/model"))
-    recipe = load("sft")
-    records = rlhf.data.records.load(str(RECIPES / "smoke.jsonl"))
-    _, held_out = recipe.split(records, 0.25, seed=0)
+    _, held_out = rlhf.data.split(str(RECIPES / "smoke.jsonl"), 0.25, seed=0)
     (x, _, weight), *_ = rlhf.data.demonstrations(
         held_out, lm.preprocessor, batch_size=len(held_out), shuffle=False
     )
