@@ -29,7 +29,7 @@ def expanded(kind: type, base: type) -> inspect.Signature:
     inherited = {p.name: p for p in (known.parameters.values() if known else _parameters(base))}
     parameters: list[inspect.Parameter] = []
     for parameter in own:
-        # `*args` stands for the base's positional arguments, `**kwargs` for its others.
+        # `*args` are the base's positional arguments, `**kwargs` its others.
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             parameters += [p for p in inherited.values() if p.kind in positional]

@@ -11,6 +11,7 @@ import numpy as np
 from kerasrlhf.checks import require_int, require_number
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import sources as sources_lib
+from kerasrlhf.data.auditing.corpus import normalized
 from kerasrlhf.data.records import Record
 from kerasrlhf.data.sources import Source
 
@@ -19,7 +20,8 @@ def split(source: Source, held_out: float, seed: int = 0) -> tuple[list[Any], li
     """Splits records at random, so that no prompt is on both sides.
 
     A model that has learned one response to a prompt knows something about the others. Prompts
-    that differ in case or white space alone count as one.
+    that `kerasrlhf.data.audit` calls duplicates, which differ only in case, white space or the form
+    of quotation marks, count as one.
 
     Args:
         source: What `kerasrlhf.data.read` accepts or returns.
@@ -47,7 +49,7 @@ def split(source: Source, held_out: float, seed: int = 0) -> tuple[list[Any], li
         count = max(1, round(held_out * len(records)))
     else:
         count = require_int("held_out", held_out)
-    prompts = [_normalized(record, number) for number, record in enumerate(records)]
+    prompts = [_prompt_key(record, number) for number, record in enumerate(records)]
     sizes: dict[Any, int] = {}
     for prompt in prompts:
         sizes[prompt] = sizes.get(prompt, 0) + 1
@@ -136,10 +138,10 @@ def _shares(weights: Sequence[float], count: int) -> np.ndarray:
     return np.array(values) / sum(values)
 
 
-def _normalized(record: Record, number: int) -> str | int:
+def _prompt_key(record: Record, number: int) -> str | int:
     """Returns what is equal for records of one prompt; a record without one is by itself."""
     prompt = records_lib.prompt_of(record)
     if prompt is None:
         return number
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
-    return " ".join(text.split()).casefold()
+    return normalized(text)

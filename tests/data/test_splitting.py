@@ -39,6 +39,7 @@ def test_different_prompts_are_split_exactly():
         ({"messages": [ASK, {"role": "assistant", "content": "4"}]}, {"prompt": [ASK]}),
         ({"chosen": HH + " A.", "rejected": HH + " B."}, {"prompt": HH}),
         ({"text": "Once"}, {"text": "once"}),
+        ({"prompt": "It\u2019s late"}, {"prompt": "It's late"}),
         ({"conversations": [{"from": "human", "value": "2 + 2?"}], "chosen": 1}, {"prompt": [ASK]}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -198,7 +199,7 @@ def prepared(records: Source, against: Source | None, **options: Any) -> tuple[C
         held_out = read(against, "auto", checked.template, numbering)
     except ValueError as error:
         raise ValueError(f"`against`: {error}") from error
-    return corpus, Options(**options, held_out=held_out)
+    return corpus, dataclasses.replace(checked, held_out=held_out)
 
 
 def _statistics(corpus: Corpus, options: Options) -> dict[str, Any]:

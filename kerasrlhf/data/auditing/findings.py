@@ -168,7 +168,7 @@ MEANINGS = {
     ),
     "replacement_characters": Meaning(
         "warning",
-        "A text has the character U+FFFD, which stands where bytes could not be decoded: "
+        "A text has the character U+FFFD, which replaces bytes that could not be decoded: "
         "something was lost.",
         _TEXT,
     ),
