@@ -25,8 +25,7 @@ def expanded(kind: type, base: type) -> inspect.Signature:
         '(size, *, rate=0.1, seed=0)'
     """
     own = _parameters(kind)
-    known = getattr(base, "__signature__", None)
-    inherited = {p.name: p for p in (known.parameters.values() if known else _parameters(base))}
+    inherited = signature_of(base).parameters
     parameters: list[inspect.Parameter] = []
     for parameter in own:
         # `*args` are the base's positional arguments, `**kwargs` its others.
@@ -42,6 +41,25 @@ def expanded(kind: type, base: type) -> inspect.Signature:
             parameters.append(parameter)
     # Sorting by kind is stable: positional first, each kind in its order.
     return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
+
+
+def signature_of(kind: type) -> inspect.Signature:
+    """Returns the signature of a class: its `__signature__`, or else that of its `__init__`.
+
+    `inspect.signature` of a Keras class is that of `__new__`, `(*args, **kwargs)`, in some versions
+    of Python.
+
+    Example:
+        >>> class Model:
+        ...     def __new__(cls, *args, **kwargs):
+        ...         return object.__new__(cls)
+        ...     def __init__(self, size): ...
+        >>> class Final(Model): ...
+        >>> str(signature_of(Final))
+        '(size)'
+    """
+    known = getattr(kind, "__signature__", None)
+    return known if known is not None else inspect.Signature(_parameters(kind))
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
@@ -66,7 +84,7 @@ def check_names(kind: type, names: Iterable[str]) -> None:
             ...
         TypeError: `Trainer` has no argument `clip_range`. Did you mean `cliprange`?
     """
-    known = inspect.signature(kind).parameters
+    known = signature_of(kind).parameters
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
     for name in names:

@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras import ops
 from keras_hub.src.utils import preset_utils
 
+from kerasrlhf import signatures
 from kerasrlhf.adapters import adapted_layers, all_layers
 from kerasrlhf.data import limits
 from kerasrlhf.models import mending
@@ -489,7 +490,7 @@ def copy(causal_lm: keras.Model) -> keras.Model:
         return twin
     parts = {"backbone": twin, "preprocessor": causal_lm.preprocessor}
     # Further arguments of a family are attributes of the same name.
-    names = {*inspect.signature(type(causal_lm)).parameters} - {*parts, "kwargs"}
+    names = {*signatures.signature_of(type(causal_lm)).parameters} - {*parts, "kwargs"}
     model = type(causal_lm)(**parts, **{name: getattr(causal_lm, name) for name in names})
     model.trainable = False
     return model

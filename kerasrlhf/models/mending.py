@@ -24,7 +24,6 @@ The last two are saved, and plain keras-hub ignores them.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import pathlib
 import types
@@ -33,6 +32,7 @@ from typing import Any
 import keras
 import keras_hub
 
+from kerasrlhf import signatures
 from kerasrlhf.adapters import all_layers
 from kerasrlhf.models import lora
 
@@ -99,7 +99,7 @@ def mend_preprocessor(preprocessor: Any) -> None:
 
 def _forgotten(backbone: keras.Model, config: dict) -> dict:
     """Returns constructor arguments that a config lacks and the backbone or its layers have."""
-    names = inspect.signature(type(backbone).__init__).parameters
+    names = signatures.signature_of(type(backbone)).parameters
     found: dict[str, Any] = {}
     # The backbone comes last: its own attributes replace those of its first layer.
     for holder in (*getattr(backbone, "transformer_layers", [])[:1], backbone):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasrlhf import signatures
 from kerasrlhf.adapters import AdaptedModel, adapted_layers
 from kerasrlhf.models import fitting
 from kerasrlhf.models.actor_critic import ActorCritic
@@ -174,7 +174,7 @@ class HeldTrainer(AdaptedModel):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, networks and rewards included; a memory without its rollouts."""
-        names = inspect.signature(type(self)).parameters
+        names = signatures.signature_of(type(self)).parameters
         arguments = {name: getattr(self, name) for name in names}
         # The model that was passed, not the `Reference` made from it.
         arguments["reference"] = self._held.given_reference

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasrlhf import signatures
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts import weighted
 
@@ -32,7 +33,7 @@ def arguments_of(instance: Any) -> dict[str, Any]:
         >>> arguments_of(rlhf.RolloutMemory(4))
         {'capacity': 4, 'directory': None, 'reuse': 1}
     """
-    names = inspect.signature(type(instance)).parameters
+    names = signatures.signature_of(type(instance)).parameters
     return {
         name: describe(getattr(instance, name))
         for name in names

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+
+from kerasrlhf import signatures
 
 
 def table(networks: dict[str, list[keras.Variable]]) -> str:
@@ -75,7 +76,7 @@ def described(instance: Any, values: dict[str, Any]) -> str:
         values: dict of arguments to show with other values.
     """
     shown = []
-    for name, parameter in inspect.signature(type(instance)).parameters.items():
+    for name, parameter in signatures.signature_of(type(instance)).parameters.items():
         value = values.get(name, getattr(instance, name, parameter.default))
         # Networks have no short form.
         if value is parameter.empty or isinstance(value, keras.Model):
