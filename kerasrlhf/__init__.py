@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING or "keras" in sys.modules or not _is_command:
     from kerasrlhf.rlhf import RLHF
     from kerasrlhf.rollouts.best_of_n import BestOfN, best_of_n, best_of_n_kl
     from kerasrlhf.rollouts.memory import RolloutMemory
+    from kerasrlhf.rollouts.pools import RewardPool
     from kerasrlhf.rollouts.rewards import load_reward
     from kerasrlhf.rollouts.shaping import RewardShaping
     from kerasrlhf.trainers.direct import DirectTrainer
@@ -102,6 +103,7 @@ __all__ = [
     "TokenStats",
     # Rewards and sampling
     "load_reward",
+    "RewardPool",
     "BestOfN",
     "best_of_n",
     "best_of_n_kl",

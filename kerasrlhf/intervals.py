@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def fraction_interval(fraction: float, count: int) -> Interval:
         `Interval`, within [0, 1].
 
     Example:
-        >>> str(fraction_interval(0.5, 100))
+        >>> str(rlhf.evaluation.fraction_interval(0.5, 100))
         '0.500 [0.404, 0.596]'
 
     Reference:
@@ -82,3 +83,37 @@ def fraction_interval(fraction: float, count: int) -> Interval:
     half = z / (1 + z * z / n) * (fraction * (1 - fraction) / n + z * z / (4 * n * n)) ** 0.5
     # Rounding can put the limits of a fraction of 0 or 1 slightly outside [0, 1].
     return Interval(fraction, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float], rows: int, resamples: int = 200, seed: int = 0
+) -> Interval:
+    """Computes a number of a whole set of rows and its 95 % interval, by the percentile bootstrap.
+
+    For numbers that are not means, such as an F1 score.
+
+    Args:
+        statistic: callable from row numbers, int `(rows,)`, some of them repeated, to a float.
+        rows: int, at least 2. Independent observations.
+        resamples: int, at least 2. How many sets of rows are sampled with replacement. Defaults to
+            200.
+        seed: int. Defaults to 0.
+
+    Raises:
+        ValueError: If there are fewer than two rows.
+
+    Example:
+        >>> values = np.array([0.0, 1.0] * 50)
+        >>> interval = rlhf.evaluation.bootstrap_interval(lambda rows: values[rows].mean(), 100)
+        >>> interval.mean, bool(0.35 < interval.low < 0.45), bool(0.55 < interval.high < 0.65)
+        (0.5, True, True)
+
+    Reference:
+        Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
+    """
+    if rows < 2:
+        raise ValueError(f"An interval needs at least two rows. Received {rows}.")
+    generator = np.random.default_rng(seed)
+    values = [statistic(generator.integers(0, rows, rows)) for _ in range(resamples)]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(statistic(np.arange(rows))), float(low), float(high))

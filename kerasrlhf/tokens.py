@@ -285,6 +285,34 @@ def _decode(rows: list[list[int]], tokenizer: Tokenizer) -> list[str]:
     return texts
 
 
+def pieces(preprocessor: CausalLMPreprocessor | Tokenizer) -> list[str]:
+    """Returns the text that each token adds to a text, by its id.
+
+    Args:
+        preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+
+    Returns:
+        list of str. Empty for start, end and padding tokens. A token that is a part of a character
+        has the replacement character instead.
+
+    Example:
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, ".": 4}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> pieces(tokenizer)
+        ['', 'a', 'b', 'ab', '.']
+    """
+    tokenizer = tokenizer_of(preprocessor)
+    hidden = _hidden_ids(tokenizer)
+    visible = [i for i in range(tokenizer.vocabulary_size()) if i not in hidden]
+    # After another token, because a token at the start of a text may lose its blank.
+    anchor = next(row[-1:] for row in tokenize([*_ANCHORS, "a"], tokenizer) if row)
+    (before,) = _decode([anchor], tokenizer)
+    texts = _decode([[*anchor, i] for i in visible], tokenizer)
+    found = dict(zip(visible, (text[len(before) :] for text in texts), strict=True))
+    return [found.get(i, "") for i in range(tokenizer.vocabulary_size())]
+
+
 def start_ids(preprocessor: CausalLMPreprocessor) -> list[int]:
     """Returns the ids that open every row: the start token, if the preprocessor adds one.
 

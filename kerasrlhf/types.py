@@ -77,8 +77,12 @@ class Sampler:
             this probability. Defaults to None.
         stop_token_ids: `"auto"` (the end tokens of the model's tokenizer), None (always the full
             length) or a sequence of ints. Defaults to `"auto"`.
-        min_length: int, at least 1. A stop token only ends the response as its `min_length`-th
-            token or later (detail N14). Defaults to 1.
+        stop_strings: str or sequence of str. A text that ends a response too, wherever it begins
+            and ends inside of tokens. The token that completes it is the last one of the response
+            and is trained on; what people and reward functions see ends before the string.
+            Defaults to none.
+        min_length: int, at least 1. A stop token or string only ends the response with its
+            `min_length`-th token or later (detail N14). Defaults to 1.
         epsilon: float in [0, 1). Fraction of tokens that are sampled uniformly from the
             vocabulary instead of from the model, to explore. `behavior_logprobs` are those of the
             mixture `(1 - epsilon) p + epsilon / vocab`, so that the importance ratio of every
@@ -104,6 +108,7 @@ class Sampler:
     stop_token_ids: Any = "auto"
     min_length: int = 1
     epsilon: float = 0.0
+    stop_strings: Any = ()
 
     def __post_init__(self) -> None:
         # Check every value, and keep the checked type, for example int for a NumPy integer.
@@ -112,6 +117,7 @@ class Sampler:
             "min_length": require_int("min_length", self.min_length, minimum=1),
             "epsilon": require_number("epsilon", self.epsilon, minimum=0.0, below=1.0),
             "stop_token_ids": _stop_token_ids(self.stop_token_ids),
+            "stop_strings": _stop_strings(self.stop_strings),
         }
         if not callable(self.temperature):
             checked["temperature"] = require_number("temperature", self.temperature, minimum=0.0)
@@ -172,14 +178,27 @@ def _stop_token_ids(ids: Any) -> Any:
     return tuple(require_int("stop_token_ids", i, minimum=0) for i in ids)
 
 
+def _stop_strings(strings: Any) -> tuple[str, ...]:
+    if isinstance(strings, str):
+        strings = (strings,)
+    listed = tuple(strings) if isinstance(strings, Iterable) else (None,)
+    if not all(isinstance(x, str) and x for x in listed):
+        raise ValueError(
+            "`stop_strings` must be a string or a sequence of strings that are not empty. "
+            f"Received: {strings!r}."
+        )
+    return listed
+
+
 class Responses(NamedTuple):
     """Responses as they were sampled.
 
     token_ids: int32 `(batch, length)`, prompt and response, then padding.
     padding_mask: bool `(batch, length)`, true on prompt and response.
-    response_mask: bool `(batch, length)`, true on response tokens, the stop token included.
+    response_mask: bool `(batch, length)`, true on response tokens; the stop token, or the one that
+        completes a stop string, included.
     prompt_lengths: int32 `(batch,)`.
-    ended: bool `(batch,)`, true where a stop token closed the response.
+    ended: bool `(batch,)`, true where a stop token or a stop string closed the response.
     logprobs: float32 `(batch, length)`, zero outside the response.
     values: float32 `(batch, length)`, zero outside the response; zeros if the critic is a separate
         network, which is evaluated when the responses are scored.

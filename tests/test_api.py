@@ -16,7 +16,7 @@ NAMES = {
         RewardShaping LanguageModeling PromptPrediction CriticWarmup RolloutMemory
         DPO IPO KTO ORPO DirectTrainer
         Rollout Experience TokenStats
-        load_reward BestOfN best_of_n best_of_n_kl
+        load_reward RewardPool BestOfN best_of_n best_of_n_kl
         callbacks cluster data evaluation functional losses metrics presets tasks
         __version__
     """,
@@ -40,7 +40,7 @@ NAMES = {
     """,
     rlhf.evaluation: """
         optimum grpo_optimum
-        Interval mean_interval
+        Interval mean_interval fraction_interval bootstrap_interval measure choice_logprobs
         PairAccuracy preference_accuracy accuracy_by_group CalibrationBin calibration
         negative_log_likelihood perplexity distinct_n
     """,

@@ -58,7 +58,7 @@ TAGS = {
         "Mean length of the responses, the end token included", "tokens", "no sudden change"
     ),
     "objective/ended": Tag(
-        "Responses that have an end token",
+        "Responses that a stop token or a stop string ended",
         "fraction",
         "high where responses are to end; 0 without end tokens",
     ),
@@ -182,8 +182,11 @@ TAGS = {
     "val/length": Tag(
         "Mean length of responses to `validation_data`", "tokens", "near `objective/length`"
     ),
+    "val/<name>": Tag(
+        "A metric of `compile(metrics=...)`, over all of `validation_data`", "its own", "any"
+    ),
 }
-"""Every tag by its name; `reward/<name>` is for any name."""
+"""Every tag by its name; `reward/<name>` and `val/<name>` are for any name."""
 
 AT_A_GLANCE = {
     "at_a_glance/1_score": "objective/score",
@@ -224,6 +227,8 @@ def describe(name: str) -> str:
     group, _, rest = original.partition("/")
     # Parts of a reward have names of the user's choice, and one description.
     tag = TAGS.get("reward/<name>" if group == "reward" else original)
+    if group == "val" and rest != "loss" and tag is None:
+        tag = TAGS["val/<name>"]
     if tag is None:
         what = {"train": "`fit`", "val": "validation in `fit`"}.get(group)
         return f"The log `{rest}` of {what}." if what else f"The statistic `{name}` of a trainer."

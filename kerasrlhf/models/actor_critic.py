@@ -18,6 +18,7 @@ from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.sampling import sample
 from kerasrlhf.models.scalar_head import ScalarHead
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.stop_strings import StopStrings
 from kerasrlhf.types import Responses, Sampler, Tensor, TokenStats
 
 _CONFIG = "actor_critic.json"
@@ -322,6 +323,7 @@ class ActorCritic(adapters.AdaptedModel):
             temperature,
             self.stop_token_ids(sampler),
             self.value_head if self.critic is None else None,
+            StopStrings.of(self.causal_lm, sampler),
         )
 
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
@@ -398,7 +400,7 @@ class ActorCritic(adapters.AdaptedModel):
             seed: int, at least 0. Equal seeds and prompts have equal responses. Defaults to 0.
             batch_size: int, at least 1. Texts per batch; a dict is one batch. Defaults to 256.
             return_ended: bool. Whether to also return which texts ended with an end token of the
-                tokenizer; the token itself is not part of the text. Defaults to False.
+                tokenizer or a stop string; neither is part of the text. Defaults to False.
             jit_compile: bool. Whether to compile with XLA, once per shape and sampler. Prompts
                 are padded to one of a few lengths, which keeps the number of shapes low. Defaults
                 to True.

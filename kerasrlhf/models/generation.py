@@ -16,6 +16,7 @@ from kerasrlhf import replica, tokens
 from kerasrlhf.data import inputs
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.models import sampling
+from kerasrlhf.models.stop_strings import StopStrings, finished
 from kerasrlhf.types import (
     Responses,
     Sampler,
@@ -51,7 +52,7 @@ def generate(
         seed: int, at least 0. Equal seeds and prompts have equal responses. Defaults to 0.
         batch_size: int, at least 1. Texts per batch; a dict is one batch. Defaults to 256.
         return_ended: bool. Whether to also return which texts ended with an end token of the
-            tokenizer; the token itself is not part of the text. Defaults to False.
+            tokenizer or a stop string; neither is part of the text. Defaults to False.
         jit_compile: bool. Whether to compile with XLA, once per shape and sampler. Prompts are
             padded to one of a few lengths, which keeps the number of shapes low. Defaults to True.
         template: str or callable. Turns messages into a text, see `data.dialogue`. Defaults to
@@ -111,8 +112,10 @@ def generate(
     responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
     # Some tokenizers show a leading blank only after other tokens.
     texts = tokens.detokenize(responses, preprocessor, after=rows)
+    stops = StopStrings.of(causal_lm, sampler)
+    texts, whole = finished(texts, responses, preprocessor, stops)
     answer = texts[0] if is_single else texts
-    return (answer, ended(causal_lm, responses)) if return_ended else answer
+    return (answer, whole) if return_ended else answer
 
 
 def stop_token_ids(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> tuple[int, ...]:
@@ -191,7 +194,14 @@ def _sample(
 ) -> Responses:
     stops = stop_token_ids(causal_lm, sampler, limits)
     return sampling.sample(
-        causal_lm, token_ids, padding_mask, uniforms, sampler, temperature, stops
+        causal_lm,
+        token_ids,
+        padding_mask,
+        uniforms,
+        sampler,
+        temperature,
+        stops,
+        stop_strings=StopStrings.of(causal_lm, sampler),
     )
 
 

@@ -19,6 +19,7 @@ from keras import ops
 from kerasrlhf import tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
+from kerasrlhf.models.stop_strings import StopStrings
 from kerasrlhf.models.windows import columns_of_rows
 from kerasrlhf.types import Responses, Sampler, Tensor
 
@@ -153,7 +154,11 @@ def mixture_logprobs(logprobs: Tensor, epsilon: float, vocab: int) -> Tensor:
 
 
 class _State(NamedTuple):
-    """The loop's state: fields of `Responses`, and the number of tokens sampled per row."""
+    """The loop's state: fields of `Responses`, and further ones.
+
+    counts: int32 `(batch,)`. Tokens that were sampled.
+    text_state: int32 `(batch,)`. State of `StopStrings`.
+    """
 
     token_ids: Tensor
     logprobs: Tensor
@@ -161,6 +166,7 @@ class _State(NamedTuple):
     values: Tensor
     counts: Tensor
     ended: Tensor
+    text_state: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +174,8 @@ class _Choice:
     """Everything but the model that determines the next token of every row.
 
     prompt_lengths: int32, `(batch,)`.
-    uniforms, sampler, temperature, stop_token_ids, value_head: as `sample` takes them.
+    uniforms, sampler, temperature, stop_token_ids, value_head, stop_strings: as `sample` takes
+        them.
     """
 
     prompt_lengths: Tensor
@@ -177,6 +184,7 @@ class _Choice:
     temperature: Tensor | float
     stop_token_ids: tuple[int, ...]
     value_head: Callable | None
+    stop_strings: StopStrings | None
 
     def column(
         self, position: Tensor, logits: Tensor, hidden: Tensor, state: _State
@@ -202,21 +210,28 @@ class _Choice:
             behavior = mixture_logprobs(logprob, self.sampler.epsilon, logits.shape[-1])
             behaviors = _put(behaviors, position, ops.where(active, behavior, 0.0))
         counts = state.counts + ops.cast(active, "int32")
+        text_state, stops = self._stops(token, state.text_state)
+        # A stop counts only if it was sampled, and from `min_length` on (N14).
+        stops = ops.logical_and(ops.logical_and(active, stops), counts >= self.sampler.min_length)
         return token, _State(
             token_ids=_put(state.token_ids, position, token),
             logprobs=_put(state.logprobs, position, ops.where(active, logprob, 0.0)),
             behavior_logprobs=behaviors,
             values=values,
             counts=counts,
-            ended=ops.logical_or(state.ended, self._stops(token, active, counts)),
+            ended=ops.logical_or(state.ended, stops),
+            # Tokens of a prompt are not part of a stop string.
+            text_state=ops.where(active, text_state, state.text_state),
         )
 
-    def _stops(self, token: Tensor, active: Tensor, counts: Tensor) -> Tensor:
-        # A stop token counts only if it was sampled, and from `min_length` on (N14).
-        stops = ops.zeros_like(active)
+    def _stops(self, token: Tensor, text_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the states of stop strings after a token, and whether the token is a stop."""
+        stops = ops.zeros_like(token, "bool")
+        if self.stop_strings is not None:
+            text_state, stops = self.stop_strings.advance(text_state, token)
         for stop in self.stop_token_ids:
             stops = ops.logical_or(stops, token == stop)
-        return ops.logical_and(ops.logical_and(active, stops), counts >= self.sampler.min_length)
+        return text_state, stops
 
     def unfinished(self, position: Tensor, state: _State) -> Tensor:
         """Returns whether some row has a token to sample after `position`."""
@@ -233,6 +248,7 @@ def sample(
     temperature: Tensor | float,
     stop_token_ids: tuple[int, ...] = (),
     value_head: Callable | None = None,
+    stop_strings: StopStrings | None = None,
 ) -> Responses:
     """Samples one or several responses to every prompt.
 
@@ -249,6 +265,7 @@ def sample(
         stop_token_ids: tuple of int. Ids that end a response. Defaults to none.
         value_head: callable from hidden states `(batch, width)` to values `(batch,)`. Defaults to
             None, values of zero.
+        stop_strings: `StopStrings` that end a response too. Defaults to None.
 
     Returns:
         `Responses` of `length = prompt + sampler.length` columns. Every row without a stop token
@@ -258,7 +275,9 @@ def sample(
     # Rows of a group are adjacent; the prompts themselves are not repeated yet.
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
-    choice = _Choice(lengths, uniforms, sampler, temperature, stop_token_ids, value_head)
+    choice = _Choice(
+        lengths, uniforms, sampler, temperature, stop_token_ids, value_head, stop_strings
+    )
     # The mask decides what is padding, whatever ids the caller's padding has (N2).
     pad = tokens.pad_id(causal_lm.preprocessor)
     prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
@@ -315,6 +334,7 @@ def _begin(
         values=zeros,
         counts=ops.zeros((rows,), "int32"),
         ended=ops.zeros((rows,), "bool"),
+        text_state=ops.zeros((rows,), "int32"),
     )
     token, state = choice.column(position, logits, hidden, state)
     return position, token, cache, state

@@ -26,8 +26,8 @@ class BestOfN(NamedTuple):
     prompts: list of strings or of lists of messages, as they were passed.
     responses: list of lists of strings, `n` for each prompt.
     scores: float32 `(prompts, n)`.
-    ended: bool `(prompts, n)`, true where the tokenizer's end token closed the response. Defaults
-        to None: all.
+    ended: bool `(prompts, n)`, true where the tokenizer's end token or a stop string closed the
+        response. Defaults to None: all.
     """
 
     prompts: list[str]
@@ -97,7 +97,8 @@ def best_of_n(
     Args:
         actor: `ActorCritic` with a tokenizer.
         reward: `RewardModel`, callable, or a list or dict of these, as in a trainer.
-        prompts: list of strings or of lists of messages.
+        prompts: list of strings or of lists of messages, or of records that have these as `prompt`;
+            a reward function gets the other columns of records by name.
         n: int, at least 2. Responses to each prompt.
         sampler: `Sampler` with a temperature above 0. Unlike the sampler of a trainer, it may have
             `top_k` and `top_p`.
@@ -137,12 +138,15 @@ def best_of_n(
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
     scored = weighted.WeightedReward(reward, actor, group_size=n)
-    prompts = tokens.text_list(prompts, "prompts")
+    given = tokens.text_list(prompts, "prompts")
+    records = [row if isinstance(row, dict) else {"prompt": row} for row in given]
+    data_records.refuse(records, lambda row: "prompt" not in row, "have no column 'prompt'")
+    prompts = [record["prompt"] for record in records]
     # Encode prompts as a trainer does, and keep texts and records for functions.
     texts, rows = inputs.encode_prompts(
         prompts, actor.causal_lm.preprocessor, template, parse_special
     )
-    records = data_records.to_json([{"prompt": prompt} for prompt in prompts])
+    lines = data_records.to_json(records)
     # The collector of training; its reference log-probabilities are not used.
     execution = replica.Execution(tf.distribute.get_strategy(), jit_compile)
     collector = Collector(actor, Reference(actor.causal_lm), scored, sampler, execution)
@@ -151,20 +155,18 @@ def best_of_n(
     stream, batches = replica.stream(seed, "best_of_n"), itertools.count()
 
     def respond(
-        rows: list[list[int]], texts: list[str], records: list[str]
+        rows: list[list[int]], texts: list[str], lines: list[str]
     ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
-        batch = _prompt_batch(*actor.padded_prompts(rows, sampler), texts, records)
+        batch = _prompt_batch(*actor.padded_prompts(rows, sampler), texts, lines)
         uniforms = replica.uniforms(stream, next(batches), len(rows) * n, sampler.length)
         collected = collector(batch, uniforms, temperature, explore=False)
-        rollout, (_, responses) = collected.rollout, collected.episodes.texts
-        # The end token of the tokenizer, which other stop tokens are not.
-        ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+        (_, responses), ended = collected.episodes.texts, collected.episodes.ended
         # The `n` responses to a prompt are consecutive rows.
         grouped = [responses[i : i + n] for i in range(0, len(responses), n)]
-        return grouped, collected.raw_scores.reshape(-1, n), ended.reshape(-1, n)
+        return grouped, collected.raw_scores.reshape(-1, n), np.reshape(ended, (-1, n))
 
     # The last batch is filled up to one size, so that sampling compiles once.
-    columns = rows, texts, records
+    columns = rows, texts, lines
     found = replica.in_batches(respond, columns, min(batch_size, len(rows)))
     return BestOfN(prompts, *found)
 

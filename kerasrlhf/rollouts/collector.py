@@ -16,6 +16,7 @@ from kerasrlhf.models import windows
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scored
+from kerasrlhf.models.stop_strings import StopStrings
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
 from kerasrlhf.tokens import check_right_padded
@@ -103,6 +104,7 @@ class Collector:
             Defaults to False.
         prompt_reward: float. The score gains this times the mean log-probability, under the
             reference, of the prompt's tokens given the response. Defaults to 0.
+        decoder: `Sampler` of `decode`. Defaults to None: there are no such responses.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Collector:
         parts: int = 1,
         recompute: bool = False,
         prompt_reward: float = 0.0,
+        decoder: Sampler | None = None,
     ) -> None:
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
@@ -124,6 +127,8 @@ class Collector:
         self._sample_policy = self._sample
         if sampler.epsilon:
             self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
+        self.decoder = decoder
+        self._decode = replica.rowwise(self._decode_rows, execution)
         self._read = replica.rowwise(self._read_rows, execution)
         self._reread = replica.rowwise(self._reread_rows, execution)
 
@@ -159,9 +164,8 @@ class Collector:
         sampled = time.perf_counter()
         # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
-        episodes = scoring.read_episodes(
-            responses, self._for_each_response(batch), self.actor.causal_lm.preprocessor
-        )
+        strings = self._for_each_response(batch, self.reward.group_size)
+        episodes = self._read_episodes(responses, strings, self.sampler)
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
         raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
@@ -186,6 +190,27 @@ class Collector:
             prompts=batch,
         )
 
+    def decode(self, batch: dict[str, Any], uniforms: Tensor) -> scoring.Episodes:
+        """Samples one response to every prompt with `decoder`; scores nothing.
+
+        Args:
+            batch: as in a call.
+            uniforms: float32 `(batch, decoder.length, 2)`.
+
+        Returns:
+            `Episodes`.
+        """
+        responses = self._decode(batch["token_ids"], batch["padding_mask"], uniforms)
+        strings = self._for_each_response(batch, size=1)
+        return self._read_episodes(responses, strings, self.decoder)
+
+    def _read_episodes(
+        self, responses: Responses, strings: dict[str, Any], sampler: Sampler
+    ) -> scoring.Episodes:
+        causal_lm = self.actor.causal_lm
+        stops = StopStrings.of(causal_lm, sampler)
+        return scoring.read_episodes(responses, strings, causal_lm.preprocessor, stops)
+
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
         """Returns an older rollout with log-probabilities and values of the current networks.
 
@@ -205,6 +230,12 @@ class Collector:
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
         sampler = dataclasses.replace(self.sampler, epsilon=0.0)
+        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+
+    def _decode_rows(self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
+        sampler = self.decoder
+        # Greedy: log-probabilities, which are not used, at temperature 1.
+        temperature = sampler.temperature or 1.0
         return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
@@ -267,11 +298,10 @@ class Collector:
             ref_logprobs=masking.zero_outside(ref_logprobs, inside),
         )
 
-    def _for_each_response(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Returns the strings of the batch, repeated for every response."""
+    def _for_each_response(self, batch: dict[str, Any], size: int) -> dict[str, Any]:
+        """Returns the strings of the batch, repeated for each of `size` responses to a prompt."""
         names = ("prompt", "guarded_prompt", "record")
         strings = {name: batch[name] for name in names if name in batch}
-        size = self.reward.group_size
         if size == 1:
             return strings
         return {name: np.repeat(np.asarray(x), size) for name, x in strings.items()}

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import contextvars
 import dataclasses
 import functools
-import inspect
 import json
-import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import keras
@@ -21,10 +16,9 @@ from kerasrlhf import tokens
 from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.stop_strings import StopStrings, finished
+from kerasrlhf.rollouts import calling
 from kerasrlhf.types import Responses
-
-# Seconds for the event loop to notice that a time limit is over.
-_GRACE = 1.0
 
 
 class Episodes(NamedTuple):
@@ -37,6 +31,8 @@ class Episodes(NamedTuple):
         string; None if there are no records.
     guarded_prompts: list of `prompts` with typed special tokens marked as text, see
         `kerasrlhf.special_tokens`; None if the batch does not have them.
+    ended: bool `(batch,)`, whether an end token of the tokenizer or a stop string ended a response;
+        None if the model has no tokenizer.
     """
 
     prompts: list[str] | None
@@ -44,6 +40,7 @@ class Episodes(NamedTuple):
     columns: dict[str, list]
     conversations: list[list[dict] | None] | None = None
     guarded_prompts: list[str] | None = None
+    ended: np.ndarray | None = None
 
     @property
     def texts(self) -> tuple[list[str], list[str]]:
@@ -63,7 +60,12 @@ class Episodes(NamedTuple):
         return self.prompts, self.responses
 
 
-def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) -> Episodes:
+def read_episodes(
+    sampled: Responses,
+    batch: dict[str, Any],
+    preprocessor: Any,
+    stops: StopStrings | None = None,
+) -> Episodes:
     """Returns the texts of `sampled` and the columns of the prompt batch.
 
     Args:
@@ -71,6 +73,8 @@ def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) 
         batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record` (JSON)
             are used if present.
         preprocessor: of the actor, or None.
+        stops: `StopStrings` of the sampler. The text of a response ends before the string that
+            ended it. Defaults to None.
     """
     records = [json.loads(r) for r in _strings(batch.get("record", ()))]
     # Union of the columns in their order; None where a record lacks one.
@@ -79,7 +83,7 @@ def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) 
     prompts, guarded = (
         _strings(batch[name]) if name in batch else None for name in ("prompt", "guarded_prompt")
     )
-    responses = None
+    responses, ended = None, None
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
         # Ids of prompts and responses, without padding.
@@ -89,8 +93,9 @@ def read_episodes(sampled: Responses, batch: dict[str, Any], preprocessor: Any) 
             prompts = tokens.detokenize(heads, preprocessor)
         # Decode responses after their prompts, or a blank before the first word is lost.
         responses = tokens.detokenize(rows, preprocessor, after=heads)
+        responses, ended = finished(responses, rows, preprocessor, stops)
     conversations = [_messages(record.get("prompt")) for record in records] or None
-    return Episodes(prompts, responses, columns, conversations, guarded)
+    return Episodes(prompts, responses, columns, conversations, guarded, ended)
 
 
 def _strings(values: Any) -> list[str]:
@@ -289,19 +294,32 @@ def call_rewards(
     """
     rows = int(sampled.token_ids.shape[0])
     columns = _columns(episodes, sampled, state, log or RewardLog(rows))
-    results: list[Any] = []
-    try:
-        # Call each; an asynchronous one returns an awaitable at once.
-        for function in functions:
-            args, kwargs = _arguments(function, columns)
-            results.append(_called(function, args, kwargs, timeout))
-    except BaseException:
-        # Close the others, or Python warns that they were never awaited.
-        for result in filter(inspect.iscoroutine, results):
-            result.close()
-        raise
-    results = _awaited(results, functions, timeout)
+    results = calling.call_all(functions, columns, timeout)
     return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
+
+
+def text_columns(episodes: Episodes) -> dict[str, Callable[[], Any]]:
+    """Returns a function for every argument that is made of texts or records, by its name.
+
+    Args:
+        episodes: `Episodes`.
+
+    Example:
+        >>> columns = text_columns(Episodes(["one"], ["two"], columns={"label": [3]}))
+        >>> {name: column() for name, column in columns.items() if name in ("prompts", "label")}
+        {'label': [3], 'prompts': ['one']}
+    """
+    texts, responses = episodes.prompts, episodes.responses
+    conversations = episodes.conversations or [None] * len(texts or responses or [])
+    # Records come first, so that their columns cannot replace the arguments below.
+    columns = {name: _returning(column) for name, column in episodes.columns.items()}
+    if texts is not None:
+        columns["prompts"] = functools.partial(_prompts, texts, conversations)
+        columns["prompt_texts"] = _returning(texts)
+    if responses is not None:
+        columns["responses"] = _returning(responses)
+        columns["completions"] = functools.partial(_completions, responses, conversations)
+    return columns
 
 
 def _columns(
@@ -310,20 +328,10 @@ def _columns(
     """Returns a function for every argument by name, which creates its value on demand."""
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
     before = np.asarray(sampled.padding_mask) & ~inside
-    texts, responses = episodes.prompts, episodes.responses
-    conversations = episodes.conversations or [None] * len(ids)
-
-    # Records come first, so that their columns cannot replace the arguments below.
-    columns = {name: _returning(column) for name, column in episodes.columns.items()}
+    columns = text_columns(episodes)
     response_ids = functools.partial(tokens.masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}
     columns["prompt_ids"] = functools.partial(tokens.masked_rows, ids, before)
-    if texts is not None:
-        columns["prompts"] = functools.partial(_prompts, texts, conversations)
-        columns["prompt_texts"] = _returning(texts)
-    if responses is not None:
-        columns["responses"] = _returning(responses)
-        columns["completions"] = functools.partial(_completions, responses, conversations)
     columns |= {"log_metric": _returning(log.metric), "log_extra": _returning(log.extra)}
     return columns | {"trainer_state": _returning(state)}
 
@@ -351,144 +359,6 @@ def _completions(
     ]
 
 
-def _arguments(
-    function: Callable, columns: dict[str, Callable[[], Any]]
-) -> tuple[list[Any], dict[str, Any]]:
-    """Returns positional and keyword arguments for a function."""
-    try:
-        parameters = [*inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):
-        # A builtin without a signature.
-        parameters = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
-    # Compare the names of the function with those of the batch.
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    required = [p.name for p in named if p.default is p.empty]
-    unknown = [name for name in required if name not in columns]
-    known = [p.name for p in named if p.name in columns]
-    # By position: without keywords in the signature, or with two unknown names.
-    positional = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters) or (
-        len(unknown) == 2 == len(required)
-    )
-    if positional and not known and {"prompts", "responses"} <= columns.keys():
-        return [columns["prompts"](), columns["responses"]()], {}
-    if unknown or (positional and not known):
-        asked = f"asks for {unknown}" if unknown else "takes prompts and responses by position"
-        raise ValueError(
-            f"The reward function `{name_of(function)}` {asked}, which the batch does not have. "
-            f"Available: {sorted(columns)}. Add the columns to the records, give the arguments "
-            "defaults, or take exactly two arguments (prompts, responses)."
-        )
-    # By keyword.
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [], {name: columns[name]() for name in (columns if takes_all else known)}
-
-
-def takes_nothing(function: Callable) -> bool:
-    """Returns whether a function has no parameters at all."""
-    try:
-        return not inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def name_of(reward: Any) -> str:
-    """Returns the name of a reward function or model, for errors and statistics.
-
-    Example:
-        >>> name_of(len), name_of(functools.partial(len)), name_of(lambda x: x)
-        ('len', 'len', 'lambda')
-    """
-    if isinstance(reward, functools.partial):
-        return name_of(reward.func)
-    name = getattr(reward, "__name__", None) or getattr(reward, "name", None)
-    return name.strip("<>") if isinstance(name, str) and name else type(reward).__name__
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """Returns the event loop of asynchronous reward functions, in a separate thread.
-
-    The whole process has one loop, so that clients that a function keeps open remain usable, and
-    the running loop of a notebook does not interfere.
-    """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="kerasrlhf-rewards", daemon=True).start()
-    return loop
-
-
-def _called(
-    function: Callable, args: list[Any], kwargs: dict[str, Any], timeout: float | None
-) -> Any:
-    """Calls a function; with a time limit, in a thread that can be abandoned."""
-    if timeout is None:
-        return function(*args, **kwargs)
-    future: concurrent.futures.Future = concurrent.futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-
-    # With the context variables of the caller, as in a plain call.
-    run = contextvars.copy_context().run
-    threading.Thread(target=run, args=(work,), name="kerasrlhf-reward", daemon=True).start()
-    concurrent.futures.wait([future], timeout)
-    if not future.done():
-        raise _late([function], timeout)
-    return future.result()
-
-
-def _late(functions: Sequence[Callable], timeout: float) -> TimeoutError:
-    names = " or ".join(f"`{name_of(function)}`" for function in functions)
-    return TimeoutError(
-        f"The reward function {names} did not return within `reward_timeout={timeout:g}` seconds. "
-        "Set a time limit for the calls inside it, or raise `reward_timeout`."
-    )
-
-
-def _awaited(
-    results: list[Any], functions: Sequence[Callable], timeout: float | None = None
-) -> list[Any]:
-    """Returns `results`, with awaitable ones run to completion, all at the same time."""
-    pairs = zip(results, functions, strict=True)
-    waiting = {i: pair for i, pair in enumerate(pairs) if inspect.isawaitable(pair[0])}
-    if not waiting:
-        return results
-
-    async def in_time(awaitable: Awaitable, function: Callable) -> Any:
-        task = asyncio.ensure_future(awaitable)
-        done, _ = await asyncio.wait([task], timeout=timeout)
-        if timeout is not None and not done:
-            task.cancel()
-            raise _late([function], timeout)
-        return task.result()
-
-    # Return exceptions, so that one failure does not cancel the others.
-    async def together() -> list[Any]:
-        tasks = (in_time(*pair) for pair in waiting.values())
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    future = asyncio.run_coroutine_threadsafe(together(), _event_loop())
-    try:
-        # By then all have ended or were stopped, unless a function blocks the loop.
-        concurrent.futures.wait([future], None if timeout is None else timeout + _GRACE)
-        if timeout is not None and not future.done():
-            # The loop is blocked: later calls need a new one.
-            _event_loop.cache_clear()
-            raise _late([function for _, function in waiting.values()], timeout)
-        done = future.result()
-    except BaseException:
-        future.cancel()
-        raise
-    for value in done:
-        if isinstance(value, BaseException):
-            raise value
-    # Put the results back in the order of the functions.
-    values = dict(zip(waiting, done, strict=True))
-    return [values.get(index, result) for index, result in enumerate(results)]
-
-
 def _listed(result: Any) -> list:
     try:
         return list(result)
@@ -508,9 +378,10 @@ def _plain(value: Any) -> Any:
 
 def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     """Returns float32 `(batch,)`, NaN for None; raises a `ValueError` that names bad rows."""
+    name = calling.name_of(function)
     if result is None or isinstance(result, (str, bytes, Mapping, Set)):
         raise ValueError(
-            f"The reward function `{name_of(function)}` must return one number per response. "
+            f"The reward function `{name}` must return one number per response. "
             f"Expected {rows} in a list or an array, received {result!r} of type "
             f"{type(result).__name__}."
         )
@@ -518,7 +389,7 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     values = [_plain(value) for value in _listed(result)]
     if len(values) != rows:
         raise ValueError(
-            f"The reward function `{name_of(function)}` must return one number per response. "
+            f"The reward function `{name}` must return one number per response. "
             f"Expected {rows}, received {len(values)}."
         )
     scores = np.full((rows,), np.nan, "float32")
@@ -532,7 +403,7 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     if bad.size:
         shown = ", ".join(f"row {i}: {values[i]!r}" for i in bad[:5])
         raise ValueError(
-            f"The reward function `{name_of(function)}` must return finite numbers, or None where "
+            f"The reward function `{name}` must return finite numbers, or None where "
             f"it does not apply. {bad.size} of {rows} rows are neither: {shown}."
         )
     return scores

@@ -14,7 +14,7 @@ from kerasrlhf.functional import masking
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
-from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts import calling, scoring
 from kerasrlhf.types import Responses, Tensor, require_finite_scores, require_number
 
 
@@ -83,10 +83,10 @@ def parts_of(reward: Any) -> list[Part]:
         parts = [Part(name, *_weighted(name, entry)) for name, entry in reward.items()]
     elif isinstance(reward, list):
         entries = [_weighted(f"number {i}", entry) for i, entry in enumerate(reward)]
-        names = _unique([scoring.name_of(entry) for entry, _ in entries])
+        names = _unique([calling.name_of(entry) for entry, _ in entries])
         parts = [Part(name, *entry) for name, entry in zip(names, entries, strict=True)]
     else:
-        return [Part(scoring.name_of(reward), _checked(reward, "`reward`"), 1.0)]
+        return [Part(calling.name_of(reward), _checked(reward, "`reward`"), 1.0)]
     if not parts:
         raise ValueError(
             f"`reward` needs at least one part. Received: {reward!r}. Pass a RewardModel or a "
@@ -156,9 +156,9 @@ def _checked(reward: Any, where: str) -> Any:
             "RewardModel, ProcessRewardModel or RewardEnsemble. Wrap it in a function of prompts "
             "and responses, or use one of these."
         )
-    if not isinstance(reward, Scorer) and scoring.takes_nothing(reward):
+    if not isinstance(reward, Scorer) and calling.takes_nothing(reward):
         raise ValueError(
-            f"{where} is the function {scoring.name_of(reward)!r} without parameters. It needs "
+            f"{where} is the function {calling.name_of(reward)!r} without parameters. It needs "
             "names such as `prompts`, `responses` or `completions`, or `**kwargs`."
         )
     return reward
@@ -272,7 +272,10 @@ class TextReader:
         responses = batch.responses
         prompt_texts, response_texts = batch.episodes.texts
         # The model appends its own end token to responses that ended.
-        ended = self.actor.ended(tokens.masked_rows(responses.token_ids, responses.response_mask))
+        ended = batch.episodes.ended
+        if ended is None:
+            rows = tokens.masked_rows(responses.token_ids, responses.response_mask)
+            ended = self.actor.ended(rows)
         readings = {}
         for name, model in self.models.items():
             tokenizer = model.preprocessor.tokenizer
@@ -426,7 +429,7 @@ class WeightedReward:
             self._has_unscored = True
             counting = {part.name for part in self.parts if part.weight}
             functions = [f for name, f in self.functions.functions.items() if name in counting]
-            names = ", ".join(f"`{scoring.name_of(function)}`" for function in functions)
+            names = ", ".join(f"`{calling.name_of(function)}`" for function in functions)
             warnings.warn(
                 f"{unscored.sum()} of {len(unscored)} responses have no score: {names} returned "
                 "None for them. They get the mean score of their group, or of the batch, so that "

@@ -16,6 +16,8 @@ from kerasrlhf import replica
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.models import fitting
+from kerasrlhf.rollouts.measuring import Measurement, metrics_of
+from kerasrlhf.rollouts.scoring import Episodes
 from kerasrlhf.trainers import statistics
 from kerasrlhf.trainers.held import HeldTrainer
 from kerasrlhf.trainers.interruption import Interruption
@@ -34,6 +36,7 @@ class IterativeModel(HeldTrainer):
         super().__init__(**kwargs)
         self._trackers = _Means(("score", "kl", "kl_coef", "length", "loss"))
         self._validation = _Means(statistics.VALIDATED)
+        self._measurement = Measurement({})
         self.replay, self.interruption = Replay(), Interruption()
 
     def iterate(self, batch: dict) -> dict[str, float]:
@@ -42,6 +45,10 @@ class IterativeModel(HeldTrainer):
 
     def collect(self, batch: dict, index: int = 0) -> Any:
         """Samples and scores prompts without training on them."""
+        raise NotImplementedError
+
+    def decode(self, collected: Any, index: int = 0) -> Episodes:
+        """Returns the responses that metrics measure, to the prompts of `collect`."""
         raise NotImplementedError
 
     def limits(self) -> Limits:
@@ -56,6 +63,24 @@ class IterativeModel(HeldTrainer):
     def metrics(self) -> list[keras.metrics.Metric]:
         """Running means of the shown statistics."""
         return self._trackers.metrics
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the metrics of responses that `evaluate` computes."""
+        return tuple(self._measurement.metrics)
+
+    def measure_with(self, metrics: Any) -> None:
+        """Sets the metrics that `evaluate` computes.
+
+        Args:
+            metrics: as `rollouts.measuring.metrics_of` takes them.
+        """
+        # The names of other statistics would be ambiguous in the history.
+        self._measurement = Measurement(metrics_of(metrics, taken=[*statistics.SHOWN]))
+
+    def measured(self) -> dict[str, float]:
+        """Returns the metrics of the responses of the last `evaluate` by name."""
+        return self._measurement.results()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles as Keras does, under the strategy that the networks were created under."""
@@ -88,15 +113,18 @@ class IterativeModel(HeldTrainer):
         """Samples and scores prompts; arguments are those of `keras.Model.evaluate`.
 
         Returns:
-            Mean score, KL and length, or a dict of these in this order with `return_dict=True`.
+            Mean score, KL and length, then the metrics of `compile`; or a dict of these in this
+            order with `return_dict=True`.
         """
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         given = inspect.signature(super().evaluate).bind(*args, **kwargs)
         _show_score_first(given)
         result = super().evaluate(*given.args, **given.kwargs)
+        measured = self.measured()
         if not isinstance(result, dict):
-            return result
+            return [*result, *measured.values()] if measured else result
+        result = {**result, **measured}
         order = [*statistics.VALIDATED, *result]  # Keras sorts by name
         return {name: result[name] for name in dict.fromkeys(order) if name in result}
 
@@ -146,6 +174,7 @@ class IterativeModel(HeldTrainer):
     def make_test_function(self, force: bool = False) -> None:
         """Makes the function that `evaluate` and validation call for each batch."""
         self._validation.reset()
+        self._measurement.reset()
         # Batch number, so that every validation uses the same random numbers.
         count = iter(range(2**31))
 
@@ -157,7 +186,10 @@ class IterativeModel(HeldTrainer):
             if self.replay.active:
                 # This validation was not recorded, and the weights of that time are gone.
                 return {}
-            found = statistics.rollout_statistics(self.collect(batch, index))
+            collected = self.collect(batch, index)
+            found = statistics.rollout_statistics(collected)
+            if self.measures:
+                self._measurement.add(self.decode(collected, index))
             names = statistics.VALIDATED
             self._validation.update({name: found[statistics.SHOWN[name]] for name in names})
             return self._validation.results()
@@ -181,7 +213,7 @@ class _ScoreFirst(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, _ordered(logs))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_test_end(_ordered(logs))
+        super().on_test_end(_ordered({**(logs or {}), **self.model.measured()}))
 
 
 def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:

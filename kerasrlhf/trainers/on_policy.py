@@ -20,7 +20,7 @@ from kerasrlhf.models import fitting, lm_adapter, precision
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
-from kerasrlhf.rollouts import weighted
+from kerasrlhf.rollouts import scoring, weighted
 from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.shaping import RewardShaping, RunningMoments
@@ -38,6 +38,7 @@ from kerasrlhf.types import (
     TokenStats,
     require_bool,
     require_choice,
+    require_constant_sampler,
     require_finite_scores,
     require_instance,
     require_instance_or_none,
@@ -226,7 +227,7 @@ class OnPolicyTrainer(IterativeModel):
                 "0, without `top_k` and `top_p`. Otherwise sampled and trained distributions "
                 f"differ and the KL can turn negative. Received: {sampler}."
             )
-        can_end = bool(self.actor.stop_token_ids(sampler))
+        can_end = bool(self.actor.stop_token_ids(sampler) or sampler.stop_strings)
         self.shaping.check_sampler(sampler.length, can_end)
         if self.mask_overlong and not can_end:
             raise ValueError(
@@ -318,6 +319,8 @@ class OnPolicyTrainer(IterativeModel):
         self,
         optimizer: Any = None,
         *,
+        metrics: dict[str, Callable] | list[Callable] | None = None,
+        validation_sampler: Sampler | None = None,
         jit_compile: bool = True,
         run_eagerly: bool = False,
     ) -> None:
@@ -326,12 +329,23 @@ class OnPolicyTrainer(IterativeModel):
         Args:
             optimizer: Keras optimizer. Defaults to None: `Adam(1e-5, epsilon=1e-5)`, in
                 TensorFlow's form (detail N22).
+            metrics: dict from names to functions, or list of functions. `evaluate` and the
+                validation of `fit` measure responses with them: `accuracy` is `val_accuracy` in the
+                history. A function is called as a reward function is, with texts and columns by
+                name, once for all responses. It returns one number per response, whose mean is the
+                metric, or one number, such as an F1 score. A `.keras` file does not keep them.
+                Defaults to None: none.
+            validation_sampler: `Sampler` of the responses that `metrics` measure, for example
+                `Sampler(32, temperature=0)`; score, KL and length remain those of the policy's own
+                samples. Defaults to None: the metrics measure these, too.
             jit_compile: bool. Whether to compile sampling, scoring and updates with XLA. Defaults
                 to True.
             run_eagerly: bool. Whether to run Python line by line, to debug. Defaults to False.
         """
         require_bool("jit_compile", jit_compile)
         require_bool("run_eagerly", run_eagerly)
+        self.measure_with(metrics)
+        self._check_decoder(validation_sampler)
         if optimizer is None:
             # N22: Keras implements TensorFlow's form of Adam.
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
@@ -345,9 +359,25 @@ class OnPolicyTrainer(IterativeModel):
         # Create the optimizer's variables outside the compiled functions.
         with self.distribute_strategy.scope():
             self.optimizer.build(self.trainable_variables)
-        self._build(replica.Execution(self.distribute_strategy, jit_compile, run_eagerly))
+        execution = replica.Execution(self.distribute_strategy, jit_compile, run_eagerly)
+        self._build(execution, validation_sampler)
 
-    def _build(self, execution: replica.Execution) -> None:
+    def _check_decoder(self, decoder: Sampler | None) -> None:
+        """Raises a `ValueError` for metrics or a sampler of their responses that cannot be used."""
+        if decoder is not None:
+            require_constant_sampler(decoder)
+            if not self.measures:
+                raise ValueError(
+                    "`validation_sampler` has no effect without `metrics`, which measure its "
+                    "responses. Pass `metrics={name: function}` too, or leave it out."
+                )
+        if self.measures and self.actor.causal_lm.preprocessor is None:
+            raise ValueError(
+                "`metrics` measure texts, which need a tokenizer. Build the actor from a CausalLM "
+                "with a preprocessor."
+            )
+
+    def _build(self, execution: replica.Execution, decoder: Sampler | None) -> None:
         """Builds the functions that an iteration calls."""
         prediction = self.prompt_prediction
         self.collector = Collector(
@@ -359,6 +389,7 @@ class OnPolicyTrainer(IterativeModel):
             parts=self.num_minibatches,
             recompute=self.importance_cap is not None,
             prompt_reward=0.0 if prediction is None else prediction.reward,
+            decoder=decoder,
         )
         # Gradients get XLA; row selection is a small graph that gains nothing from it.
         step = self.update_step()
@@ -535,6 +566,21 @@ class OnPolicyTrainer(IterativeModel):
         )
         return self._shaped(collected, self._moments())
 
+    def decode(self, collected: Collected, index: int = 0) -> scoring.Episodes:
+        """Returns the responses that the metrics of `compile` measure.
+
+        Args:
+            collected: `Collected` of `collect`, whose prompts are answered by `validation_sampler`.
+                Without one, its own responses are returned.
+            index: int, as in `collect`. Defaults to 0.
+        """
+        batch, decoder = collected.prompts, self.collector.decoder
+        if decoder is None or batch is None:
+            return collected.episodes
+        rows = int(batch["token_ids"].shape[0])
+        uniforms = replica.uniforms(self.seed, -1 - index, rows, decoder.length)
+        return self.collector.decode(batch, uniforms)
+
     def generate(self, prompts: Any, seed: int = 0, **kwargs: Any) -> Any:
         """Returns responses of the current policy, sampled as in training but without `epsilon`.
 
@@ -652,7 +698,12 @@ class OnPolicyTrainer(IterativeModel):
 
     def limits(self) -> Limits:
         """Returns the limits on prompts that the actor can process and answer."""
-        return self.actor.limits(self.sampler)
+        limits = self.actor.limits(self.sampler)
+        decoder = self.collector.decoder if self.compiled else None
+        # Responses of both samplers have to fit.
+        if decoder is not None:
+            limits = limits._replace(sampled=max(self.sampler.length, decoder.length))
+        return limits
 
     def reset(self, seed: int = 0) -> None:
         """Starts a run with another seed: iteration 0, no running moments, an empty memory.

@@ -81,7 +81,9 @@ def describe(value: Any) -> Any:
     # Objects, by their class and their fields, arguments or configuration.
     name = type(value).__name__
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        # A field that is not compared, such as a number of threads, does not change results.
+        compared = [f.name for f in dataclasses.fields(value) if f.compare]
+        fields = {name: describe(getattr(value, name)) for name in compared}
         return {"class": name, **fields}
     if isinstance(value, functools.partial):
         described = {"args": describe(value.args), "keywords": describe(value.keywords)}
