@@ -49,7 +49,10 @@ NAMES = {
     """,
     rlhf.metrics: "PreferenceAccuracy PreferenceMargin",
     rlhf.presets: "TINY_STORIES",
-    rlhf.tasks: "sentiment stories",
+    rlhf.tasks: """
+        Task Sentiment Classification NER Summarization Dialogue Arithmetic
+        sentiment classification ner summarization dialogue arithmetic rules stories
+    """,
 }
 FOLDERS = [module for module in NAMES if hasattr(module, "__all__")]
 

@@ -1,14 +1,18 @@
-"""Stories with an unhappy opening, and measures of how happily they continue."""
+"""Texts that are to continue happily, and measures of how happy they are."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kerasrlhf.data.records import Record
+from kerasrlhf.tasks import rules
+from kerasrlhf.tasks.task import Task, column, filled
 
 _NAMES = (
     "Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy",
@@ -35,6 +39,93 @@ _UNHAPPY = (
     "sad cry cried crying scared afraid angry mad upset hurt lost broke broken alone mean bad "
     "worried sorry lonely yelled dirty fell pain dark"
 )
+
+
+class Sentiment(Task):
+    """Positive continuations of the first words of texts.
+
+    Records have `prompt` (and `response`, to imitate), or `text`, whose first words are the prompt
+    and the rest of which is the response. The reward has two parts: `sentiment`, and `repetition`,
+    the fraction of repeated pairs of words, with a negative weight.
+
+    The metrics use VADER, or with `score="words"` a list of words. Where the reward is another
+    one, such as a classifier, they are a measure that was not trained on.
+
+    Args:
+        score: `"vader"`, `"words"` (`happy_words`, without a further package), or a `RewardModel`
+            or function of prompts and responses. Defaults to `"vader"`.
+        template: str. The prompt, with columns of the record in braces. Defaults to `"{prompt}"`.
+        words: int, at least 1. Words of a text that are its prompt. Defaults to 4.
+        repetition_weight: float. Weight of `repetition`, not above 0. Defaults to -0.5.
+        length: int. Most tokens of a response. Defaults to 24.
+
+    Raises:
+        ValueError: If `score` is none of these.
+
+    Example:
+        >>> task = rlhf.tasks.Sentiment("words", words=2)
+        >>> task.demonstrations([{"text": "The food was great."}])
+        [{'prompt': 'The food', 'response': ' was great.'}]
+        >>> task.metrics()["positive"]([" was great.", " was cold."])
+        [1.0, 0.0]
+    """
+
+    stop_strings = ("\n",)
+
+    def __init__(
+        self,
+        score: str | Any = "vader",
+        template: str = "{prompt}",
+        words: int = 4,
+        repetition_weight: float = -0.5,
+        length: int = 24,
+    ) -> None:
+        scores = {"vader": vader_scores, "words": happy_words}
+        if not callable(score) and score not in scores:
+            raise ValueError(
+                f"`score` must be one of {[*scores]}, a reward model or a function of prompts and "
+                f"responses. Received: {score!r}."
+            )
+        self.score = score if callable(score) else scores[score]
+        self.measured = happy_words if self.score is happy_words else vader_scores
+        self.template, self.words = template, words
+        self.repetition_weight, self.length = repetition_weight, length
+
+    def prompt(self, record: Record) -> str:
+        """Returns the template with the prompt of the record, or the first words of its text."""
+        if record.get("prompt") is None:
+            record = {**record, "prompt": self._split(record)[0]}
+        return filled(self.template, record)
+
+    def target(self, record: Record) -> str | None:
+        """Returns the response of the record, or the rest of its text; None if there is none."""
+        if record.get("prompt") is None:
+            return self._split(record)[1] or None
+        return record.get("response")
+
+    def rewards(self) -> dict[str, Any]:
+        """Returns `sentiment` and `repetition`."""
+        repetition = rules.repetition, self.repetition_weight
+        return {"sentiment": self.score, "repetition": repetition}
+
+    def metrics(self) -> dict[str, Callable]:
+        """Returns `sentiment`, `positive`, `words` and `repetition`."""
+        return {
+            "sentiment": lambda responses: [*self.measured(responses)],
+            "positive": self.positive,
+            "words": rules.words,
+            "repetition": rules.repetition,
+        }
+
+    def positive(self, responses: list[str]) -> list[float]:
+        """Returns 1 for responses whose sentiment is above 0.05, VADER's threshold, else 0."""
+        return [float(score > 0.05) for score in self.measured(responses)]
+
+    def _split(self, record: Record) -> tuple[str, str]:
+        """Returns the first words of a text, and the rest with the blank before it."""
+        text = column(record, "text").strip()
+        prompt = " ".join(text.split(" ")[: self.words])
+        return prompt, text[len(prompt) :]
 
 
 def unhappy_openings(count: int | None = None, seed: int = 0) -> list[str]:
