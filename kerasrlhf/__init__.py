@@ -18,6 +18,7 @@ _is_command = _program.parent.name == "recipes" or _program.stem in ("kerasrlhf"
 
 if typing.TYPE_CHECKING or "keras" in sys.modules or not _is_command:
     from kerasrlhf import (
+        applications,
         callbacks,
         cluster,
         data,
@@ -108,6 +109,7 @@ __all__ = [
     "best_of_n",
     "best_of_n_kl",
     # Modules
+    "applications",
     "callbacks",
     "cluster",
     "data",

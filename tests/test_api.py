@@ -17,7 +17,7 @@ NAMES = {
         DPO IPO KTO ORPO DirectTrainer
         Rollout Experience TokenStats
         load_reward RewardPool BestOfN best_of_n best_of_n_kl
-        callbacks cluster data evaluation functional losses metrics presets tasks
+        applications callbacks cluster data evaluation functional losses metrics presets tasks
         __version__
     """,
     rlhf.functional: """
@@ -31,6 +31,7 @@ NAMES = {
         bradley_terry best_of_k plackett_luce squared_sum accuracy agreement lead
         implicit_reward ipo kto log_odds orpo
     """,
+    rlhf.applications: "Stage Table TaskRun",
     rlhf.callbacks: "Resume Samples TensorBoard",
     rlhf.cluster: "strategy",
     rlhf.data: """

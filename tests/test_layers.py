@@ -18,6 +18,7 @@ ORDER = [
     ["rollouts"],
     ["trainers"],
     ["callbacks", "evaluation", "rlhf", "__main__"],
+    ["applications"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Beside the models: their own list instead of a rank. Whatever comes after the models may use them.

@@ -34,6 +34,12 @@ COMMANDS = {
     "kto": Command("dpo", "Kahneman-Tversky optimization", {"method": "kto"}),
     "orpo": Command("dpo", "odds-ratio preference optimization", {"method": "orpo"}),
     "best-of-n": Command("best_of_n", "sample n responses, keep and distill the best"),
+    "sentiment": Command("sentiment", "a task: positive continuations of texts"),
+    "classification": Command("classification", "a task: labels of texts"),
+    "ner": Command("ner", "a task: named entities of sentences"),
+    "summarization": Command("summarization", "a task: short summaries of documents"),
+    "dialogue": Command("dialogue", "a task: replies that people prefer"),
+    "arithmetic": Command("arithmetic", "a task: word problems; PPO and GRPO side by side"),
 }
 
 
@@ -97,7 +103,7 @@ def decided(config_class: Any, name: str) -> Any:
 
 
 def _help() -> str:
-    lines = [f"  {name:<12}{command.text}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<16}{command.text}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kerasrlhf COMMAND [options]",

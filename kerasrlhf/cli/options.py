@@ -153,7 +153,10 @@ def _parser(
             metavar="{" + ",".join(presets) + "}",
             help="values to start from",
         )
-    texts = help_texts(doc)
+    # A dataclass that derives from another one has its fields, and their texts.
+    texts: dict[str, str] = {}
+    for kind in reversed(config_class.__mro__):
+        texts |= help_texts(inspect.cleandoc(kind.__doc__ or ""))
     for name, (kind, default) in fields.items():
         _add_option(parser, name, kind, default, texts.get(name, ""))
     return parser

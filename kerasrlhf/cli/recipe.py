@@ -8,7 +8,8 @@ from kerasrlhf.cli.delay import delay_keras
 from kerasrlhf.cli.progress import Progress
 from kerasrlhf.cli.ranges import check_ranges
 from kerasrlhf.cli.running import run
+from kerasrlhf.cli.task_config import SMOKE, SMOLLM2, TaskConfig
 
-__all__ = ["Progress", "check_ranges", "run"]
+__all__ = ["SMOKE", "SMOLLM2", "Progress", "TaskConfig", "check_ranges", "run"]
 
 delay_keras()
