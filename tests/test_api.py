@@ -31,7 +31,7 @@ NAMES = {
         bradley_terry best_of_k plackett_luce squared_sum accuracy agreement lead
         implicit_reward ipo kto log_odds orpo
     """,
-    rlhf.applications: "Stage Table TaskRun",
+    rlhf.applications: "Stage Table TaskRun read_records",
     rlhf.callbacks: "Resume Samples TensorBoard",
     rlhf.cluster: "strategy",
     rlhf.data: """

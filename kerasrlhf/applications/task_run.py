@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from kerasrlhf import data, evaluation
 from kerasrlhf.applications.tables import Stage, Table
 from kerasrlhf.callbacks import TensorBoard
 from kerasrlhf.cli.task_config import TaskConfig
-from kerasrlhf.data.records import Records
+from kerasrlhf.data.records import Record, Records
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.rollouts.best_of_n import best_of_n
 from kerasrlhf.tasks import stories
@@ -255,6 +256,45 @@ class TaskRun:
             lines += ["", *(f"{name:>16}: {text!r}" for name, text in sample.items())]
         sys.stdout.write("\n".join(lines) + "\n")
         return report
+
+
+def read_records(
+    config: TaskConfig,
+    sample: str | os.PathLike[str],
+    keep: Callable[[Record], bool] = lambda record: True,
+) -> tuple[Records, Records]:
+    r"""Returns records to learn from in random order, and records to measure on.
+
+    Args:
+        config: `TaskConfig`, with the files.
+        sample: str or path. File to read if `config.data` is None.
+        keep: function of a record, whether it is used. Defaults to all.
+
+    Raises:
+        ValueError: If a file cannot be read, or too few records are left.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from kerasrlhf.cli.recipe import TaskConfig
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "data.jsonl"
+        >>> _ = file.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+        >>> learned, held_out = rlhf.applications.read_records(TaskConfig(held_out=2), file)
+        >>> len(learned), len(held_out)
+        (1, 2)
+    """
+    records = [row for row in data.records.load(config.data or str(sample)) if keep(row)]
+    if config.test is None:
+        return data.split(records, config.held_out, config.seed)
+    generator = np.random.default_rng(config.seed)
+    tested = [row for row in data.records.load(config.test) if keep(row)]
+    learned = [records[i] for i in generator.permutation(len(records))]
+    held_out = [tested[i] for i in generator.permutation(len(tested))[: config.held_out]]
+    if not learned or len(held_out) < 2:
+        raise ValueError(
+            f"There are {len(learned)} records to learn from and {len(held_out)} to measure on, "
+            "after leaving out those that the task does not use. Expected one and two at least."
+        )
+    return learned, held_out
 
 
 class _Timer:

@@ -23,7 +23,8 @@ class Dialogue(Task):
     another one, the `judge`: it should have learned from other pairs.
 
     Args:
-        reward: `RewardModel`, or a function of prompts and responses.
+        reward: `RewardModel`, or a function of prompts and responses. Defaults to None: none yet,
+            as long as only demonstrations and preferences are needed.
         judge: the same, for `metrics`. Defaults to None: `reward`.
         repetition_weight: float. Weight of the fraction of repeated pairs of words, not above 0.
             Defaults to -0.5.
@@ -44,7 +45,7 @@ class Dialogue(Task):
 
     def __init__(
         self,
-        reward: Any,
+        reward: Any = None,
         judge: Any = None,
         repetition_weight: float = -0.5,
         stop_strings: tuple[str, ...] = ("\n\nHuman:",),
