@@ -140,12 +140,26 @@ def check_reading_a_run(names, folder):
     assert {"prompt", "response", "score"} <= set(json.loads(lines[0]))
 
 
+def check_applications(names, folder):
+    history = names["history"].history
+    assert 0.0 <= history["val_has_word"][0] <= 1.0 and history["val_words"][0] < 16
+    assert names["measured"]["has_word"].low <= names["measured"]["has_word"].mean
+    assert {"reward/word", "reward/repetition"} <= set(names["ppo"].statistics)
+
+
+def test_a_task_of_ones_own_is_a_short_file():
+    code, *_ = blocks("python", TEXTS["applications.md"])
+    assert "rlhf.tasks.Task" in code and "ppo.fit(" in code
+    assert len(code.splitlines()) < 60
+
+
 def check_saving_and_resuming(names, folder):
     assert (folder / "runs/resume/resume.json").is_file()
     assert (folder / "runs/policy/model.weights.h5").is_file()
 
 
 CHECKS = {
+    "applications.md": check_applications,
     "README.md": check_readme,
     "rewards.md": check_rewards,
     "reading_a_run.md": check_reading_a_run,
@@ -207,7 +221,8 @@ def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
 
 def test_there_are_commands_for_every_recipe_and_benchmark():
     named = {words[0] for words in SCRIPTS.values()}
-    recipes = ("quickstart", "sft", "reward_model", "ppo")
+    tasks = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
+    recipes = ("quickstart", "sft", "reward_model", "ppo", *tasks)
     benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks

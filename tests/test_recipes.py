@@ -18,6 +18,7 @@ import kerasrlhf as rlhf
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 NAMES = ("sft", "reward_model", "ppo", "dpo")
 OTHERS = ("group", "ppo_ptx", "best_of_n")
+TASKS = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
 
 
 def load(name):
@@ -373,15 +374,76 @@ def test_the_quickstart_reports_and_saves_the_policy(tmp_path, capsys):
     assert "4. Before and after" in out and f"after  {gold[0]:+.2f}" in out
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OTHERS, "pretrain_tiny"])
+LIBRARIES = {"ner": "seqeval", "summarization": "rouge_score", "sentiment": "vaderSentiment"}
+STAGES = {
+    "classification": ["SFT, labels only", "PPO", "PPO, labels only"],
+    "arithmetic": ["PPO", "GRPO"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_measured_after_every_step(name, tmp_path, capsys):
+    if name in LIBRARIES and name != "sentiment":
+        pytest.importorskip(LIBRARIES[name])
+    report = smoke(load(name), tmp_path)
+    stages = ["start", "SFT", "best of 2 (SFT)", *STAGES.get(name, ["PPO"])]
+    assert sorted(report["table"]) == sorted(stages)
+    for stage, row in report["table"].items():
+        is_trained = stage in ("start", "SFT", "PPO", "GRPO")
+        assert (row["perplexity"] is not None) == is_trained
+        assert row["responses"] == 4
+        for found in row["metrics"].values():
+            assert found["low"] <= found["mean"] <= found["high"]
+    # Training has changed the model, and the algorithms end at different ones.
+    perplexities = [row["perplexity"] for row in report["table"].values() if row["perplexity"]]
+    assert len({round(x, 4) for x in perplexities}) == len(perplexities)
+    assert [set(sample) for sample in report["samples"]] == [{"prompt", "target", *stages}] * 2
+    out = capsys.readouterr().out
+    assert "4 held-out records, 95 % intervals" in out
+    assert all(f"\n{stage} " in out for stage in stages)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["table"] == report["table"]
+    rlhf.ActorCritic.from_preset(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_a_task_of_files_is_measured_on_records_of_the_test_file(tmp_path):
+    rows = [{"text": f"Tom has {i} cats and a dog at home.", "label": i % 2} for i in range(24)]
+    for name, part in (("train", rows[:20]), ("test", rows[20:])):
+        lines = [json.dumps(row) + "\n" for row in part]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "Once upon a time there was a dog. " * 40}), "utf-8")
+    files = ["--data", str(tmp_path / "train.jsonl"), "--test", str(tmp_path / "test.jsonl")]
+    options = [*files, "--texts", str(texts), "--words", "even,odd", "--lora-rank", "2"]
+    report = smoke(load("classification"), tmp_path / "run", *options)
+    assert {sample["target"] for sample in report["samples"]} <= {" even", " odd"}
+    asked = {sample["prompt"] for sample in report["samples"]}
+    assert asked <= {f"Text: {row['text']}\nLabel:" for row in rows[20:]}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_samples_of_tasks_are_records_of_the_task(name):
+    recipe = load(name)
+    assert set(recipe.Config.presets) == {"smoke", "smollm2"}
+    for preset in recipe.Config.presets:
+        rlhf.cli.parse(recipe.Config, ["--preset", preset])
+    if name != "arithmetic":
+        assert 24 <= len(rlhf.data.records.load(str(recipe.SAMPLE))) <= 60
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS, *TASKS, "pretrain_tiny"])
 def test_every_field_has_a_help_text(name, capsys):
     recipe = load(name)
     with pytest.raises(SystemExit) as caught:
         rlhf.cli.run(recipe.main, recipe.Config, ["--help"])
     assert caught.value.code == 0
-    texts = rlhf.cli.options.help_texts(inspect.getdoc(recipe.Config))
-    docs = {field.name for field in dataclasses.fields(recipe.Config)}
-    assert docs <= set(texts)
+    documented = [inspect.cleandoc(kind.__doc__ or "") for kind in recipe.Config.__mro__]
+    texts = set().union(*map(rlhf.cli.options.help_texts, documented))
+    names = {field.name for field in dataclasses.fields(recipe.Config)}
+    assert names <= texts
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')} " in shown for name in names)
 
 
 ERRORS = {
@@ -406,6 +468,9 @@ ERRORS = {
     "steps": ("ppo_ptx", ["--lm-every", "none", "--lm-steps", "2"], "without `--lm-every`"),
     "texts": ("ppo_ptx", ["--text-length", "8"], "`--text-length` must be at least 9"),
     "n": ("best_of_n", ["--n", "1"], "`--n` must be at least 2"),
+    "labels": ("classification", ["--words", "one"], "must name each of the labels"),
+    "groups of a task": ("arithmetic", ["--group-size", "3"], "multiple of `--group-size`"),
+    "sentiment": ("sentiment", ["--reward", "bert"], "There is no reward model"),
     "iterations": ("ppo", ["--validate-every", "3"], "must be a multiple of `--validate-every`"),
 }
 

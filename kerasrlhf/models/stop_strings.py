@@ -69,7 +69,8 @@ class StopStrings(NamedTuple):
             # Some models pad their vocabulary.
             pieces = (pieces + [""] * vocab)[:vocab]
             known[key] = pieces, transitions(sampler.stop_strings, pieces).ravel()
-        return cls(sampler.stop_strings, *known[key], sampler.min_length)
+        pieces, table = known[key]
+        return cls(sampler.stop_strings, pieces, table, sampler.min_length)
 
     def advance(self, state: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the states after a token, and whether it completes a string; compiled.

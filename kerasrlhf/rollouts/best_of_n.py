@@ -163,7 +163,7 @@ def best_of_n(
         (_, responses), ended = collected.episodes.texts, collected.episodes.ended
         # The `n` responses to a prompt are consecutive rows.
         grouped = [responses[i : i + n] for i in range(0, len(responses), n)]
-        return grouped, collected.raw_scores.reshape(-1, n), np.reshape(ended, (-1, n))
+        return grouped, collected.raw_scores.reshape(-1, n), np.array(ended).reshape(-1, n)
 
     # The last batch is filled up to one size, so that sampling compiles once.
     columns = rows, texts, lines

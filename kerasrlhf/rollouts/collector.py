@@ -202,7 +202,13 @@ class Collector:
         """
         responses = self._decode(batch["token_ids"], batch["padding_mask"], uniforms)
         strings = self._for_each_response(batch, size=1)
-        return self._read_episodes(responses, strings, self.decoder)
+        return self._read_episodes(responses, strings, self._decoder)
+
+    @property
+    def _decoder(self) -> Sampler:
+        if self.decoder is None:
+            raise ValueError("There is no sampler to decode with. Pass `decoder`.")
+        return self.decoder
 
     def _read_episodes(
         self, responses: Responses, strings: dict[str, Any], sampler: Sampler
@@ -233,10 +239,9 @@ class Collector:
         return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
 
     def _decode_rows(self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
-        sampler = self.decoder
         # Greedy: log-probabilities, which are not used, at temperature 1.
-        temperature = sampler.temperature or 1.0
-        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+        temperature = self._decoder.temperature or 1.0
+        return self.actor.sample(token_ids, padding_mask, uniforms, self._decoder, temperature)
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths

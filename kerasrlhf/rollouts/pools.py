@@ -126,10 +126,10 @@ class RewardPool:
                 last = error
                 continue
             scored.values.extend(_listed(result))
-            if len(scored.values) != part.count:
+            if len(scored.values) != part.size:
                 raise ValueError(
                     f"The reward function `{calling.name_of(self.function)}` must return one "
-                    f"number per response. Expected {part.count} for {part.place}, received "
+                    f"number per response. Expected {part.size} for {part.place}, received "
                     f"{len(scored.values)}."
                 )
             return scored
@@ -146,13 +146,13 @@ class _Part(NamedTuple):
     """The arguments of one call.
 
     args, kwargs: for the function.
-    count: int. Responses.
+    size: int. Responses.
     place: str. Which rows of the batch these are, for errors.
     """
 
     args: list[Any]
     kwargs: dict[str, Any]
-    count: int
+    size: int
     place: str
 
 

@@ -9,6 +9,7 @@ import helpers
 import numpy as np
 import pytest
 
+from kerasrlhf.rollouts.pools import RewardPool
 from kerasrlhf.types import Sampler
 
 WANTED = 3
@@ -96,6 +97,20 @@ def answers_the_question(prompts, completions, answer, **kwargs):
     ]
 
 
+async def polite(prompts, completions, log_metric=None, **kwargs):
+    """Asks a slow judge about the messages of a dialogue."""
+
+    async def verdict(prompt, completion):
+        await asyncio.sleep(0.001)
+        assert prompt[-1]["role"] == "user" and completion[0]["role"] == "assistant"
+        return float(len(completion[0]["content"]) > 2)
+
+    scores = await asyncio.gather(*map(verdict, prompts, completions))
+    if log_metric:
+        log_metric("polite_fraction", sum(scores) / len(scores))
+    return scores
+
+
 PLAIN = {
     "length": (close_to_length, 0.5),
     "correct": (is_correct, 2.0),
@@ -107,7 +122,13 @@ PLAIN = {
     "blocklist": (Blocklist("abc"), 0.1),
     "repeats": functools.partial(repeats, penalty=-0.25),
 }
-DIALOGUE = [has_format, (answers_the_question, 3.0)]
+DIALOGUE = {
+    "has_format": has_format,
+    "answers_the_question": (answers_the_question, 3.0),
+    "polite": (polite, 0.5),
+    # The same in parts, two responses at a time.
+    "pooled": (RewardPool(polite, workers=3, rows=2, timeout=60.0), 0.5),
+}
 LETTERS = "acegikmo"
 
 
@@ -197,7 +218,11 @@ def test_functions_of_dialogues():
     right = [float(TRUTHS[i] in t) + float(TEXTS[i][-1] in t) for i, t in enumerate(responses)]
     assert last.part_scores["has_format"].tolist() == form
     assert last.part_scores["answers_the_question"].tolist() == right
-    np.testing.assert_allclose(last.raw_scores, np.array(form) + 3.0 * np.array(right))
+    polite = [float(len(text) > 2) for text in responses]
+    for name in ("polite", "pooled"):
+        assert last.part_scores[name].tolist() == polite
+    assert statistics["reward/polite_fraction"] == pytest.approx(np.mean(polite))
+    np.testing.assert_allclose(last.raw_scores, np.array(form) + 3.0 * np.array(right) + polite)
     assert 0 < sum(form) < 8 and sum(right) > 0
     assert statistics["reward/has_format"] == pytest.approx(np.mean(form))
     assert last.episodes.prompts == ["rendered"] * 8
