@@ -323,7 +323,7 @@ class ActorCritic(adapters.AdaptedModel):
             temperature,
             self.stop_token_ids(sampler),
             self.value_head if self.critic is None else None,
-            StopStrings.of(self.causal_lm, sampler),
+            self.stop_strings(sampler),
         )
 
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
@@ -333,6 +333,14 @@ class ActorCritic(adapters.AdaptedModel):
             sampler: `Sampler`.
         """
         return generation.stop_token_ids(self.causal_lm, sampler, self.limits())
+
+    def stop_strings(self, sampler: Sampler) -> StopStrings | None:
+        """Returns the texts that end a response under `sampler`; None if there are none.
+
+        Args:
+            sampler: `Sampler`.
+        """
+        return generation.stop_strings(self.causal_lm, sampler)
 
     def ended(self, responses: list[list[int]]) -> np.ndarray:
         """Returns which responses end with a token that ends a turn or a text, bool `(rows,)`.

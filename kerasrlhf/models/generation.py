@@ -112,7 +112,7 @@ def generate(
     responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
     # Some tokenizers show a leading blank only after other tokens.
     texts = tokens.detokenize(responses, preprocessor, after=rows)
-    stops = StopStrings.of(causal_lm, sampler)
+    stops = stop_strings(causal_lm, sampler)
     texts, whole = finished(texts, responses, preprocessor, stops)
     answer = texts[0] if is_single else texts
     return (answer, whole) if return_ended else answer
@@ -131,6 +131,16 @@ def stop_token_ids(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> 
     ids = sampler.stop_token_ids or ()
     limits.check_ids(ids, name="`stop_token_ids`")
     return ids
+
+
+def stop_strings(causal_lm: keras.Model, sampler: Sampler) -> StopStrings | None:
+    """Returns the stop strings of `sampler` for the tokens of a model; None if it has none.
+
+    Args:
+        causal_lm: keras-hub `CausalLM`.
+        sampler: `Sampler`.
+    """
+    return StopStrings.of(causal_lm, sampler) if sampler.stop_strings else None
 
 
 def ended(causal_lm: keras.Model, responses: list[list[int]]) -> np.ndarray:
@@ -201,7 +211,7 @@ def _sample(
         sampler,
         temperature,
         stops,
-        stop_strings=StopStrings.of(causal_lm, sampler),
+        stop_strings=stop_strings(causal_lm, sampler),
     )
 
 

@@ -40,19 +40,17 @@ class StopStrings(NamedTuple):
     min_length: int = 1
 
     @classmethod
-    def of(cls, causal_lm: keras.Model, sampler: Sampler) -> StopStrings | None:
-        """Returns the stop strings of a sampler for the tokens of a model; None if it has none.
+    def of(cls, causal_lm: keras.Model, sampler: Sampler) -> StopStrings:
+        """Returns the stop strings of a sampler for the tokens of a model.
 
         Args:
             causal_lm: keras-hub `CausalLM`.
-            sampler: `Sampler`.
+            sampler: `Sampler` with stop strings.
 
         Raises:
             ValueError: If the model has no tokenizer, or the tokenizer has no tokens whose texts
                 make up a string, because it writes one of its characters as bytes.
         """
-        if not sampler.stop_strings:
-            return None
         if causal_lm.preprocessor is None:
             raise ValueError(
                 "`stop_strings` need a tokenizer, and the model has no preprocessor. Attach one, "

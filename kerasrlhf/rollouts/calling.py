@@ -1,4 +1,4 @@
-"""Calls functions of users: with what their signatures name, and within a time limit."""
+"""Calls slow functions of users: within a time limit, and asynchronous ones at the same time."""
 
 from __future__ import annotations
 
@@ -17,47 +17,6 @@ _LIMIT = "reward_timeout"
 _starting = threading.Lock()
 
 
-def call_all(
-    functions: Sequence[Callable],
-    columns: dict[str, Callable[[], Any]],
-    timeout: float | None = None,
-    kind: str = "reward function",
-) -> list[Any]:
-    """Calls functions with the columns that they name, the asynchronous ones at the same time.
-
-    Args:
-        functions: list of callables.
-        columns: dict from the name of an argument to a function that creates its value.
-        timeout: float or None. Seconds for each function. With a number, each function runs in its
-            own thread; a function that does not return is abandoned there. Defaults to None.
-        kind: str. What the functions are, for errors. Defaults to `"reward function"`.
-
-    Returns:
-        List of what the functions return.
-
-    Raises:
-        ValueError: If a function asks for an unknown argument.
-        TimeoutError: If a function takes longer; the message names it.
-
-    Example:
-        >>> columns = {"responses": lambda: ["a", "bc"], "label": lambda: [1, 2]}
-        >>> call_all([lambda responses, label: list(zip(responses, label))], columns)
-        [[('a', 1), ('bc', 2)]]
-    """
-    results: list[Any] = []
-    try:
-        # Call each; an asynchronous one returns an awaitable at once.
-        for function in functions:
-            args, kwargs = arguments(function, columns, kind)
-            results.append(_called(function, args, kwargs, timeout))
-    except BaseException:
-        # Close the others, or Python warns that they were never awaited.
-        for result in filter(inspect.iscoroutine, results):
-            result.close()
-        raise
-    return _awaited(results, functions, timeout)
-
-
 def call(
     function: Callable,
     args: Sequence[Any],
@@ -71,7 +30,8 @@ def call(
         function: callable.
         args: list of its positional arguments.
         kwargs: dict of its keyword arguments.
-        timeout: float or None, as in `call_all`.
+        timeout: float or None. Seconds; a function that does not return is abandoned in a thread of
+            its own.
         limit: str. The name of the argument that set the time limit, for errors.
 
     Raises:
@@ -81,49 +41,11 @@ def call(
         >>> call(max, [1, 2], {}, timeout=None, limit="timeout")
         2
     """
-    result = _called(function, [*args], kwargs, timeout, limit)
-    return _awaited([result], [function], timeout, limit)[0]
-
-
-def arguments(
-    function: Callable, columns: dict[str, Callable[[], Any]], kind: str = "reward function"
-) -> tuple[list[Any], dict[str, Any]]:
-    """Returns positional and keyword arguments for a function.
-
-    Args:
-        function: callable.
-        columns: as in `call_all`.
-        kind: as in `call_all`. Defaults to `"reward function"`.
-
-    Raises:
-        ValueError: If a required argument is unknown.
-    """
-    try:
-        parameters = [*inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):
-        # A builtin without a signature.
-        parameters = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
-    # Compare the names of the function with those of the batch.
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    required = [p.name for p in named if p.default is p.empty]
-    unknown = [name for name in required if name not in columns]
-    known = [p.name for p in named if p.name in columns]
-    # By position: without keywords in the signature, or with two unknown names.
-    positional = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters) or (
-        len(unknown) == 2 == len(required)
-    )
-    if positional and not known and {"prompts", "responses"} <= columns.keys():
-        return [columns["prompts"](), columns["responses"]()], {}
-    if unknown or (positional and not known):
-        asked = f"asks for {unknown}" if unknown else "takes prompts and responses by position"
-        raise ValueError(
-            f"The {kind} `{name_of(function)}` {asked}, which the batch does not have. "
-            f"Available: {sorted(columns)}. Add the columns to the records, give the arguments "
-            "defaults, or take exactly two arguments (prompts, responses)."
-        )
-    # By keyword.
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [], {name: columns[name]() for name in (columns if takes_all else known)}
+    if timeout is None:
+        result = function(*args, **kwargs)
+    else:
+        result = called(function, [*args], kwargs, timeout, limit)
+    return awaited([result], [function], timeout, limit)[0]
 
 
 def takes_nothing(function: Callable) -> bool:
@@ -165,16 +87,25 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _called(
+def called(
     function: Callable,
     args: list[Any],
     kwargs: dict[str, Any],
-    timeout: float | None,
+    timeout: float,
     limit: str = _LIMIT,
 ) -> Any:
-    """Calls a function; with a time limit, in a thread that can be abandoned."""
-    if timeout is None:
-        return function(*args, **kwargs)
+    """Calls a function in a thread that can be abandoned; returns an awaitable as it is.
+
+    Args:
+        function: callable.
+        args: list of its positional arguments.
+        kwargs: dict of its keyword arguments.
+        timeout: float. Seconds.
+        limit: str. As in `call`. Defaults to `"reward_timeout"`.
+
+    Raises:
+        TimeoutError: If it takes longer; the message names it.
+    """
     future: concurrent.futures.Future = concurrent.futures.Future()
 
     def work() -> None:
@@ -200,13 +131,23 @@ def _late(functions: Sequence[Callable], timeout: float, limit: str) -> TimeoutE
     )
 
 
-def _awaited(
+def awaited(
     results: list[Any],
     functions: Sequence[Callable],
     timeout: float | None = None,
     limit: str = _LIMIT,
 ) -> list[Any]:
-    """Returns `results`, with awaitable ones run to completion, all at the same time."""
+    """Returns results, with awaitable ones run to completion, all at the same time.
+
+    Args:
+        results: list of what the functions returned.
+        functions: list of callables, for errors.
+        timeout: float or None. Seconds for each. Defaults to None.
+        limit: str. As in `call`. Defaults to `"reward_timeout"`.
+
+    Raises:
+        TimeoutError: If a function takes longer; the message names it.
+    """
     pairs = zip(results, functions, strict=True)
     waiting = {i: pair for i, pair in enumerate(pairs) if inspect.isawaitable(pair[0])}
     if not waiting:

@@ -16,7 +16,6 @@ from kerasrlhf.models import windows
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scored
-from kerasrlhf.models.stop_strings import StopStrings
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
 from kerasrlhf.tokens import check_right_padded
@@ -213,9 +212,9 @@ class Collector:
     def _read_episodes(
         self, responses: Responses, strings: dict[str, Any], sampler: Sampler
     ) -> scoring.Episodes:
-        causal_lm = self.actor.causal_lm
-        stops = StopStrings.of(causal_lm, sampler)
-        return scoring.read_episodes(responses, strings, causal_lm.preprocessor, stops)
+        stops = self.actor.stop_strings(sampler)
+        preprocessor = self.actor.causal_lm.preprocessor
+        return scoring.read_episodes(responses, strings, preprocessor, stops)
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
         """Returns an older rollout with log-probabilities and values of the current networks.

@@ -86,7 +86,7 @@ def measure(metrics: Metrics, episodes: Episodes) -> dict[str, float | np.ndarra
     """
     rows = len(episodes.texts[1])
     columns = scoring.text_columns(episodes)
-    results = calling.call_all([*metrics.values()], columns, kind="metric")
+    results = scoring.call_all([*metrics.values()], columns, kind="metric")
     return {
         name: _checked(name, result, rows) for name, result in zip(metrics, results, strict=True)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
@@ -294,8 +295,54 @@ def call_rewards(
     """
     rows = int(sampled.token_ids.shape[0])
     columns = _columns(episodes, sampled, state, log or RewardLog(rows))
-    results = calling.call_all(functions, columns, timeout)
+    results = call_all(functions, columns, timeout)
     return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
+
+
+def call_all(
+    functions: Sequence[Callable],
+    columns: dict[str, Callable[[], Any]],
+    timeout: float | None = None,
+    kind: str = "reward function",
+) -> list[Any]:
+    """Calls functions with the columns that they name, the asynchronous ones at the same time.
+
+    Args:
+        functions: list of callables.
+        columns: dict from the name of an argument to a function that creates its value.
+        timeout: float or None. Seconds for each function. With a number, each function runs in its
+            own thread; a function that does not return is abandoned there. Defaults to None.
+        kind: str. What the functions are, for errors. Defaults to `"reward function"`.
+
+    Returns:
+        List of what the functions return.
+
+    Raises:
+        ValueError: If a function asks for an unknown argument.
+        TimeoutError: If a function takes longer; the message names it.
+
+    Example:
+        >>> columns = {"responses": lambda: ["a", "bc"], "label": lambda: [1, 2]}
+        >>> call_all([lambda responses, label: list(zip(responses, label))], columns)
+        [[('a', 1), ('bc', 2)]]
+    """
+    results: list[Any] = []
+    try:
+        # Call each; an asynchronous one returns an awaitable at once.
+        for function in functions:
+            args, kwargs = _arguments(function, columns, kind)
+            if timeout is None:
+                results.append(function(*args, **kwargs))
+            else:
+                results.append(calling.called(function, args, kwargs, timeout))
+    except BaseException:
+        # Close the others, or Python warns that they were never awaited.
+        for result in filter(inspect.iscoroutine, results):
+            result.close()
+        raise
+    if not any(map(inspect.isawaitable, results)):
+        return results
+    return calling.awaited(results, functions, timeout)
 
 
 def text_columns(episodes: Episodes) -> dict[str, Callable[[], Any]]:
@@ -359,6 +406,38 @@ def _completions(
     ]
 
 
+def _arguments(
+    function: Callable, columns: dict[str, Callable[[], Any]], kind: str
+) -> tuple[list[Any], dict[str, Any]]:
+    """Returns positional and keyword arguments for a function."""
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        # A builtin without a signature.
+        parameters = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
+    # Compare the names of the function with those of the batch.
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = [p.name for p in named if p.default is p.empty]
+    unknown = [name for name in required if name not in columns]
+    known = [p.name for p in named if p.name in columns]
+    # By position: without keywords in the signature, or with two unknown names.
+    positional = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters) or (
+        len(unknown) == 2 == len(required)
+    )
+    if positional and not known and {"prompts", "responses"} <= columns.keys():
+        return [columns["prompts"](), columns["responses"]()], {}
+    if unknown or (positional and not known):
+        asked = f"asks for {unknown}" if unknown else "takes prompts and responses by position"
+        raise ValueError(
+            f"The {kind} `{calling.name_of(function)}` {asked}, which the batch does not have. "
+            f"Available: {sorted(columns)}. Add the columns to the records, give the arguments "
+            "defaults, or take exactly two arguments (prompts, responses)."
+        )
+    # By keyword.
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [], {name: columns[name]() for name in (columns if takes_all else known)}
+
+
 def _listed(result: Any) -> list:
     try:
         return list(result)
@@ -378,19 +457,18 @@ def _plain(value: Any) -> Any:
 
 def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     """Returns float32 `(batch,)`, NaN for None; raises a `ValueError` that names bad rows."""
-    name = calling.name_of(function)
     if result is None or isinstance(result, (str, bytes, Mapping, Set)):
         raise ValueError(
-            f"The reward function `{name}` must return one number per response. "
-            f"Expected {rows} in a list or an array, received {result!r} of type "
+            f"The reward function `{calling.name_of(function)}` must return one number per "
+            f"response. Expected {rows} in a list or an array, received {result!r} of type "
             f"{type(result).__name__}."
         )
     # Elements may be numbers, arrays or tensors of one element.
     values = [_plain(value) for value in _listed(result)]
     if len(values) != rows:
         raise ValueError(
-            f"The reward function `{name}` must return one number per response. "
-            f"Expected {rows}, received {len(values)}."
+            f"The reward function `{calling.name_of(function)}` must return one number per "
+            f"response. Expected {rows}, received {len(values)}."
         )
     scores = np.full((rows,), np.nan, "float32")
     for row, value in enumerate(values):
@@ -403,7 +481,7 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
     if bad.size:
         shown = ", ".join(f"row {i}: {values[i]!r}" for i in bad[:5])
         raise ValueError(
-            f"The reward function `{name}` must return finite numbers, or None where "
-            f"it does not apply. {bad.size} of {rows} rows are neither: {shown}."
+            f"The reward function `{calling.name_of(function)}` must return finite numbers, or "
+            f"None where it does not apply. {bad.size} of {rows} rows are neither: {shown}."
         )
     return scores

@@ -34,7 +34,7 @@ def scored(task, records, responses):
     episodes = rlhf.evaluation.measures.episodes_of(task.prompts(records), responses)
     columns = rlhf.rollouts.scoring.text_columns(episodes)
     parts = rlhf.rollouts.weighted.parts_of(task.rewards())
-    called = rlhf.rollouts.calling.call_all([part.reward for part in parts], columns)
+    called = rlhf.rollouts.scoring.call_all([part.reward for part in parts], columns)
     return {part.name: list(x) for part, x in zip(parts, called, strict=True)}
 
 
