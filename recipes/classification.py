@@ -35,12 +35,15 @@ class Config(TaskConfig):
         words: The words of the labels, in the order of the sorted labels in the data; none for the
             labels themselves.
         template: The prompt, with columns in braces; \\n is a line break.
+        most_words: Words of a text at most; longer records are left out, because all prompts are
+            padded to the longest.
         length: Tokens of a response at most.
     """
 
     output: pathlib.Path = pathlib.Path("runs/classification")
     words: tuple[str, ...] | None = None
     template: str = "Text: {text}\\nLabel:"
+    most_words: int = 40
     length: int = 4
 
     presets: ClassVar[dict] = {
@@ -49,6 +52,7 @@ class Config(TaskConfig):
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/classification"),
             "held_out": 500,
+            "most_words": 25,
             "demonstrations": 64,
             "batch_size": 64,
             "num_minibatches": 4,
@@ -63,7 +67,9 @@ def main(config):
     progress = Progress(config.output, overwrite=config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. The task, with the labels of the data.
-    learned, held_out = rlhf.applications.read_records(config, SAMPLE)
+    learned, held_out = rlhf.applications.read_records(
+        config, SAMPLE, keep=lambda row: len(row["text"].split()) <= config.most_words
+    )
     template = config.template.replace("\\n", "\n")
     task = rlhf.tasks.Classification(labels(learned, config.words), template, length=config.length)
     # 2. The model as it is.

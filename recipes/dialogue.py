@@ -61,10 +61,11 @@ class Config(TaskConfig):
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/dialogue"),
             "iterations": 60,
-            "pairs": 800,
+            "pairs": 600,
+            "held_out": 200,
             "reward_epochs": 1,
             "reward_learning_rate": 2e-4,
-            "most_words": 40,
+            "most_words": 50,
         },
     }
 
