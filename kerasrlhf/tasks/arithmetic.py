@@ -18,8 +18,8 @@ _THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "shel
 _CHANGES = (
     ("{name} gets {n} more.", "+", 2, 20),
     ("A friend gives {name} {n} {things}.", "+", 2, 20),
-    ("{name} loses {n}.", "-", 1, 20),
-    ("{name} gives away {n} {things}.", "-", 1, 20),
+    ("{name} loses {n}.", "-", 2, 20),
+    ("{name} gives away {n} {things}.", "-", 2, 20),
     ("Then the number becomes {n} times as large.", "*", 2, 5),
 )
 _ANSWER = re.compile(r"answer is\s*\$?\s*(-?\d[\d,]*)", re.IGNORECASE)
