@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import tokens
@@ -62,8 +63,10 @@ class StopStrings(NamedTuple):
         known = _made.setdefault(tokenizer, {})
         key = sampler.stop_strings, vocab
         if key not in known:
-            pieces = tokens.pieces(causal_lm.preprocessor)
-            _check(sampler.stop_strings, pieces, causal_lm.preprocessor)
+            # Tokenizers of keras-hub are TensorFlow: run them now, also while a graph is traced.
+            with tf.init_scope():
+                pieces = tokens.pieces(causal_lm.preprocessor)
+                _check(sampler.stop_strings, pieces, causal_lm.preprocessor)
             # Some models pad their vocabulary.
             pieces = (pieces + [""] * vocab)[:vocab]
             known[key] = pieces, transitions(sampler.stop_strings, pieces).ravel()

@@ -80,14 +80,14 @@ class Sentiment(Task):
         repetition_weight: float = -0.5,
         length: int = 24,
     ) -> None:
-        scores = {"vader": vader_scores, "words": happy_words}
+        scores = {"vader": _vader, "words": happy_words}
         if not callable(score) and score not in scores:
             raise ValueError(
                 f"`score` must be one of {[*scores]}, a reward model or a function of prompts and "
                 f"responses. Received: {score!r}."
             )
         self.score = score if callable(score) else scores[score]
-        self.measured = happy_words if self.score is happy_words else vader_scores
+        self.measured = happy_words if self.score is happy_words else _vader
         self.template, self.words = template, words
         self.repetition_weight, self.length = repetition_weight, length
 
@@ -111,7 +111,7 @@ class Sentiment(Task):
     def metrics(self) -> dict[str, Callable]:
         """Returns `sentiment`, `positive`, `words` and `repetition`."""
         return {
-            "sentiment": lambda responses: [*self.measured(responses)],
+            "sentiment": self.measured,
             "positive": self.positive,
             "words": rules.words,
             "repetition": rules.repetition,
@@ -202,6 +202,11 @@ def vader_scores(texts: list[str]) -> np.ndarray:
         ) from error
     analyzer = SentimentIntensityAnalyzer()
     return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+
+
+def _vader(responses: list[str]) -> list[float]:
+    """Returns `vader_scores` of responses, under the name that trainers call rewards with."""
+    return [float(score) for score in vader_scores(responses)]
 
 
 def simulated_preferences(

@@ -14,8 +14,8 @@ from kerasrlhf.models import stop_strings
 
 LENGTH = 12
 BATCH = helpers.prompts([1, 2, 3, 4, 5, 6] * 12)
-# "aa" is a token too: "ab" may end in the second half of it, and "aa" in two of "a".
-STRINGS = ("ab", "ca", "aa", "bcd")
+# "aa" is a token too: a string may begin or end in the middle of it.
+STRINGS = ("abc", "aab", "dca", "dd")
 LETTERS = [*"abcd"]
 
 
@@ -67,9 +67,11 @@ def test_a_response_ends_with_the_token_that_completes_a_string(min_length):
     expected = [shortest(row, min_length) for row in whole]
     assert rows_of(found) == [row for row, _ in expected]
     assert found["ended"].tolist() == [ended for _, ended in expected]
-    # Some do not end, and some end within a token or over several.
+    # Some do not end, and some end in the middle of a token.
     lengths = {len(row) for row, ended in expected if ended}
     assert 0 < found["ended"].sum() < len(whole) and len(lengths) > 4
+    texts = [text_of(row) for row, ended in expected if ended]
+    assert any(not text.endswith(STRINGS) for text in texts)
     # What follows is padding: it has neither a mask nor a log-probability.
     assert not found["logprobs"][~found["response_mask"]].any()
     kept = found["response_mask"]
@@ -77,11 +79,11 @@ def test_a_response_ends_with_the_token_that_completes_a_string(min_length):
 
 
 def test_strings_and_tokens_end_responses_together():
-    both = sampler(stop_strings="bcd", stop_token_ids=[3])
+    both = sampler(stop_strings="dd", stop_token_ids=[3])
     whole = rows_of(drawn(sampler()))
 
     def cut(row):
-        by_string, _ = shortest(row, strings=("bcd",))
+        by_string, _ = shortest(row, strings=("dd",))
         return by_string[: by_string.index(3) + 1] if 3 in by_string else by_string
 
     assert rows_of(drawn(both)) == [cut(row) for row in whole]

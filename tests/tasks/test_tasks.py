@@ -226,7 +226,7 @@ def test_sentiment_of_texts_and_of_openings():
     records = [{"text": "The food was awful."}, {"prompt": "The room", "response": " was great."}]
     assert task.prompts(records)[0]["target"] == " was awful."
     assert [row["prompt"] for row in task.demonstrations(records)] == ["The food", "The room"]
-    found = scored(task, records, [" was awful awful awful.", " was great."])
+    found = scored(task, records, [" was awful awful awful awful.", " was great."])
     assert found["sentiment"][0] < 0 < found["sentiment"][1]
     assert found["repetition"][0] > 0 == found["repetition"][1]
     assert measured(task, records, [" was awful.", " was great."])["positive"] == 0.5
@@ -238,7 +238,7 @@ def test_sentiment_by_a_function_is_measured_by_another():
 
     task = rlhf.tasks.Sentiment(brevity)
     assert task.rewards()["sentiment"] is brevity
-    assert task.measured is rlhf.tasks.sentiment.vader_scores
+    assert task.measured is rlhf.tasks.sentiment._vader
     with pytest.raises(ValueError, match=r"'bert'"):
         rlhf.tasks.Sentiment("bert")
 
@@ -305,7 +305,7 @@ def test_answers_are_read(response, answer):
 
 def test_more_problems_than_there_are():
     with pytest.raises(ValueError, match="Found only"):
-        rlhf.tasks.arithmetic.problems(10**4, steps=1, largest=5)
+        rlhf.tasks.arithmetic.problems(10**5, steps=1, largest=5)
 
 
 # All tasks.
