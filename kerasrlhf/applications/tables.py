@@ -8,7 +8,7 @@ from kerasrlhf.evaluation.measures import measure
 from kerasrlhf.intervals import Interval
 from kerasrlhf.tasks.task import Task
 
-_WIDTH = 22
+_WIDTH = 24
 
 
 class Stage(NamedTuple):
