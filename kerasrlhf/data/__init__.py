@@ -7,10 +7,12 @@ from kerasrlhf.data.auditing.findings import Finding
 from kerasrlhf.data.auditing.noise import LabelNoise, label_noise
 from kerasrlhf.data.auditing.report import AuditReport
 from kerasrlhf.data.batches import demonstrations, preferences, prompts
+from kerasrlhf.data.preparing import to_tfds
 from kerasrlhf.data.rows import Report
 from kerasrlhf.data.sources import read
 from kerasrlhf.data.splitting import mix, split
 from kerasrlhf.data.steps import stepwise
+from kerasrlhf.data.streams import Stream
 from kerasrlhf.data.templates import ChatTemplate
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.unpaired import unpaired_preferences
@@ -24,6 +26,7 @@ __all__ = [
     "Finding",
     "LabelNoise",
     "Report",
+    "Stream",
     "TokenizedDataset",
     "audit",
     "clean",
@@ -38,6 +41,7 @@ __all__ = [
     "records",
     "split",
     "stepwise",
+    "to_tfds",
     "tokenize",
     "unpaired_preferences",
 ]

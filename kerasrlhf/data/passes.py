@@ -85,6 +85,33 @@ class Passes:
 
         return cls(make, count)
 
+    @classmethod
+    def parts(cls, columns: Any, rows: int, edges: np.ndarray, seed: int | None) -> Passes:
+        """Returns passes over a part of all rows, in orders as those of `shuffled`.
+
+        Args:
+            columns: A structure of arrays `(rows, ...)`.
+            rows: int.
+            edges: int64 array `(batches, 2)`. Where each batch begins and ends in the order.
+            seed: int, or None for the order of the rows.
+        """
+        columns = tf.data.Dataset.from_tensors(columns).get_single_element()
+        count, sizes = len(edges), {*(edges[:, 1] - edges[:, 0]).tolist()}
+
+        def make(step: Tensor) -> tf.data.Dataset:
+            number = step // max(count, 1)
+            order = tf.range(rows) if seed is None else _order(seed, number, rows)
+
+            def take(edge: Tensor) -> Any:
+                index = order[edge[0] : edge[1]]
+                # One size of all batches is a static one.
+                index.set_shape([*sizes] if len(sizes) == 1 else [None])
+                return tf.nest.map_structure(lambda column: tf.gather(column, index), columns)
+
+            return tf.data.Dataset.from_tensor_slices(edges).map(take)
+
+        return cls(make, count, is_fixed=seed is None)
+
     def then(self, transform: Callable[[tf.data.Dataset], tf.data.Dataset]) -> Passes:
         """Returns passes that a function of datasets transforms, such as `take` or `skip`."""
         # Apply the transformation to numbers first, to know how many batches it leaves.
