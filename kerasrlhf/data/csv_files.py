@@ -93,13 +93,15 @@ def _fault(place: str, message: str, first: int, last: int) -> Broken:
 
 
 def _row(names: list[str], cells: list[str], place: str) -> Any:
+    # First the bytes: of another encoding, commas may be no commas.
+    for number, cell in enumerate(cells):
+        fault = None if cell.isascii() else encoding_fault(cell)
+        if fault:
+            column = f", column {names[number]!a}" if number < len(names) else ""
+            return Broken(f"{place}{column}: {fault[1]}")
     if len(cells) != len(names):
         missing = f", and none for {names[len(cells) :]}" if len(cells) < len(names) else ""
         return Broken(
             f"{place}: expected {len(names)} cells ({names}). Received {len(cells)}{missing}."
         )
-    for name, cell in zip(names, cells, strict=True):
-        fault = None if cell.isascii() else encoding_fault(cell)
-        if fault:
-            return Broken(f"{place}, column {name!a}: {fault[1]}")
     return dict(zip(names, cells, strict=True))

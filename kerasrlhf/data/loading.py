@@ -44,7 +44,8 @@ def load(
         return streaming.load(source, read, arrays, encoding, batching, text_column)
     # 1. Records, with typed special tokens marked as text.
     records = records_lib.located(source, text_column=text_column, on_error=encoding.on_error)
-    batching.check_rows(len(records))
+    if batching.drop_remainder:
+        batching.check_rows(len(records))
     records_lib.warn_of_ignored_keys(records, encoding.template)
     marked: Records = records
     if not encoding.parse_special:
