@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -50,8 +52,7 @@ def to_tfds(
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> pairs = [{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}]
-        >>> written = rlhf.data.to_tfds({"test": pairs}, "greetings", folder)  # doctest: +ELLIPSIS
-        Downloading and preparing ...
+        >>> written = rlhf.data.to_tfds({"test": pairs}, "greetings", folder)
         >>> rlhf.data.read("greetings", split="test", data_dir=folder) == pairs
         True
     """
@@ -84,7 +85,9 @@ def to_tfds(
             f"The version {version} of {name!r} is in {str(builder.data_dir)!r} already. Pass "
             "another `version`, or delete the folder."
         )
-    builder.download_and_prepare()
+    # TFDS prints what it does.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
     return str(builder.data_dir)
 
 

@@ -118,7 +118,7 @@ def located(
         lines += [] if line is None else [line]
     renaming.check(str(opened.path or "the source"))
     if opened.path is None:
-        _refuse_file_names(rows)
+        refuse_file_names(rows)
     return Located(rows, opened.path, lines or None, broken)
 
 
@@ -172,7 +172,7 @@ def _memory_rows(source: Any, most: int | None) -> Iterable[Any]:
     return source if hasattr(source, "__len__") else _ending(source, most)
 
 
-def _refuse_file_names(rows: list[Any]) -> None:
+def refuse_file_names(rows: list[Any]) -> None:
     """Raises an error for a list of file names, which would pass as a list of texts."""
     if rows and all(isinstance(row, str | os.PathLike) and _is_file_name(row) for row in rows):
         raise ValueError(

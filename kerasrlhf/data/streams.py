@@ -58,6 +58,8 @@ class Stream:
     def __post_init__(self) -> None:
         require_int("buffer_size", self.buffer_size, minimum=1)
         Renaming(self.columns)
+        if isinstance(self.source, list | tuple):
+            sources.refuse_file_names(self.source)
         if hasattr(self.source, "__next__"):
             raise ValueError(
                 "A stream is read several times, and an iterator only once. Pass a function that "
