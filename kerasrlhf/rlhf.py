@@ -151,11 +151,9 @@ class RLHF:
         self.seed = require_seed(seed)
         data.dialogue.check_template(template)
         self.template = template
-        # Read sources once, except streams: the first call of `train` would exhaust a generator.
+        # Read sources once: the first call of `train` would exhaust a generator.
         self._sources: list[Any] = [
-            source
-            if source is None or isinstance(source, data.Stream)
-            else data.records.load(source, text_column=column)
+            source if source is None else data.records.load(source, text_column=column)
             for source, column in (
                 (prompts, "prompt"),
                 (preferences, "text"),
