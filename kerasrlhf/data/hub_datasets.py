@@ -38,12 +38,14 @@ def rows(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    chosen = getattr(dataset, "format", None) or {}
     # A function of the user makes the rows: let it.
-    has_transform = (getattr(dataset, "format", None) or {}).get("type") == "custom"
-    if has_transform:
+    if chosen.get("type") == "custom":
         yield from dataset
         return
-    for batch in dataset.with_format(None).iter(batch_size=_BATCH):
+    # Columns that the user chose with a format are those of the rows.
+    columns = {"columns": chosen["columns"]} if chosen.get("columns") else {}
+    for batch in dataset.with_format(None, **columns).iter(batch_size=_BATCH):
         names = [*batch]
         for cells in zip(*batch.values(), strict=True):
             yield dict(zip(names, cells, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -172,7 +172,7 @@ def _memory_rows(source: Any, most: int | None) -> Iterable[Any]:
     return source if hasattr(source, "__len__") else _ending(source, most)
 
 
-def refuse_file_names(rows: list[Any]) -> None:
+def refuse_file_names(rows: Sequence[Any]) -> None:
     """Raises an error for a list of file names, which would pass as a list of texts."""
     if rows and all(isinstance(row, str | os.PathLike) and _is_file_name(row) for row in rows):
         raise ValueError(

@@ -14,14 +14,15 @@ class Rows:
     def __init__(self, rows, transform=None):
         self.rows, self.transform = rows, transform
         self.column_names = [*rows[0]]
-        self.format = {"type": "custom" if transform else "numpy"}
+        self.format = {"type": "custom" if transform else None, "columns": self.column_names}
 
     @classmethod
     def from_list(cls, rows):
         return cls(rows)
 
-    def with_format(self, kind):
-        return self
+    def with_format(self, kind, columns=None):
+        chosen = columns or self.column_names
+        return Rows([{name: row[name] for name in chosen} for row in self.rows])
 
     def with_transform(self, transform):
         return Rows(self.rows, transform)
@@ -63,6 +64,8 @@ def test_rows_are_python_values(hub, gpt2):
     dataset = hub[0].from_list(ROWS)
     assert data.read(dataset) == data.read(dataset.to_iterable_dataset()) == ROWS
     assert data.read(dataset.with_format("numpy")) == ROWS
+    some = dataset.with_format("numpy", columns=["prompt", "label"])
+    assert data.read(some) == [{"prompt": row["prompt"], "label": row["label"]} for row in ROWS]
     # Loaders take it, in memory and as a stream.
     for source in (dataset, data.Stream(dataset), data.Stream(dataset.to_iterable_dataset())):
         (batch,) = data.prompts(source, gpt2, 5, shuffle=False).as_numpy_iterator()
