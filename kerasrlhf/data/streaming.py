@@ -108,21 +108,21 @@ class _Reader:
         messages = _Messages()
         total = 0
         for rows in _chunks(self._stream.open()):
-            # 1. The texts of the rows that can be used.
             with notices.collected() as found:
+                # 1. The texts of the rows that can be used.
                 texts, kept, odd = self._check(rows, total)
-            messages.add(found, total, len(rows))
-            skipped |= {total + number: why for number, why in sorted(odd.items())}
-            # 2. Their token ids, without the rows that are too long.
-            if texts is not None:
+                skipped |= {total + number: why for number, why in sorted(odd.items())}
+                # 2. Their token ids, without the rows that are too long.
                 try:
-                    encoded = self._encode(texts)
-                    dropped += [total + kept[number] for number in encoded.report.dropped]
-                    report = _sum(report, encoded.report)
-                    self._sample = self._sample or rows[kept[encoded.kept[0]]]
+                    if texts is not None:
+                        encoded = self._encode(texts)
+                        dropped += [total + kept[number] for number in encoded.report.dropped]
+                        report = _sum(report, encoded.report)
+                        self._sample = self._sample or rows[kept[encoded.kept[0]]]
                 except TooLongError as error:
                     dropped += [total + number for number in kept]
                     shortest.append(error.shortest)
+            messages.add(found, total, len(rows))
             total += len(rows)
         if not total:
             raise ValueError(f"The source has no rows. Received: {str(self._stream.source)[:200]}")
