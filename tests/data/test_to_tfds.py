@@ -39,7 +39,7 @@ def test_what_was_written_is_read_in_its_order(tmp_path, gpt2):
     folder = data.to_tfds(sources, "our_rows", tmp_path, description="Three rows.")
     assert folder == str(tmp_path / "our_rows/1.0.0")
     assert data.read("our_rows", data_dir=tmp_path) == ROWS
-    assert data.read("our_rows:1.0.0", split="test", data_dir=tmp_path) == ROWS[:2]
+    assert data.read("tfds:our_rows:1.0.0", split="test", data_dir=tmp_path) == ROWS[:2]
     # TFDS by itself, as a program without this package reads it.
     dataset, info = tfds.load("our_rows", split="train", data_dir=str(tmp_path), with_info=True)
     assert [row["question"].decode() for row in dataset.as_numpy_iterator()] == ["b", "ab", "aab"]
@@ -59,7 +59,7 @@ def test_what_was_written_is_read_in_its_order(tmp_path, gpt2):
     with pytest.raises(ValueError, match=r"version 1\.0\.0 of 'our_rows' is in .* another `ver"):
         data.to_tfds(ROWS, "our_rows", tmp_path)
     data.to_tfds(ROWS[:1], "our_rows", tmp_path, version="1.0.1", columns=columns)
-    assert data.read("our_rows:1.0.1", data_dir=tmp_path)[0]["prompt"] == "b"
+    assert data.read("tfds:our_rows:1.0.1", data_dir=tmp_path)[0]["prompt"] == "b"
 
 
 @pytest.mark.parametrize(
