@@ -200,8 +200,12 @@ class _Reader:
     def _check(self, rows: Located, before: int) -> tuple[Texts | None, list[int], dict[int, str]]:
         """Returns the texts of a part, the numbers of their rows, and the rows left out."""
         records = self._records(rows)
-        texts, kept, odd = records_lib.sift(records, self._read)
-        if odd and self._encoding.on_error == "raise":
+        raises = self._encoding.on_error == "raise"
+        texts, kept, odd = None, [], records.broken
+        # With rows that are no records, nothing else needs to be looked at.
+        if not (raises and odd):
+            texts, kept, odd = records_lib.sift(records, self._read)
+        if odd and raises:
             number = min(odd)
             # A row that cannot be read has its place in the message.
             place = "" if number in rows.broken else rows.place(number)
