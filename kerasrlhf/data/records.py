@@ -722,7 +722,8 @@ def warn_of_ignored_keys(records: Records, template: Template) -> None:
         return
     values = (record.get(column) for record in records for column in _TEXTS)
     dialogues = [x for x in values if isinstance(x, list) and x and isinstance(x[0], dict)]
-    keys = [dialogue.ignored_keys([m]) for messages in dialogues for m in messages]
+    messages = [m for found in dialogues for m in found if isinstance(m, dict)]
+    keys = [dialogue.ignored_keys([message]) for message in messages]
     found = sorted(set().union(*keys))
     if found:
         notices.warn(
