@@ -137,7 +137,7 @@ def test_what_is_no_message_is_refused(gpt2):
     talk = [{"role": "user", "content": "a", "name": "b"}, "c"]
     with (
         pytest.warns(UserWarning, match="1 of 1 messages have keys"),
-        pytest.raises(ValueError, match="no text .* in 'messages'"),
+        pytest.raises(ValueError, match=r"no text .* in 'messages'"),
     ):
         data.demonstrations([{"messages": talk}], gpt2, 1)
 
