@@ -201,7 +201,9 @@ class _Reader:
         """Returns the texts of a part, the numbers of their rows, and the rows left out."""
         records = self._records(rows)
         raises = self._encoding.on_error == "raise"
-        texts, kept, odd = None, [], records.broken
+        texts: Texts | None = None
+        kept: list[int] = []
+        odd = records.broken
         # With rows that are no records, nothing else needs to be looked at.
         if not (raises and odd):
             texts, kept, odd = records_lib.sift(records, self._read)
