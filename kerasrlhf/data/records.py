@@ -60,13 +60,15 @@ class Selection(NamedTuple):
     skipped: dict[int, str]
 
 
-def load(source: Source, *, text_column: str = "text") -> Records:
+def load(source: Source, *, text_column: str = "text", on_error: str = "raise") -> Records:
     """Loads records from any source.
 
     Args:
         source: What `kerasrlhf.data.read` accepts or returns: records or strings in memory, a path,
             a `tf.data.Dataset`, or the name of a TFDS dataset, whose split "train" is read.
         text_column: str. The column that plain strings become. Defaults to `"text"`.
+        on_error: `"raise"`, or `"skip"` to leave out rows that cannot be read, with a warning that
+            counts them. Defaults to `"raise"`.
 
     Returns:
         list of dict. Conversations in the form of ShareGPT (`conversations`, of `from` and `value`,
@@ -83,7 +85,9 @@ def load(source: Source, *, text_column: str = "text") -> Records:
         >>> rlhf.data.records.load([{"conversations": [{"from": "human", "value": "Hi"}]}])
         [{'messages': [{'role': 'user', 'content': 'Hi'}]}]
     """
-    return list(located(source, text_column=text_column))
+    records = located(source, text_column=text_column, on_error=on_error)
+    warn_of_skipped(records.broken, len(records), stacklevel=3)
+    return [record for number, record in enumerate(records) if number not in records.broken]
 
 
 def located(source: Source, *, text_column: str = "text", on_error: str = "raise") -> Located:
@@ -651,19 +655,20 @@ def sift(
     return None, kept, skipped
 
 
-def warn_of_skipped(skipped: dict[int, str], count: int) -> None:
+def warn_of_skipped(skipped: dict[int, str], count: int, stacklevel: int = 4) -> None:
     """Warns of rows that were left out.
 
     Args:
         skipped: dict from int, their numbers, to str, why.
         count: int. How many rows there are in all.
+        stacklevel: int. Which caller the warning names, as in `warnings.warn`. Defaults to 4.
     """
     if skipped:
         reasons = "; ".join(f"row {row}: {why}" for row, why in [*skipped.items()][:_SHOWN])
         warnings.warn(
             f"{len(skipped)} of {count} rows cannot be used and were left out ({reasons}"
             f"{'; ...' if len(skipped) > _SHOWN else ''}).",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
