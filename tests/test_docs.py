@@ -74,6 +74,8 @@ def quick(one_layer, monkeypatch, tmp_path):
         tf, "function", lambda *args, jit_compile=None, **kwargs: function(*args, **kwargs)
     )
     monkeypatch.chdir(tmp_path)
+    # A person who labels, and always prefers the response on the left.
+    monkeypatch.setattr("builtins.input", lambda question: "left")
     return tmp_path
 
 
