@@ -401,11 +401,11 @@ def test_sampled_tokens_stay_what_was_sampled():
         ({"rules": ["cut_prompts"], "records": [{"text": "a b"}]}, "the records have none"),
         (
             {"rules": ["swap_words"], "records": [*pairs(2), {"prompt": "a", "chosen": "b"}]},
-            "1 of 3 rows have not the texts of preferences: rows 2.*no column 'rejected'",
+            "1 of 3 rows have not the texts of preferences: rows 2.*there is no column 'rejected'",
         ),
         (
             {"rules": ["swap_words"], "records": [{"prompt": "a", "chosen": 1, "rejected": "b"}]},
-            "rows 0.*neither a string nor a list of messages",
+            "rows 0.*no string and no messages in 'chosen'",
         ),
         ({"rules": ["swap_words"], "records": []}, "has no rows"),
     ],

@@ -44,10 +44,9 @@ class Reader:
 
     def __init__(self, kind: str, records: Records) -> None:
         self.kind = kind
-        self._column: str | None = None
+        self._column = ""
         if kind == "preferences":
-            is_ranking = not any("chosen" in row for row in records)
-            self._column = "responses" if is_ranking else None
+            self._column = "chosen" if any("chosen" in row for row in records) else "responses"
         elif kind != "prompts":
             # The column that the loader of demonstrations reads in all rows.
             self._column = next(
@@ -75,29 +74,33 @@ class Reader:
     def _tried(self, record: Record) -> Parts | str:
         """Returns the texts of a record, or why it has none."""
         try:
-            parts = self.parts(record)
-        except KeyError as error:
-            return f"there is no column {error}"
-        except (ValueError, TypeError, AttributeError) as error:
+            return self.parts(record)
+        except ValueError as error:
             return str(error)
-        texts = [*parts.responses] if parts.prompt is None else [parts.prompt, *parts.responses]
-        if not all(map(records_lib.is_text, texts)):
-            return "a text is neither a string nor a list of messages"
-        return parts
 
     def parts(self, record: Record) -> Parts:
-        """Returns the texts of a record."""
+        """Returns the texts of a record.
+
+        Raises:
+            ValueError: If one is missing, or is neither a string nor messages.
+        """
         if self.kind == "prompts":
-            return Parts(record["prompt"], [])
+            return Parts(_text(record, "prompt"), [])
         if self.is_ranking:
-            return Parts(record["prompt"], [*record["responses"]])
+            responses = record.get("responses")
+            if not isinstance(responses, list) or not all(map(records_lib.is_text, responses)):
+                raise ValueError("'responses' is not a list of texts")
+            return Parts(_text(record, "prompt"), [*responses])
         if self.kind == "preferences":
+            names = ["prompt"] if record.get("prompt") is not None else []
+            for name in (*names, *_OF_PAIRS):
+                _text(record, name)
             prompt, chosen, rejected, _ = records_lib.split_pair(record)
             return Parts(prompt, [chosen, rejected])
-        value = record[self._column]
+        value = _text(record, self._column)
         if self._has_dialogue(record):
             return Parts(value[:-1], [value[-1:]])
-        return Parts(None if self._column == "text" else record["prompt"], [value])
+        return Parts(None if self._column == "text" else _text(record, "prompt"), [value])
 
     def _has_dialogue(self, record: Record) -> bool:
         """Returns whether the column of a demonstration holds its prompt, too."""
@@ -116,8 +119,14 @@ class Reader:
             texts = dict(zip(_OF_PAIRS, parts.responses, strict=True))
             return {**record, "prompt": parts.prompt, **texts}
         (response,) = parts.responses
-        column = str(self._column)
         if self._has_dialogue(record):
-            return {**record, column: [*(parts.prompt or ()), *response]}
+            return {**record, self._column: [*(parts.prompt or ()), *response]}
         prompt = {} if parts.prompt is None else {"prompt": parts.prompt}
-        return {**record, **prompt, column: response}
+        return {**record, **prompt, self._column: response}
+
+
+def _text(record: Record, name: str) -> Text:
+    if not records_lib.is_text(record.get(name)):
+        found = "there is no column" if name not in record else "no string and no messages in"
+        raise ValueError(f"{found} {name!r}")
+    return record[name]

@@ -14,7 +14,7 @@ from kerasrlhf.data.records import Text
 
 SLOT = "{prompt}"
 # The last turn of the user in the form of hh-rlhf, between its mark and the start of the reply.
-_LAST_TURN = re.compile(r"((?:^|.*\n\n)Human: ?)(.*?)(\n\nAssistant:\s*)", re.DOTALL)
+_LAST_TURN = re.compile(r"((?:.*\n\n|^)Human: ?)(.*?)(\n\nAssistant:\s*)", re.DOTALL)
 _TURN = re.compile(r"(?:^|(?<=\n\n))Human:")
 _SPACES = re.compile(r"(?<=\S)\s+(?=\S)")
 

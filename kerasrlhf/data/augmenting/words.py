@@ -155,8 +155,10 @@ def replacing(synonyms: Callable[[str], Sequence[str]]) -> Change:
         for i in random.permutation(len(words)).tolist():
             word = words[i][0]
             others = _others(word, synonyms)
-            if others and len(found) < missing:
+            if others:
                 found[i] = _as_written(others[random.integers(len(others))], word)
+            if len(found) == missing:
+                break
         return _rewritten(text, words, found)
 
     return replace
