@@ -20,8 +20,7 @@ _TRIES = 20
 
 def key_of(text: Text | None) -> str:
     """Returns what is the same for texts that differ only in case and white space."""
-    is_plain = isinstance(text, str)
-    return normalized(text if is_plain else json.dumps(text, sort_keys=True, default=str))
+    return normalized(text if isinstance(text, str) else _exact(text))
 
 
 class Others:
@@ -95,13 +94,13 @@ def sampled(sample: Callable[[list], Any], all_parts: Sequence[Parts]) -> dict[i
                 "`sample` must return a `BestOfN`, or a list of pairs with the columns 'prompt', "
                 f"'chosen' and 'rejected'. Received: {pair!r}."
             )
-        row = rows.get(_exact(pair["prompt"]))
-        if row is None:
+        key = _exact(pair["prompt"])
+        if key not in rows:
             raise ValueError(
                 "`sample` returned a pair with a prompt that it did not receive: "
                 f"{pair['prompt']!r}."
             )
-        made.setdefault(row, pair)
+        made.setdefault(rows[key], pair)
     return made
 
 

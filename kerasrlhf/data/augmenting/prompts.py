@@ -110,7 +110,7 @@ def cut(prompt: Text, random: np.random.Generator, keep_start: bool = False) -> 
 
 
 def _one_of(places: Sequence[int], random: np.random.Generator, default: int) -> int:
-    return places[random.integers(len(places))] if places else default
+    return places[int(random.integers(len(places)))] if places else default
 
 
 def _users(messages: Sequence[dict[str, Any]]) -> list[int]:
