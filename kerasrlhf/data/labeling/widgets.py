@@ -45,8 +45,9 @@ class Panel:
         import ipywidgets
 
         self.labeling, self._clock = labeling, clock
-        wide = ipywidgets.Layout(width="100%")
-        half = ipywidgets.Layout(width="50%", padding="0 6px 0 0")
+        # `auto` leaves room for the margins of widgets, where 100 % would need a scroll bar.
+        wide = ipywidgets.Layout(width="auto")
+        half = ipywidgets.Layout(width="auto", flex="1 1 0", min_width="0")
         self.texts = {
             "prompt": ipywidgets.HTML(layout=wide),
             "left": ipywidgets.HTML(layout=half),
