@@ -357,11 +357,15 @@ def test_keys_choose_as_buttons_do(panel, path):
 
 def test_a_key_that_is_held_down_chooses_once(panel):
     press(panel, "l")
-    for _ in range(10):
+    press(panel, "l", after=0.5)
+    for _ in range(30):
         press(panel, "l", after=0.03)
     assert panel.labeling.counts["done"] == 1
     press(panel, "l", after=1.0)
     assert panel.labeling.counts["done"] == 2
+    # Another key is meant, however soon it comes.
+    press(panel, "u", after=0.1)
+    assert panel.labeling.counts["done"] == 1
 
 
 def test_the_end_is_said_and_can_be_undone(panel, path):

@@ -17,8 +17,8 @@ _BOX = (
     "overflow-y: auto; padding: 8px 12px; border: 1px solid var(--jp-border-color1, #ccc); "
     "border-radius: 4px"
 )
-# A key that is held down repeats: nobody reads two responses in this time.
-_LEAST_SECONDS = 0.4
+# A key that is held down repeats after half a second, and then many times a second.
+_LEAST_SECONDS = 0.6
 
 
 class Panel:
@@ -45,6 +45,8 @@ class Panel:
         import ipywidgets
 
         self.labeling, self._clock = labeling, clock
+        # The key that was typed last, and when.
+        self._last = ("", 0.0)
         # `auto` leaves room for the margins of widgets, where 100 % would need a scroll bar.
         wide = ipywidgets.Layout(width="auto")
         half = ipywidgets.Layout(width="auto", flex="1 1 0", min_width="0")
@@ -86,8 +88,11 @@ class Panel:
     def _typed(self, change: Any) -> None:
         # The field keeps what was typed: to clear it could swallow the next key.
         old, new = change["old"], change["new"]
-        action = action_of(new[len(old) : len(old) + 1]) if new.startswith(old) else None
-        if action is not None and self._clock() - self._since >= _LEAST_SECONDS:
+        key = new[len(old) : len(old) + 1] if new.startswith(old) else ""
+        last, self._last = self._last, (key, self._clock())
+        is_held = key == last[0] and self._last[1] - last[1] < _LEAST_SECONDS
+        action = None if is_held else action_of(key)
+        if action is not None:
             self._act(action)
 
     def _act(self, action: str) -> None:
@@ -118,7 +123,6 @@ class Panel:
             widget.value = f'{title}<div style="{_BOX}">{visible}</div>' if pair else ""
         for action, button in self.buttons.items():
             button.disabled = pair is None and action != "undo"
-        self._since = self._clock()
 
 
 def show(labeling: Labeling) -> Panel:
