@@ -66,7 +66,8 @@ class AuditReport:
     def __str__(self) -> str:
         lines = [f"{self.rows} records of {self.kind}: {page.counted(self.severities)}."]
         for finding in self.findings:
-            lines += ["", f"{finding.severity.upper()} {finding.name}: {finding.count} rows"]
+            count = page.counted({"row": finding.count})
+            lines += ["", f"{finding.severity.upper()} {finding.name}: {count}"]
             lines += _wrapped(f"rows {_numbers(finding)}")
             lines += _wrapped(finding.detail) if finding.detail else []
             lines += [*_wrapped(finding.meaning), *_wrapped(f"-> {finding.advice}")]
