@@ -8,6 +8,8 @@ have had.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,20 +136,32 @@ class Passes:
             position: Function without arguments that returns an int. It is called in a thread of
                 `tf.data`.
         """
-
-        def begin(_: Tensor) -> tf.data.Dataset:
-            # Called when an iteration starts, not when the graph is built.
-            step = tf.numpy_function(lambda: np.int64(position()), [], tf.int64)
-            step.set_shape([])
-            return self._make(step)
-
         # Equal passes need no position.
         if self.is_fixed:
             with _traced():
                 return self._make(tf.constant(0, tf.int64))
+        # TensorFlow keeps functions of a graph until the process ends, and with this one it would
+        # keep the model whose steps it counts.
+        is_method = inspect.ismethod(position)
+        weak = weakref.WeakMethod(position) if is_method else weakref.ref(position)
+
+        def step_before() -> np.int64:
+            alive = weak()
+            if alive is None:
+                raise RuntimeError("The dataset no longer exists. Keep a reference to it.")
+            return np.int64(alive())
+
+        def begin(_: Tensor) -> tf.data.Dataset:
+            # Called when an iteration starts, not when the graph is built.
+            step = tf.numpy_function(step_before, [], tf.int64)
+            step.set_shape([])
+            return self._make(step)
+
         with _traced():
             dataset = tf.data.Dataset.range(1).flat_map(begin)
-        return dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+        dataset._kerasrlhf_position = position  # noqa: SLF001 (it lives as long as the dataset)
+        return dataset
 
 
 @contextlib.contextmanager
