@@ -211,6 +211,7 @@ def test_there_are_commands_for_every_recipe_and_benchmark():
     named = {words[0] for words in SCRIPTS.values()}
     recipes = ("quickstart", "sft", "reward_model", "ppo")
     benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
+    benchmarks += ("clean_and_augment",)
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks
     }

@@ -507,7 +507,7 @@ class TestReport:
             repr(report)
             == "AuditReport(kind='preferences', rows=300, errors=2, warnings=2, notes=3)"
         )
-        assert "WARNING duplicate_records: 1 rows\n    rows 70 (as 5)" in str(report)
+        assert "WARNING duplicate_records: 1 row\n    rows 70 (as 5)" in str(report)
         assert max(map(len, str(report).splitlines())) <= 88
         with pytest.raises(KeyError, match="Did you mean empty_texts"):
             report["empty_text"]

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kerasrlhf.data.auditing.findings import Example, Finding
+from kerasrlhf.data.auditing.findings import Example, Finding, number_of
 
 if TYPE_CHECKING:
     from kerasrlhf.data.auditing.report import AuditReport
@@ -37,7 +37,7 @@ def counted(severities: dict[str, int]) -> str:
         >>> counted({"error": 1, "warning": 0, "note": 2})
         '1 error, 2 notes'
     """
-    parts = [f"{n} {name}{'s' * (n != 1)}" for name, n in severities.items() if n]
+    parts = [number_of(n, name) for name, n in severities.items() if n]
     return ", ".join(parts) or "nothing found"
 
 
@@ -167,7 +167,7 @@ def _section(finding: Finding) -> str:
     rule = f'<p>Rule: <code>rlhf.data.clean(records, ["{finding.name}"])</code></p>\n'
     return (
         f'<section id="{finding.name}">\n<h2 class="{finding.severity}">{finding.name}: '
-        f"{counted({'row': finding.count})}</h2>\n<p>{html.escape(finding.detail)}</p>\n"
+        f"{number_of(finding.count, 'row')}</h2>\n<p>{html.escape(finding.detail)}</p>\n"
         f"<p>{html.escape(finding.meaning)}</p>\n<p><b>{html.escape(finding.advice)}</b></p>\n"
         f"{rule if finding.is_rule else ''}<p>Rows: {numbers}</p>\n"
         f"{''.join(_example(example, finding.name) for example in finding.examples)}</section>"
