@@ -173,6 +173,16 @@ def test_records_depend_on_seed_rule_and_row_and_on_nothing_else():
     assert added(other) != added(both)
 
 
+def test_equal_rows_change_in_different_ways():
+    places = [("delete_words", 0, 0), ("swap_words", 0, 0), ("swap_words", 1, 0)]
+    places += [("swap_words", 1, 1), ("swap_words", 0, 1)]
+    options = [rules.Options(seed=seed) for seed in (0, 1)]
+    found = {one.random(*place).integers(2**60) for one in options for place in places}
+    assert len(found) == 10
+    augmented = rlhf.data.augment([{"prompt": pairs(1)[0]["prompt"]}] * 8, ["delete_words"])
+    assert len({row["prompt"] for row in added(augmented)}) > 3
+
+
 def test_copies_of_a_row_differ():
     records = [{"prompt": "Who is Tom?"}]
     augmented = rlhf.data.augment(records, ["wrap_prompts"], templates=TEMPLATES, copies=3)

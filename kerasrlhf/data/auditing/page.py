@@ -19,7 +19,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left;
   vertical-align: top; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .detail { min-width: 14rem; }
 .error { color: #b3261e; } .warning { color: #8a5300; } .note { color: #33658a; }
 section { margin: 2rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .5rem;
@@ -152,7 +152,7 @@ def render(report: AuditReport) -> str:
 def _summary(findings: Sequence[Finding]) -> str:
     rows = "".join(
         f'<tr><td class="{f.severity}">{f.severity}</td><td><a href="#{f.name}">{f.name}</a></td>'
-        f'<td class="number">{f.count}</td><td>{html.escape(f.detail)}</td></tr>\n'
+        f'<td class="number">{f.count}</td><td class="detail">{html.escape(f.detail)}</td></tr>\n'
         for f in findings
     )
     head = "".join(f"<th>{name}</th>" for name in ("severity", "finding", "rows", "detail"))
