@@ -38,6 +38,7 @@ NAMES = {
         read Stream to_tfds split mix records dialogue ChatTemplate tokenize detokenize
         TokenizedDataset Report
         audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
+        augment Augmented AugmentReport comparisons label Labeling
     """,
     rlhf.evaluation: """
         optimum grpo_optimum

@@ -340,6 +340,32 @@ def _demonstration(row: Record, column: str, template: Template) -> tuple[str, s
 
 def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
     """Returns the texts of a pair, and whether its dialogues differ before their last turn."""
+    prompt, chosen, rejected, parts_early = split_pair(row)
+    return (
+        prompt_text(prompt, template),
+        response_text(prompt, chosen, template),
+        response_text(prompt, rejected, template),
+        parts_early,
+    )
+
+
+def split_pair(row: Record) -> tuple[Text, Text, Text, bool]:
+    """Splits a pair into its prompt and the responses to it, before they become texts.
+
+    Args:
+        row: dict with the columns `chosen`, `rejected` and perhaps `prompt`.
+
+    Returns:
+        `(prompt, chosen, rejected, parts_early)`: three texts, each a str or a list of messages,
+        and whether two dialogues differ before their last turn, whose rest is left out.
+
+    Raises:
+        ValueError: If there is no common prompt, or the two differ in what the user says.
+
+    Example:
+        >>> split_pair({"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."})
+        ('Hi', 'Hello!', 'Go.', False)
+    """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     parts_early = False
     if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
@@ -352,12 +378,7 @@ def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
                 "'chosen' and 'rejected' part in what the user says, not in a reply, so there are "
                 "no two responses to one prompt."
             )
-    return (
-        prompt_text(prompt, template),
-        response_text(prompt, chosen, template),
-        response_text(prompt, rejected, template),
-        parts_early,
-    )
+    return prompt, chosen, rejected, parts_early
 
 
 def _first_turn(value: Any) -> Any:
@@ -372,7 +393,7 @@ def _first_turn(value: Any) -> Any:
 def _ranking_texts(records: Records, template: Template, strict: bool) -> tuple[list[str], ...]:
     def is_wrong(row: Record) -> bool:
         texts = row.get("responses")
-        return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
+        return not isinstance(texts, list) or len(texts) < 2 or not all(map(is_text, texts))
 
     refuse(records, is_wrong, "have no list of two or more texts in 'responses'")
     # The candidates of a batch are one axis, so every row has as many.
@@ -525,12 +546,18 @@ def _check_texts(
 ) -> None:
     refuse(
         records,
-        lambda row: is_needed(row) and not _is_text(row.get(column)),
+        lambda row: is_needed(row) and not is_text(row.get(column)),
         f"have no text (a string or a list of messages) in {column!r}",
     )
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Returns whether a value is a text: a string, or a list of messages that is not empty.
+
+    Example:
+        >>> is_text("Hi"), is_text([{"role": "user", "content": "Hi"}]), is_text([])
+        (True, True, False)
+    """
     if isinstance(value, list):
         return len(value) > 0 and all(isinstance(item, dict) for item in value)
     return isinstance(value, str)
