@@ -62,9 +62,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     with _temporary(pathlib.Path(path)) as temporary:
         yield temporary
         # On disk before the rename: a crash leaves the old file or the whole new one.
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(temporary.parent)
+        sync(temporary.parent)
 
 
 @contextlib.contextmanager
@@ -103,12 +103,12 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield temporary
         # All contents are on disk before any of them takes its place.
         for path in temporary.rglob("*"):
-            _sync(path)
+            sync(path)
         if folder.exists():
             _move_files(temporary, folder)
         else:
             os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> None:
@@ -178,7 +178,7 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
     """Waits until a file, or the list of files of a folder, is on disk."""
     if os.name != "posix":
         return  # Windows flushes neither folders nor files that are open for reading.
@@ -230,4 +230,4 @@ def _move_files(temporary: pathlib.Path, folder: pathlib.Path) -> None:
         if not any((folder / parent).iterdir()):
             (folder / parent).rmdir()
     for parent in {folder / name.parent for name in written}:
-        _sync(parent)
+        sync(parent)

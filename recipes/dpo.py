@@ -113,7 +113,7 @@ def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Split the records into pairs to learn from and pairs to measure on.
-    records = rlhf.data.records.load(config.data)
+    records = rlhf.data.records.load(config.data, on_error=config.on_error)
     train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     # 2. The initial policy; `ActorCritic` serves to sample responses.
     options = {"dtype": config.dtype} if config.dtype else {}

@@ -185,7 +185,7 @@ def build(config):
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
     source = config.prompts or rlhf.tasks.sentiment.unhappy_openings()
-    records = rlhf.data.records.load(source, text_column="prompt")
+    records = rlhf.data.records.load(source, text_column="prompt", on_error=config.on_error)
     train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     prompts, unseen = (
         rlhf.data.prompts(

@@ -208,7 +208,7 @@ def build(config):
 
 def read_prompts(config, preprocessor):
     """Returns shuffled prompts to train on, and those that are kept back."""
-    records = rlhf.data.records.load(config.prompts, text_column="prompt")
+    records = rlhf.data.records.load(config.prompts, text_column="prompt", on_error=config.on_error)
     train, held_out = rlhf.data.split(records, config.held_out, config.seed)
     prompts, unseen = (
         rlhf.data.prompts(

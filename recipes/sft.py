@@ -97,7 +97,7 @@ def main(config):
     progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Split the records into demonstrations to learn from and others to measure on.
-    records = rlhf.data.records.load(config.data)
+    records = rlhf.data.records.load(config.data, on_error=config.on_error)
     if config.response_column:
         records = imitating(records, config.response_column)
     train, held_out = rlhf.data.split(records, config.held_out, config.seed)

@@ -1,10 +1,14 @@
 """Shared setting of the tests: four logical CPU devices, one fixed seed, and one trajectory."""
 
+import contextlib
+import ctypes
 import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# Most programs run a few times on tiny shapes: XLA takes half as long to compile them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import pytest
@@ -29,6 +33,9 @@ def garbage_is_collected_once_a_file():
     yield
     gc.collect()
     gc.freeze()
+    # Compilers leave much free memory to the process: glibc gives it back only if asked to.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

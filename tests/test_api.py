@@ -36,8 +36,10 @@ NAMES = {
     rlhf.cluster: "strategy",
     rlhf.data: """
         demonstrations preferences unpaired_preferences prompts stepwise
-        read split mix records dialogue ChatTemplate tokenize detokenize TokenizedDataset Report
+        read Stream to_tfds split mix records dialogue ChatTemplate tokenize detokenize
+        TokenizedDataset Report
         audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
+        augment Augmented AugmentReport comparisons label Labeling
     """,
     rlhf.evaluation: """
         optimum grpo_optimum

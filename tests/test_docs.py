@@ -74,6 +74,8 @@ def quick(one_layer, monkeypatch, tmp_path):
         tf, "function", lambda *args, jit_compile=None, **kwargs: function(*args, **kwargs)
     )
     monkeypatch.chdir(tmp_path)
+    # A person who labels, and always prefers the response on the left.
+    monkeypatch.setattr("builtins.input", lambda question: "left")
     return tmp_path
 
 
@@ -224,6 +226,7 @@ def test_there_are_commands_for_every_recipe_and_benchmark():
     tasks = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
     recipes = ("quickstart", "sft", "reward_model", "ppo", *tasks)
     benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
+    benchmarks += ("clean_and_augment",)
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks
     }

@@ -266,7 +266,8 @@ def test_ppo_ptx_reads_texts_where_something_learns_from_them(
         raise Built(texts)
 
     recipe, texts = load("ppo_ptx"), tmp_path / "texts.jsonl"
-    texts.write_text('{"text": "Tom ran to the park and played."}\n' * 12)
+    lines = [f'{{"text": "Tom ran to the park {i} times and played."}}\n' for i in range(12)]
+    texts.write_text("".join(lines))
     options = ["--preset", "smoke", "--ptx-coef", "0", "--texts", str(texts)]
     config = rlhf.cli.parse(recipe.Config, [*options, "--output", str(tmp_path)])
     monkeypatch.setattr(rlhf, "PPO", ppo)

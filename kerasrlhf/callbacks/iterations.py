@@ -11,6 +11,7 @@ import numpy as np
 from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
 from kerasrlhf.rollouts.collector import Collected
+from kerasrlhf.trainers import summaries
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.types import require_int
 
@@ -26,6 +27,9 @@ class IterationCallback(keras.callbacks.Callback):
         super().__init__()
         self._before: int | None = None
         self._has_started = False
+
+    def __repr__(self) -> str:
+        return summaries.described(self, {})
 
     @property
     def is_on_policy(self) -> bool:

@@ -65,7 +65,7 @@ class Samples(iterations.IterationCallback):
             raise ValueError(
                 f"`printer` must be a function of a line, such as `print`. Received: {printer!r}."
             )
-        self.printer = printer or _write_line
+        self.printer = printer
         self.template = template
 
     def on_first_iteration(self, done: int) -> None:
@@ -112,9 +112,10 @@ class Samples(iterations.IterationCallback):
         if collected is None:
             raise ValueError("There is no iteration to show yet. Pass `Samples(prompts=...)`.")
         rows = iterations.sample_rows(collected, iteration, count)
-        self.printer(f"Samples after iteration {iteration}:")
+        printer = self.printer or _write_line
+        printer(f"Samples after iteration {iteration}:")
         for row in rows:
-            self.printer(_line(row))
+            printer(_line(row))
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

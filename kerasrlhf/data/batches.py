@@ -17,7 +17,8 @@ from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data import rows as rows_lib
 from kerasrlhf.data.dialogue import Template
-from kerasrlhf.data.loading import Encoding, Texts, load
+from kerasrlhf.data.encoding import Encoding, Texts
+from kerasrlhf.data.loading import load
 from kerasrlhf.data.records import Records
 from kerasrlhf.data.rows import Rows
 from kerasrlhf.data.sources import Source
@@ -44,6 +45,7 @@ def demonstrations(
     parse_special: bool = False,
     on_error: str = "raise",
     drop_longer_than: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> TokenizedDataset:
     """Loads responses to imitate, for supervised fine-tuning: `causal_lm.fit(demos)`.
 
@@ -84,6 +86,11 @@ def demonstrations(
         drop_longer_than: int, in tokens, at least 2, or None. Longer rows are left out and counted
             in `.report`, so that one of them does not make every batch long. Defaults to None,
             which keeps all.
+        shard: tuple of int, `(index, count)`, or None. The batches of one of `count` workers that
+            train together, counted from 0. In every pass the workers have different rows, all rows
+            together and as many batches each, and their batches of one number are together a batch
+            of `count * batch_size` rows without shards. Pass the other arguments alike on all
+            workers. Defaults to None: one worker has all rows.
 
     Returns:
         A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
@@ -104,7 +111,7 @@ def demonstrations(
         >>> x["token_ids"].tolist(), y.tolist(), sample_weight.tolist()
         ([[0, 1, 1, 2, 0]], [[1, 1, 2, 0, 0]], [[0.0, 0.0, 1.0, 1.0, 0.0]])
     """
-    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    batching = Batching(batch_size, shuffle, seed, drop_remainder, shard)
     encoding = Encoding(
         preprocessor,
         max_length=max_length,
@@ -154,6 +161,7 @@ def preferences(
     parse_special: bool = False,
     on_error: str = "raise",
     drop_longer_than: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> TokenizedDataset:
     """Loads pairs of responses of which the first is preferred, for reward models and DPO.
 
@@ -178,6 +186,7 @@ def preferences(
         parse_special: bool. As in `demonstrations`. Defaults to False.
         on_error: `"raise"` or `"skip"`. As in `demonstrations`. Defaults to `"raise"`.
         drop_longer_than: int or None. As in `demonstrations`. Defaults to None.
+        shard: tuple of int or None. As in `demonstrations`. Defaults to None.
 
     Returns:
         A `TokenizedDataset` of `(x, y)`: `x` has `token_ids`, int32, `padding_mask`, bool, and
@@ -201,7 +210,7 @@ def preferences(
         >>> x["response_mask"].astype(int).tolist()
         [[[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]]
     """
-    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    batching = Batching(batch_size, shuffle, seed, drop_remainder, shard)
     encoding = Encoding(
         preprocessor,
         max_length=max_length,
@@ -241,6 +250,7 @@ def prompts(
     parse_special: bool = False,
     on_error: str = "raise",
     drop_longer_than: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> TokenizedDataset:
     """Loads prompts to answer, for PPO and its relatives.
 
@@ -262,6 +272,7 @@ def prompts(
         parse_special: bool. As in `demonstrations`. Defaults to False.
         on_error: `"raise"` or `"skip"`. As in `demonstrations`. Defaults to `"raise"`.
         drop_longer_than: int or None. As in `demonstrations`. Defaults to None.
+        shard: tuple of int or None. As in `demonstrations`. Defaults to None.
 
     Returns:
         A `TokenizedDataset` of dictionaries: `token_ids`, int32 `(batch, length)`;
@@ -287,7 +298,7 @@ def prompts(
         ([[0, 2, 1]], [b'{"prompt": "ba", "label": 3}'])
     """
     multiple = require_int("pad_to_multiple_of", pad_to_multiple_of, minimum=1)
-    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    batching = Batching(batch_size, shuffle, seed, drop_remainder, shard)
     encoding = Encoding(
         preprocessor,
         max_length=max_length,

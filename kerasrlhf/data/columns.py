@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from kerasrlhf.data import records as records_lib
 from kerasrlhf.data.records import Record, Records
 
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_LARGEST = float(np.finfo("float32").max)
 
 
 def margins(records: Records, column: str | None = "auto") -> np.ndarray | None:
@@ -141,8 +141,9 @@ def steps(records: Records, separator: str) -> tuple[list[list[str]], list[list[
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
+        # Finite also as float32.
+        return not isinstance(value, bool) and abs(float(value)) <= _LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import gzip
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+from kerasrlhf.data import csv_files, json_lists, parquet
+from kerasrlhf.data.places import Broken, encoding_fault
 
-# No cell is longer: the largest limit that the csv module takes on every platform.
-_LONGEST_CELL = 2**31 - 1
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # The first characters of files that are no UTF-8 text, decoded with "surrogateescape".
 _SIGNATURES = (
     ("\udcff\udcfe", "The file looks like UTF-16."),
@@ -36,26 +35,28 @@ def suffix(name: str | os.PathLike[str]) -> str:
     return pathlib.PurePath(str(name).removesuffix(".gz")).suffix
 
 
-def read_file(path: pathlib.Path) -> list[Any]:
-    r"""Reads all rows of a file.
+def rows(path: pathlib.Path) -> Iterator[tuple[int | None, Any]]:
+    r"""Yields the rows of a file as they come.
 
     Args:
         path: `pathlib.Path` of an existing file. Its name ends with one of `SUFFIXES`, optionally
             followed by `.gz` (but for `.parquet`, which is compressed by itself).
 
-    Returns:
-        list of rows: dictionaries, or what else the lines of a JSON file hold.
+    Yields:
+        The line where a row begins, or None for `.parquet`; and the row: a dictionary, what else
+        a JSON file holds, or `kerasrlhf.data.places.Broken` if the row cannot be read, but those
+        after it can.
 
     Raises:
-        ValueError: If the file cannot be opened or unpacked, is not UTF-8, or is malformed. The
+        ValueError: If the file cannot be opened or unpacked, or what follows cannot be read. The
             message names the file and, where there is one, the line.
 
     Example:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "pairs.csv"
         >>> _ = path.write_text("prompt,response\nTom was sad.,He cried.\n")
-        >>> read_file(path)
-        [{'prompt': 'Tom was sad.', 'response': 'He cried.'}]
+        >>> list(rows(path))
+        [(2, {'prompt': 'Tom was sad.', 'response': 'He cried.'})]
     """
     ending = suffix(path.name)
     if ending not in SUFFIXES:
@@ -64,7 +65,8 @@ def read_file(path: pathlib.Path) -> list[Any]:
             f"{SUFFIXES}, optionally followed by '.gz'."
         )
     if path.suffix == ".parquet":
-        return _read_parquet(path)
+        yield from parquet.rows(path)
+        return
     if ending == ".parquet":
         raise ValueError(
             f"{path} is a compressed Parquet file, which cannot be read. Unpack it: the format is "
@@ -72,183 +74,101 @@ def read_file(path: pathlib.Path) -> list[Any]:
         )
     # The format follows from the name; the contents are checked against it.
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    read = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[ending]
+    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": csv_files.rows}[ending]
+    line: int | None = None
     try:
-        # Bytes that are not UTF-8 become surrogates, so that `_lines` can name their line.
+        # Bytes that are not UTF-8 become surrogates, so that their place can be named.
         with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return read(_lines(file, path), path)
+            _check_signature(file, path)
+            for line, row in read(file, path):
+                yield line, row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        after = "" if line is None else f", after line {line}"
         raise ValueError(
-            f"{path} cannot be unpacked ({error}). A damaged or incomplete archive must be copied "
-            "or downloaded again; the name of a plain file must not end with '.gz'."
+            f"{path}{after}: cannot be unpacked ({error}). A damaged or incomplete archive must be "
+            "copied or downloaded again; the name of a plain file must not end with '.gz'."
         ) from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _read_parquet(path: pathlib.Path) -> list[Any]:
-    # An import of half a second that the other formats do not need.
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_header(file.schema_arrow.names, str(path))
-            return file.read().to_pylist()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} has a text that is not UTF-8 ({error}).") from error
-    except pyarrow.ArrowException as error:
-        raise ValueError(
-            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}). A damaged or "
-            "incomplete file must be copied or downloaded again."
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _lines(file: IO[str], path: pathlib.Path) -> Iterator[str]:
-    """Yields the lines of a file, which must be UTF-8."""
-    for number, line in enumerate(file, 1):
-        if number == 1:
-            _check_signature(line, path)
-        try:
-            line.encode("utf-8")
-        except UnicodeEncodeError as error:
-            # A surrogate of "surrogateescape" has the byte as its last eight bits.
-            byte = ord(line[error.start]) & 0xFF
-            raise ValueError(
-                f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} after "
-                f"{line[max(error.start - 20, 0) : error.start]!r}). Save the file as UTF-8."
-            ) from error
-        yield line
-
-
-def _check_signature(line: str, path: pathlib.Path) -> None:
-    hints = [hint for signature, hint in _SIGNATURES if line.startswith(signature)]
+def _check_signature(file: IO[str], path: pathlib.Path) -> None:
+    """Raises an error for a file of another format than its name promises."""
+    start = file.read(4)
+    file.seek(0)
+    hints = [hint for signature, hint in _SIGNATURES if start.startswith(signature)]
     # UTF-16 without a mark has a zero byte in each Latin character.
-    if not hints and "\0" in line[:4]:
+    if not hints and "\0" in start:
         hints = ["The file looks like UTF-16."]
     if hints:
         raise ValueError(f"{path}, line 1: not UTF-8. {hints[0]} Expected a UTF-8 text file.")
 
 
-def _read_jsonl(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
-    return [_parse(line, path, n) for n, line in enumerate(lines, 1) if line.strip()]
+def _jsonl_rows(file: IO[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, _row_of(line.rstrip("\r\n"), path, number)
 
 
-def _read_json(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
-    rows = _parse("".join(lines), path)
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{path} must hold a list of records. Received a JSON {type(rows).__name__}."
-        )
-    return rows
+def _json_rows(file: IO[str], path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    for line, text, row in json_lists.items(file, path):
+        yield line, row if isinstance(row, Broken) else _checked(row, text, f"{path}, line {line}")
 
 
-def _parse(text: str, path: pathlib.Path, line: int | None = None) -> Any:
-    """Returns the value of JSON text: a line of a file, or with `line=None` the whole file."""
-    place = f"{path}, line {line}" if line else f"{path}"
+def _row_of(text: str, path: pathlib.Path, line: int) -> Any:
+    """Returns the value of a line of JSON, or `Broken`."""
+    place = f"{path}, line {line}"
+    # First the bytes: a text that is not UTF-8 may be well-formed JSON.
+    fault = encoding_fault(text)
+    if fault:
+        return Broken(f"{place}, column {fault[0] + 1}: {fault[1]}")
     try:
         # The hooks raise errors that name double keys and integers that are too long.
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        value = json.loads(
+            text, object_pairs_hook=json_lists.object_of, parse_int=json_lists.integer_of
+        )
     except json.JSONDecodeError as error:
-        place = f"{path}, line {line or error.lineno}"
-        raise ValueError(f"{place}: not JSON ({error}).{_hint(text, error, line)}") from error
-    except RecursionError as error:
-        raise ValueError(
+        hint = ""
+        if text.strip() in ("[", "[{"):
+            hint = " The name of a file with one list of records must end with '.json'."
+        return Broken(f"{place}, column {error.colno}: not JSON ({error.msg}).{hint}")
+    except RecursionError:
+        return Broken(
             f"{place}: nested too deeply. Expected a record, such as "
             '{"prompt": "...", "response": "..."}.'
-        ) from error
+        )
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    # Only an escape can make a lone surrogate, since `_lines` has checked the bytes.
+        return Broken(f"{place}: {error}")
+    return _checked(value, text, place)
+
+
+def _checked(value: Any, text: str, place: str) -> Any:
+    """Returns a value, or `Broken` if its text is not UTF-8 or writes half a character."""
+    fault = encoding_fault(text)
+    if fault:
+        return Broken(f"{place}: {fault[1]}")
+    # Only an escape can make a lone surrogate, since the bytes are UTF-8.
     if "\\ud" in text or "\\uD" in text:
-        _check_surrogates(value, place)
+        return _without_surrogates(value, place)
     return value
 
 
-def _hint(text: str, error: json.JSONDecodeError, line: int | None) -> str:
-    """Returns what a file may be that is not the JSON that its name promises."""
-    if line is None and error.msg == "Extra data":
-        return " The name of a file with one record per line must end with '.jsonl'."
-    if line is not None and text.strip() in ("[", "[{"):
-        return " The name of a file with one list of records must end with '.json'."
-    return ""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in record if keys.count(key) > 1)
-        values = " and ".join(repr(value)[:20] for key, value in pairs if key == double)
-        raise ValueError(
-            f"the key {double!r} has several values, {values}, and only the last one would be "
-            "read. Rename or remove the others."
-        )
-    return record
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(
-            f"an integer of {len(text)} digits, {text[:10]}..., is too long to be read. Write it "
-            "as a string."
-        ) from error
-
-
-def _check_surrogates(value: object, place: str) -> None:
-    """Raises an error for halves of UTF-16 pairs, which no tokenizer and no file accepts."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        around = error.object[max(error.start - 20, 0) : error.start]
-        raise ValueError(
-            f"{place}: \\u{ord(half):04x} after {around!r} is half of a character (a lone "
-            "surrogate), probably of a text that was cut inside an emoji. Remove it, or write "
-            "the whole character."
-        ) from error
-
-
-def _read_csv(lines: Iterable[str], path: pathlib.Path) -> list[Any]:
-    # The limit is global: set it for this file alone.
-    limit = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        return _csv_rows(csv.DictReader(lines, strict=True), path)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_rows(reader: csv.DictReader, path: pathlib.Path) -> list[Any]:
-    rows: list[Any] = []
-    try:
-        names = reader.fieldnames or []
-        _check_header(names, f"{path}, line 1")
-        for row in reader:
-            # `DictReader` puts surplus cells under None, and None in place of missing ones.
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: expected {len(names)} cells ({names})."
-                )
-            rows.append(row)
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num + 1}: not CSV ({error}). A cell with commas, quotes or "
-            'line breaks needs quotes around it, and each quote inside it is written twice: "".'
-        ) from error
-    return rows
-
-
-def _check_header(names: Sequence[str], place: str) -> None:
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise ValueError(
-            f"{place}: {names.count(double)} columns have the name {double!r}, and only the "
-            f"last one would be read. Rename or remove the others. Columns: {names}."
-        )
+def _without_surrogates(value: Any, place: str) -> Any:
+    """Returns a value, or `Broken` if it has half of a UTF-16 pair, which no tokenizer accepts."""
+    columns = value.items() if isinstance(value, dict) else [(None, value)]
+    for name, cell in columns:
+        try:
+            json.dumps([name, cell], ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            around = error.object[max(error.start - 20, 0) : error.start]
+            column = "" if name is None else f", column {name!a}"
+            return Broken(
+                f"{place}{column}: \\u{ord(half):04x} after {around!r} is half of a character (a "
+                "lone surrogate), probably of a text that was cut inside an emoji. Remove it, or "
+                "write the whole character."
+            )
+    return value
 
 
 def similar_file(path: pathlib.Path) -> tuple[pathlib.Path | None, bool]:

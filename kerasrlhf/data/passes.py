@@ -8,6 +8,8 @@ have had.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,6 +87,33 @@ class Passes:
 
         return cls(make, count)
 
+    @classmethod
+    def parts(cls, columns: Any, rows: int, edges: np.ndarray, seed: int | None) -> Passes:
+        """Returns passes over a part of all rows, in orders as those of `shuffled`.
+
+        Args:
+            columns: A structure of arrays `(rows, ...)`.
+            rows: int.
+            edges: int64 array `(batches, 2)`. Where each batch begins and ends in the order.
+            seed: int, or None for the order of the rows.
+        """
+        columns = tf.data.Dataset.from_tensors(columns).get_single_element()
+        count, sizes = len(edges), {*(edges[:, 1] - edges[:, 0]).tolist()}
+
+        def make(step: Tensor) -> tf.data.Dataset:
+            number = step // max(count, 1)
+            order = tf.range(rows) if seed is None else _order(seed, number, rows)
+
+            def take(edge: Tensor) -> Any:
+                index = order[edge[0] : edge[1]]
+                # One size of all batches is a static one.
+                index.set_shape([*sizes] if len(sizes) == 1 else [None])
+                return tf.nest.map_structure(lambda column: tf.gather(column, index), columns)
+
+            return tf.data.Dataset.from_tensor_slices(edges).map(take)
+
+        return cls(make, count, is_fixed=seed is None)
+
     def then(self, transform: Callable[[tf.data.Dataset], tf.data.Dataset]) -> Passes:
         """Returns passes that a function of datasets transforms, such as `take` or `skip`."""
         # Apply the transformation to numbers first, to know how many batches it leaves.
@@ -134,20 +163,32 @@ class Passes:
             position: Function without arguments that returns an int. It is called in a thread of
                 `tf.data`.
         """
-
-        def begin(_: Tensor) -> tf.data.Dataset:
-            # Called when an iteration starts, not when the graph is built.
-            step = tf.numpy_function(lambda: np.int64(position()), [], tf.int64)
-            step.set_shape([])
-            return self._make(step)
-
         # Equal passes need no position.
         if self.is_fixed:
             with _traced():
                 return self._make(tf.constant(0, tf.int64))
+        # TensorFlow keeps functions of a graph until the process ends, and with this one it would
+        # keep the model whose steps it counts.
+        is_method = inspect.ismethod(position)
+        weak = weakref.WeakMethod(position) if is_method else weakref.ref(position)
+
+        def step_before() -> np.int64:
+            alive = weak()
+            if alive is None:
+                raise RuntimeError("The dataset no longer exists. Keep a reference to it.")
+            return np.int64(alive())
+
+        def begin(_: Tensor) -> tf.data.Dataset:
+            # Called when an iteration starts, not when the graph is built.
+            step = tf.numpy_function(step_before, [], tf.int64)
+            step.set_shape([])
+            return self._make(step)
+
         with _traced():
             dataset = tf.data.Dataset.range(1).flat_map(begin)
-        return dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.count))
+        dataset._kerasrlhf_position = position  # noqa: SLF001 (it lives as long as the dataset)
+        return dataset
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from kerasrlhf import tokens
-from kerasrlhf.data import dialogue, sources
+from kerasrlhf.data import dialogue, notices, sources
 from kerasrlhf.data.dialogue import Message, Template
+from kerasrlhf.data.places import Located
 from kerasrlhf.data.sources import Source
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _REPLY = re.compile(r"(?:^|\n)Assistant:")
 _QUESTION = re.compile(r"\n\s*Human:")
 _TEXTS = (*sources.TEXT_COLUMNS, "responses", "steps", "completions")
 _SHOWN = 5
+_NO_RECORDS = "are neither dictionaries nor strings"
 
 
 class RowError(ValueError):
@@ -58,13 +60,15 @@ class Selection(NamedTuple):
     skipped: dict[int, str]
 
 
-def load(source: Source, *, text_column: str = "text") -> Records:
+def load(source: Source, *, text_column: str = "text", on_error: str = "raise") -> Records:
     """Loads records from any source.
 
     Args:
         source: What `kerasrlhf.data.read` accepts or returns: records or strings in memory, a path,
             a `tf.data.Dataset`, or the name of a TFDS dataset, whose split "train" is read.
         text_column: str. The column that plain strings become. Defaults to `"text"`.
+        on_error: `"raise"`, or `"skip"` to leave out rows that cannot be read, with a warning that
+            counts them. Defaults to `"raise"`.
 
     Returns:
         list of dict. Conversations in the form of ShareGPT (`conversations`, of `from` and `value`,
@@ -81,13 +85,70 @@ def load(source: Source, *, text_column: str = "text") -> Records:
         >>> rlhf.data.records.load([{"conversations": [{"from": "human", "value": "Hi"}]}])
         [{'messages': [{'role': 'user', 'content': 'Hi'}]}]
     """
-    rows = sources.read(source)
+    records = located(source, text_column=text_column, on_error=on_error)
+    warn_of_skipped(records.broken, len(records), stacklevel=3)
+    return [record for number, record in enumerate(records) if number not in records.broken]
+
+
+def located(source: Source, *, text_column: str = "text", on_error: str = "raise") -> Located:
+    """Loads records from any source, with the places that they come from.
+
+    Args:
+        source: As in `load`.
+        text_column: str. As in `load`. Defaults to `"text"`.
+        on_error: `"raise"`, or `"skip"` to keep what is no record as an empty one, which `select`
+            leaves out. Defaults to `"raise"`.
+
+    Returns:
+        `kerasrlhf.data.places.Located`.
+
+    Raises:
+        ValueError: As `load`.
+    """
+    rows = sources.located(source)
     if not rows:
         raise ValueError(f"The source has no rows. Received: {_shorten(source)}")
+    return prepared(rows, text_column, on_error)
+
+
+def prepared(rows: Located, text_column: str = "text", on_error: str = "raise") -> Located:
+    """Returns rows as records with the column names of this package.
+
+    Args:
+        rows: `kerasrlhf.data.places.Located` of dictionaries or strings.
+        text_column: str. As in `load`. Defaults to `"text"`.
+        on_error: `"raise"` or `"skip"`. As in `located`. Defaults to `"raise"`.
+
+    Returns:
+        `kerasrlhf.data.places.Located`.
+
+    Raises:
+        ValueError: If `on_error` is something else, or `"raise"` and a row is no record.
+    """
+    _check_on_error(on_error)
+    if on_error == "raise":
+        rows.check()
     # A string is a record of one column.
-    rows = [{text_column: row} if isinstance(row, str) else row for row in rows]
-    refuse(rows, lambda row: not isinstance(row, dict), "are neither dictionaries nor strings")
-    return [_from_sharegpt(row, text_column) for row in rows]
+    records = [{text_column: row} if isinstance(row, str) else row for row in rows]
+    broken = dict(rows.broken)
+    try:
+        refuse(records, lambda row: not isinstance(row, dict), _NO_RECORDS)
+    except RowError as error:
+        if on_error == "raise":
+            raise _at_its_place(error, rows, error.numbers) from error
+        broken |= dict.fromkeys(error.numbers, error.reason)
+    records = [
+        {} if number in broken else _from_sharegpt(row, text_column)
+        for number, row in enumerate(records)
+    ]
+    return Located(records, rows.path, rows.lines, broken)
+
+
+def _at_its_place(error: RowError, rows: list, numbers: Sequence[int]) -> RowError:
+    """Returns an error that begins with the place of its first row, if rows know theirs."""
+    if not isinstance(rows, Located):
+        return error
+    return RowError(f"{rows.place(numbers[0])}{error}", [*numbers], error.reason)
 
 
 def _from_sharegpt(row: Record, text_column: str) -> Record:
@@ -257,7 +318,7 @@ def preference_texts(
     names = ("prompt", "chosen", "rejected")
     texts = _all_checked(names, columns, strict)
     if any(parts_early):
-        warnings.warn(
+        notices.warn(
             f"{sum(parts_early)} of {len(records)} pairs part before their last turn. They are "
             "compared by the replies in which they part; what follows is left out.",
             stacklevel=2,
@@ -279,6 +340,32 @@ def _demonstration(row: Record, column: str, template: Template) -> tuple[str, s
 
 def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
     """Returns the texts of a pair, and whether its dialogues differ before their last turn."""
+    prompt, chosen, rejected, parts_early = split_pair(row)
+    return (
+        prompt_text(prompt, template),
+        response_text(prompt, chosen, template),
+        response_text(prompt, rejected, template),
+        parts_early,
+    )
+
+
+def split_pair(row: Record) -> tuple[Text, Text, Text, bool]:
+    """Splits a pair into its prompt and the responses to it, before they become texts.
+
+    Args:
+        row: dict with the columns `chosen`, `rejected` and perhaps `prompt`.
+
+    Returns:
+        `(prompt, chosen, rejected, parts_early)`: three texts, each a str or a list of messages,
+        and whether two dialogues differ before their last turn, whose rest is left out.
+
+    Raises:
+        ValueError: If there is no common prompt, or the two differ in what the user says.
+
+    Example:
+        >>> split_pair({"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."})
+        ('Hi', 'Hello!', 'Go.', False)
+    """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     parts_early = False
     if prompt is None or dialogue.is_dialogue(chosen) or dialogue.is_dialogue(rejected):
@@ -291,12 +378,7 @@ def _preference(row: Record, template: Template) -> tuple[str, str, str, bool]:
                 "'chosen' and 'rejected' part in what the user says, not in a reply, so there are "
                 "no two responses to one prompt."
             )
-    return (
-        prompt_text(prompt, template),
-        response_text(prompt, chosen, template),
-        response_text(prompt, rejected, template),
-        parts_early,
-    )
+    return prompt, chosen, rejected, parts_early
 
 
 def _first_turn(value: Any) -> Any:
@@ -311,7 +393,7 @@ def _first_turn(value: Any) -> Any:
 def _ranking_texts(records: Records, template: Template, strict: bool) -> tuple[list[str], ...]:
     def is_wrong(row: Record) -> bool:
         texts = row.get("responses")
-        return not isinstance(texts, list) or len(texts) < 2 or not all(map(_is_text, texts))
+        return not isinstance(texts, list) or len(texts) < 2 or not all(map(is_text, texts))
 
     refuse(records, is_wrong, "have no list of two or more texts in 'responses'")
     # The candidates of a batch are one axis, so every row has as many.
@@ -464,12 +546,18 @@ def _check_texts(
 ) -> None:
     refuse(
         records,
-        lambda row: is_needed(row) and not _is_text(row.get(column)),
+        lambda row: is_needed(row) and not is_text(row.get(column)),
         f"have no text (a string or a list of messages) in {column!r}",
     )
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Returns whether a value is a text: a string, or a list of messages that is not empty.
+
+    Example:
+        >>> is_text("Hi"), is_text([{"role": "user", "content": "Hi"}]), is_text([])
+        (True, True, False)
+    """
     if isinstance(value, list):
         return len(value) > 0 and all(isinstance(item, dict) for item in value)
     return isinstance(value, str)
@@ -547,23 +635,77 @@ def select(records: Records, read: Callable[[Records], Any], on_error: str = "ra
         >>> found.values, found.skipped
         (['a'], {1: "have an empty 'prompt'"})
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
-    kept = list(range(len(records)))
-    skipped: dict[int, str] = {}
+    _check_on_error(on_error)
+    if on_error == "skip":
+        values, kept, skipped = sift(records, read)
+        if not kept:
+            raise ValueError(f"No row can be used. The last reason: {[*skipped.values()][-1]}")
+        return Selection(values, dict(sorted(skipped.items())))
+    try:
+        return Selection(read(records), {})
+    except RowError as error:
+        raise _at_its_place(error, records, error.numbers) from error
+    except ValueError as error:
+        # What is wrong with all rows, such as a missing column.
+        raise ValueError(f"{_file_of(records)}{error}") from error
+
+
+def sift(
+    records: Records, read: Callable[[Records], _Value]
+) -> tuple[_Value | None, list[int], dict[int, str]]:
+    """Reads the records that can be read.
+
+    Args:
+        records: list of dict.
+        read: Function as in `select`.
+
+    Returns:
+        What it returned for the good records, or None if there are none; the numbers of these; and
+        those of the others with what is wrong with them, in the order of the checks.
+
+    Raises:
+        ValueError: If all records have something wrong, such as a missing column.
+    """
+    skipped: dict[int, str] = dict(records.broken) if isinstance(records, Located) else {}
+    kept = [number for number in range(len(records)) if number not in skipped]
     # Each error names wrong rows; read the others again until none is left.
-    while True:
+    while kept:
         try:
-            return Selection(read([records[i] for i in kept]), dict(sorted(skipped.items())))
+            return read([records[i] for i in kept]), kept, skipped
         except RowError as error:
-            if on_error == "raise":
-                raise
             # Numbers of an error count the rows that were read; map them to those of the source.
             wrong = {kept[number] for number in error.numbers}
-            skipped |= dict.fromkeys(wrong, error.reason)
+            skipped |= dict.fromkeys(sorted(wrong), error.reason)
             kept = [number for number in kept if number not in wrong]
-            if not kept:
-                raise ValueError(f"No row can be used. The last reason: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{_file_of(records)}{error}") from error
+    return None, kept, skipped
+
+
+def warn_of_skipped(skipped: dict[int, str], count: int, stacklevel: int = 4) -> None:
+    """Warns of rows that were left out.
+
+    Args:
+        skipped: dict from int, their numbers, to str, why.
+        count: int. How many rows there are in all.
+        stacklevel: int. Which caller the warning names, as in `warnings.warn`. Defaults to 4.
+    """
+    if skipped:
+        reasons = "; ".join(f"row {row}: {why}" for row, why in [*skipped.items()][:_SHOWN])
+        warnings.warn(
+            f"{len(skipped)} of {count} rows cannot be used and were left out ({reasons}"
+            f"{'; ...' if len(skipped) > _SHOWN else ''}).",
+            stacklevel=stacklevel,
+        )
+
+
+def _file_of(records: Records) -> str:
+    return records.place() if isinstance(records, Located) else ""
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'`on_error` must be "raise" or "skip". Received: {on_error!r}.')
 
 
 def guarded(records: Records, tokenizer: Tokenizer) -> Records:
@@ -594,10 +736,11 @@ def guarded(records: Records, tokenizer: Tokenizer) -> Records:
             return {key: item if key == "role" else guard(item) for key, item in value.items()}
         return value
 
-    return [
+    marked = [
         {key: guard(value) if key in _TEXTS else value for key, value in record.items()}
         for record in records
     ]
+    return records.with_rows(marked) if isinstance(records, Located) else marked
 
 
 def warn_of_ignored_keys(records: Records, template: Template) -> None:
@@ -611,10 +754,11 @@ def warn_of_ignored_keys(records: Records, template: Template) -> None:
         return
     values = (record.get(column) for record in records for column in _TEXTS)
     dialogues = [x for x in values if isinstance(x, list) and x and isinstance(x[0], dict)]
-    keys = [dialogue.ignored_keys([m]) for messages in dialogues for m in messages]
+    messages = [m for found in dialogues for m in found if isinstance(m, dict)]
+    keys = [dialogue.ignored_keys([message]) for message in messages]
     found = sorted(set().union(*keys))
     if found:
-        warnings.warn(
+        notices.warn(
             f"{sum(map(bool, keys))} of {len(keys)} messages have keys that the template "
             f"{template!r} ignores: {found}. A callable `template` receives them.",
             stacklevel=3,

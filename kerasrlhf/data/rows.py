@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kerasrlhf import special_tokens, tokens
-from kerasrlhf.data import cutting
+from kerasrlhf.data import cutting, notices
 from kerasrlhf.types import require_int
 
 if TYPE_CHECKING:
@@ -43,6 +43,52 @@ class Report(NamedTuple):
     dropped: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
 
+    def warn(self, limit: int, stacklevel: int = 2) -> None:
+        """Warns of rows that were cut or left out for their length, or prefer nothing.
+
+        Args:
+            limit: int. Tokens per row at most.
+            stacklevel: int. As in `warnings.warn`. Defaults to 2.
+        """
+        findings = []
+        if self.cut_prompts or self.cut_responses:
+            findings.append(
+                f"{self.cut_prompts} prompts were cut at their front and {self.cut_responses} "
+                f"responses at their end to fit {limit} tokens ({self.rows} rows, the longest of "
+                f"{self.longest} tokens). Raise `max_length` to keep them whole."
+            )
+        if self.identical:
+            findings.append(
+                f"{self.identical} of {self.rows} rows have identical responses, with nothing to "
+                "prefer between them."
+            )
+        if self.dropped:
+            findings.append(
+                f"{len(self.dropped)} rows are longer than `drop_longer_than`: left out."
+            )
+        if findings:
+            warnings.warn(" ".join(findings), stacklevel=stacklevel + 1)
+
+
+class TooLongError(ValueError):
+    """Signals that no row is short enough.
+
+    Args:
+        count: int. How many rows there are.
+        shortest: int. Tokens of the shortest.
+        limit: int. Tokens of a row at most.
+
+    Attributes:
+        shortest: The argument.
+    """
+
+    def __init__(self, count: int, shortest: int, limit: int) -> None:
+        super().__init__(
+            f"All {count} rows have more than `drop_longer_than={limit}` tokens; the shortest has "
+            f"{shortest}."
+        )
+        self.shortest = shortest
+
 
 class Rows(NamedTuple):
     """Encoded rows.
@@ -75,6 +121,7 @@ def encode(
     *,
     turn_end: str | None = None,
     drop_longer_than: int | None = None,
+    warns: bool = True,
 ) -> Rows:
     """Tokenizes prompts and responses, and makes them fit.
 
@@ -98,6 +145,7 @@ def encode(
             `kerasrlhf.tokens.end_ids`. Defaults to None.
         drop_longer_than: int, in tokens, or None. Longer rows are left out. Defaults to None, which
             keeps all.
+        warns: bool. Whether to warn of what was cut or left out. Defaults to True.
 
     Returns:
         `Rows`.
@@ -116,7 +164,7 @@ def encode(
     """
     # 1. Token ids of prompts and responses.
     start = tokens.start_ids(preprocessor)
-    limit = _limit(preprocessor, max_length)
+    limit = limit_of(preprocessor, max_length)
     prompt_ids = tokens.tokenize(prompts, preprocessor, parse_special=True)
     if ended is None:
         ended = [[True] * len(prompts)] * len(candidates)
@@ -152,12 +200,14 @@ def encode(
         ),
         dropped=tuple(sorted({*range(rows)} - {*kept})),
     )
-    _warn(report, limit)
+    if warns:
+        report.warn(limit, stacklevel=3)
     shown = [special_tokens.unguarded(prompt) for prompt in prompts]
     return Rows(shown, prompts, [start + ids for ids in prompt_ids], candidates, report, kept)
 
 
-def _limit(preprocessor: CausalLMPreprocessor, max_length: int | None) -> int:
+def limit_of(preprocessor: CausalLMPreprocessor, max_length: int | None) -> int:
+    """Returns how many tokens a row has at most; a `ValueError` if that is no number from 2 up."""
     limit = getattr(preprocessor, "sequence_length", None) if max_length is None else max_length
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 2:
         raise ValueError(f"`max_length` must be an integer of at least 2. Received: {limit!r}")
@@ -182,7 +232,7 @@ def _responses(
     unknown = {mark for mark in marks if mark and known[mark] not in tokens.stop_ids(preprocessor)}
     if unknown:
         ids = sorted(known[mark] for mark in unknown)
-        warnings.warn(
+        notices.warn(
             f"The template ends responses with {sorted(unknown)}, at which sampling does not stop "
             f"by itself. Sample with `Sampler(stop_token_ids={ids})`.",
             stacklevel=4,
@@ -300,10 +350,7 @@ def _short_enough(
     ]
     kept = [row for row, size in enumerate(sizes) if size <= drop_longer_than]
     if not kept:
-        raise ValueError(
-            f"All {len(sizes)} rows have more than `drop_longer_than={drop_longer_than}` tokens; "
-            f"the shortest has {min(sizes)}."
-        )
+        raise TooLongError(len(sizes), min(sizes), drop_longer_than)
     return kept
 
 
@@ -343,22 +390,3 @@ def _cut_fronts(
     for row, text, kept in zip(long, texts, ids, strict=True):
         prompts[row], prompt_ids[row] = text, kept
     return prompts, prompt_ids, len(long)
-
-
-def _warn(report: Report, limit: int) -> None:
-    findings = []
-    if report.cut_prompts or report.cut_responses:
-        findings.append(
-            f"{report.cut_prompts} prompts were cut at their front and {report.cut_responses} "
-            f"responses at their end to fit {limit} tokens ({report.rows} rows, the longest of "
-            f"{report.longest} tokens). Raise `max_length` to keep them whole."
-        )
-    if report.identical:
-        findings.append(
-            f"{report.identical} of {report.rows} rows have identical responses, with nothing to "
-            "prefer between them."
-        )
-    if report.dropped:
-        findings.append(f"{len(report.dropped)} rows are longer than `drop_longer_than`: left out.")
-    if findings:
-        warnings.warn(" ".join(findings), stacklevel=4)

@@ -1,42 +1,64 @@
-"""Reading rows from memory, files, `tf.data` and TFDS, as plain Python values."""
+"""Reading rows from memory, files, `tf.data`, TFDS and Hugging Face, as plain Python values."""
 
 from __future__ import annotations
 
 import difflib
-import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf.data import formats
+from kerasrlhf.data import formats, hub_datasets
+from kerasrlhf.data.places import Broken, Located
+from kerasrlhf.data.renaming import Renaming
+from kerasrlhf.data.schema import MESSAGES
 
 _TFDS_PREFIX = "tfds:"
 _SHOWN = 60
+_MESSAGES = [{*keys} for keys in MESSAGES.values()]
 # More rows than any data set of texts that is held in memory; an endless iterator has more.
 _MOST_ROWS = 10_000_000
 Source: TypeAlias = Iterable[Any] | str | os.PathLike[str] | tf.data.Dataset
 TEXT_COLUMNS = ("prompt", "response", "completion", "chosen", "rejected", "text", "messages")
 
 
+class Opened(NamedTuple):
+    """A source that is being read.
+
+    Attributes:
+        path: path or None. The file, if it is one.
+        rows: Iterator of pairs of the line where a row begins, or None, and the row, or
+            `kerasrlhf.data.places.Broken`.
+    """
+
+    path: pathlib.Path | None
+    rows: Iterator[tuple[int | None, Any]]
+
+
 def read(
-    source: Source, split: str = "train", data_dir: str | os.PathLike[str] | None = None
+    source: Source,
+    split: str = "train",
+    data_dir: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Reads all rows of a source.
 
     Args:
         source: Rows in memory (an iterable of dictionaries or strings; a generator is read once);
             a path to a `.jsonl`, `.json` or `.csv` file, each also as `.gz`, or to a `.parquet`
-            file; an unbatched, finite `tf.data.Dataset` of strings or of dictionaries; or the name
-            of a TFDS dataset, which is a str without path separator and file suffix.
+            file; an unbatched, finite `tf.data.Dataset` of strings or of dictionaries; a
+            `datasets.Dataset` or `IterableDataset` of Hugging Face; a `kerasrlhf.data.Stream`; or
+            the name of a TFDS dataset, which is a str without path separator and file suffix.
             `"tfds:name/config:1.0.0"` is always a TFDS name.
         split: str. The split of a TFDS dataset; other sources ignore it. Defaults to `"train"`.
         data_dir: str, path or None. Where TFDS keeps its prepared datasets; other sources ignore
             it. Defaults to the directory that TFDS uses.
+        columns: dict from str, the name that a column gets, to str, its name in the source, or
+            None. Other columns keep their names. Defaults to None.
 
     Returns:
         list of dict (or str) with Python values, which every function of `kerasrlhf.data` accepts
@@ -45,7 +67,7 @@ def read(
     Raises:
         ValueError: If the file does not exist or is malformed (file and line are named), TFDS does
             not know the name, the dataset is infinite or batched, an iterator does not end within
-            ten million rows, or `source` is none of the above.
+            ten million rows, no row has one of `columns`, or `source` is none of the above.
 
     Example:
         >>> import tensorflow as tf
@@ -53,18 +75,91 @@ def read(
         [{'prompt': 'a'}, {'prompt': 'b'}]
         >>> rlhf.data.read(tf.data.Dataset.from_tensor_slices({"prompt": ["a"], "label": [1]}))
         [{'prompt': 'a', 'label': 1}]
+        >>> rlhf.data.read([{"question": "a", "id": 3}], columns={"prompt": "question"})
+        [{'prompt': 'a', 'id': 3}]
+    """
+    rows = located(source, split, data_dir, columns)
+    rows.check()
+    # A plain list: callers may sort it or leave rows out.
+    return list(rows)
+
+
+def located(
+    source: Source,
+    split: str = "train",
+    data_dir: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Located:
+    """Returns all rows of a source with their places; those that cannot be read are empty.
+
+    Args:
+        source: As in `read`.
+        split: str. As in `read`. Defaults to `"train"`.
+        data_dir: str, path or None. As in `read`. Defaults to None.
+        columns: dict or None. As in `read`. Defaults to None.
+
+    Returns:
+        `kerasrlhf.data.places.Located`.
+
+    Raises:
+        ValueError: As `read`, except for rows that cannot be read.
+    """
+    renaming = Renaming(columns)
+    if isinstance(source, Located):
+        return source.with_rows([renaming(row) for row in source])
+    opened = open_source(source, split, data_dir, _MOST_ROWS)
+    rows: list[Any] = []
+    lines: list[int] = []
+    broken: dict[int, str] = {}
+    for line, row in opened.rows:
+        if isinstance(row, Broken):
+            broken[len(rows)], row = row.reason, {}
+        rows.append(renaming(row))
+        lines += [] if line is None else [line]
+    renaming.check(str(opened.path or "the source"))
+    if opened.path is None:
+        refuse_file_names(rows)
+    return Located(rows, opened.path, lines or None, broken)
+
+
+def open_source(
+    source: Source,
+    split: str = "train",
+    data_dir: str | os.PathLike[str] | None = None,
+    most: int | None = None,
+) -> Opened:
+    """Begins to read a source, whose rows come one by one.
+
+    Args:
+        source: As in `read`.
+        split: str. As in `read`. Defaults to `"train"`.
+        data_dir: str, path or None. As in `read`. Defaults to None.
+        most: int or None. More rows of an iterator or a dataset are an error. Defaults to None:
+            any number is fine.
+
+    Returns:
+        `Opened`.
+
+    Raises:
+        ValueError: As `read`; some of its errors are raised by the iterator.
     """
     # Datasets first: they are iterable too.
     if isinstance(source, tf.data.Dataset):
-        return _read_dataset(source)
+        return Opened(None, _without_lines(_dataset_rows(source, most)))
     if isinstance(source, str):
-        return _read_named(source, split, data_dir)
+        return _open_named(source, split, data_dir, most)
     if isinstance(source, os.PathLike):
-        return _read_path(pathlib.Path(source))
-    return _read_memory(source)
+        return _open_path(pathlib.Path(source))
+    if hub_datasets.is_one(source):
+        return Opened(None, _without_lines(map(_joined_messages, hub_datasets.rows(source))))
+    return Opened(None, _without_lines(_memory_rows(source, most)))
 
 
-def _read_memory(source: Any) -> list[Any]:
+def _without_lines(rows: Iterable[Any]) -> Iterator[tuple[None, Any]]:
+    return ((None, row) for row in rows)
+
+
+def _memory_rows(source: Any, most: int | None) -> Iterable[Any]:
     # Iterating over a pandas DataFrame returns its column names, over bytes numbers.
     is_table = isinstance(source, dict) or hasattr(source, "itertuples")
     if is_table or isinstance(source, bytes) or not hasattr(source, "__iter__"):
@@ -74,37 +169,41 @@ def _read_memory(source: Any) -> list[Any]:
             f"tf.data.Dataset or a TFDS name. Received: {_short(source)} of type "
             f"{type(source).__name__}."
         )
-    # A list of file names would pass as a list of texts.
-    rows = list(source) if hasattr(source, "__len__") else _ending(source)
+    return source if hasattr(source, "__len__") else _ending(source, most)
+
+
+def refuse_file_names(rows: Sequence[Any]) -> None:
+    """Raises an error for a list of file names, which would pass as a list of texts."""
     if rows and all(isinstance(row, str | os.PathLike) and _is_file_name(row) for row in rows):
         raise ValueError(
             f"Received a list of file names, {_short(rows)}, where records were expected. Pass one "
             "path, or join the files: `[*rlhf.data.records.load(one), "
             "*rlhf.data.records.load(other)]`."
         )
-    return rows
 
 
-def _ending(iterator: Iterable) -> list[Any]:
-    """Returns the rows of an iterator, whose number is limited: it may be endless."""
-    rows = list(itertools.islice(iterator, _MOST_ROWS + 1))
-    if len(rows) > _MOST_ROWS:
-        raise ValueError(
-            f"The iterator did not end after {_MOST_ROWS:,} rows. Take the first n with "
-            "`itertools.islice(rows, n)`, or pass `list(rows)` if it does end."
-        )
-    return rows
+def _ending(iterator: Iterable, most: int | None) -> Iterator[Any]:
+    """Yields the rows of an iterator, whose number is limited: it may be endless."""
+    for number, row in enumerate(iterator):
+        if number == most:
+            raise ValueError(
+                f"The iterator did not end after {most:,} rows. Take the first n with "
+                "`itertools.islice(rows, n)`, or pass `list(rows)` if it does end."
+            )
+        yield row
 
 
 def _is_file_name(name: str | os.PathLike[str]) -> bool:
     return formats.suffix(name) in formats.SUFFIXES
 
 
-def _read_named(source: str, split: str, data_dir: str | os.PathLike[str] | None) -> list[Any]:
-    """Returns the rows of the file or TFDS dataset that a string names."""
+def _open_named(
+    source: str, split: str, data_dir: str | os.PathLike[str] | None, most: int | None
+) -> Opened:
+    """Opens the file or TFDS dataset that a string names."""
     path = pathlib.Path(source).expanduser()
     if source.startswith(_TFDS_PREFIX):
-        return _read_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir)
+        return _open_tfds(source.removeprefix(_TFDS_PREFIX), split, data_dir, most)
     # Whatever looks like neither a file nor a text is the name of a TFDS dataset.
     looks_like_a_path = "/" in source or os.sep in source or path.suffix or os.path.exists(path)
     is_text = source.split() != [source] and not _is_file_name(source)
@@ -114,20 +213,20 @@ def _read_named(source: str, split: str, data_dir: str | os.PathLike[str] | None
             f"names a file or a TFDS dataset. Texts are passed as a list: [{_short(source)}]."
         )
     if looks_like_a_path:
-        return _read_path(path)
+        return _open_path(path)
     similar, differs_in_ending = formats.similar_file(path)
     if differs_in_ending:
         raise ValueError(
             f"There is no file {source!r}. Did you mean {str(similar)!r}? (A TFDS dataset of this "
             f"name is {_TFDS_PREFIX + source!r}.)"
         )
-    return _read_tfds(source, split, data_dir, similar)
+    return _open_tfds(source, split, data_dir, most, similar)
 
 
-def _read_path(path: pathlib.Path) -> list[Any]:
+def _open_path(path: pathlib.Path) -> Opened:
     path = path.expanduser()
     if os.path.isfile(path):
-        return formats.read_file(path)
+        return Opened(path, formats.rows(path))
     similar, _ = formats.similar_file(path)
     folder = " It is a folder." if os.path.isdir(path) else ""
     raise ValueError(
@@ -142,12 +241,13 @@ def _short(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _read_tfds(
+def _open_tfds(
     name: str,
     split: str,
     data_dir: str | os.PathLike[str] | None,
+    most: int | None,
     similar_file: pathlib.Path | None = None,
-) -> list[Any]:
+) -> Opened:
     # An import of seconds that the other sources do not need.
     import tensorflow_datasets as tfds
 
@@ -159,7 +259,7 @@ def _read_tfds(
         raise ValueError(f"TFDS cannot load the split {split!r} of {name!r}: {reason}") from error
     if not isinstance(dataset, tf.data.Dataset):
         raise ValueError(f"`split` must name one split, such as 'train'. Received: {split!r}.")
-    return _read_dataset(dataset)
+    return Opened(None, _without_lines(_dataset_rows(dataset, most)))
 
 
 def _check_tfds_name(
@@ -191,7 +291,7 @@ def _check_tfds_name(
     )
 
 
-def _read_dataset(dataset: tf.data.Dataset) -> list[Any]:
+def _dataset_rows(dataset: tf.data.Dataset, most: int | None) -> Iterator[Any]:
     spec = dataset.element_spec
     if not isinstance(spec, dict | tf.TensorSpec):
         raise ValueError(
@@ -206,7 +306,7 @@ def _read_dataset(dataset: tf.data.Dataset) -> list[Any]:
         )
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Received an infinite tf.data.Dataset. Use `dataset.take(n)`.")
-    return _ending(_python_rows(dataset))
+    return _ending(_python_rows(dataset), most)
 
 
 def _python_rows(dataset: tf.data.Dataset) -> Iterator[Any]:
@@ -230,7 +330,7 @@ def _to_python(value: Any) -> Any:
     if isinstance(value, dict):
         value = {key: _to_python(item) for key, item in value.items()}
         # TFDS has a list of messages as one dict of two lists.
-        return _messages(value) if set(value) == {"role", "content"} else value
+        return _messages(value) if {*value} in _MESSAGES else value
     if isinstance(value, tf.RaggedTensor):
         return _decode(value.to_list())
     if isinstance(value, tf.Tensor):
@@ -238,11 +338,19 @@ def _to_python(value: Any) -> Any:
     return _decode(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
 
 
+def _joined_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row of Hugging Face with messages as lists, not as one dict of two lists."""
+    return {
+        name: _messages(cell) if isinstance(cell, dict) and {*cell} in _MESSAGES else cell
+        for name, cell in row.items()
+    }
+
+
 def _messages(columns: dict[str, Any]) -> Any:
     if not all(isinstance(column, list) for column in columns.values()):
         return columns
-    pairs = zip(columns["role"], columns["content"], strict=True)
-    return [{"role": role, "content": content} for role, content in pairs]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _decode(value: Any) -> Any:

@@ -11,7 +11,8 @@ from kerasrlhf.data import arrays, dialogue
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data.dialogue import Template
-from kerasrlhf.data.loading import Encoding, Texts, load
+from kerasrlhf.data.encoding import Encoding, Texts
+from kerasrlhf.data.loading import load
 from kerasrlhf.data.records import Records
 from kerasrlhf.data.rows import Rows
 from kerasrlhf.data.sources import Source
@@ -36,6 +37,7 @@ def stepwise(
     parse_special: bool = False,
     on_error: str = "raise",
     drop_longer_than: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> TokenizedDataset:
     """Loads steps with a label each, for process reward models: `process_reward_model.fit(steps)`.
 
@@ -62,6 +64,7 @@ def stepwise(
         parse_special: bool. As in `demonstrations`. Defaults to False.
         on_error: `"raise"` or `"skip"`. As in `demonstrations`. Defaults to `"raise"`.
         drop_longer_than: int or None. As in `demonstrations`. Defaults to None.
+        shard: tuple of int or None. As in `demonstrations`. Defaults to None.
 
     Returns:
         A `TokenizedDataset` of `(x, y, sample_weight)`: `x` has `token_ids`, int32, and
@@ -82,7 +85,7 @@ def stepwise(
         >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
         ([[0, 2, 4, 3, 1, 0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 1.0, 0.0, 1.0]])
     """
-    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    batching = Batching(batch_size, shuffle, seed, drop_remainder, shard)
     encoding = Encoding(
         preprocessor,
         max_length=max_length,

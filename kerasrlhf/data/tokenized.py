@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras_hub
+import numpy as np
 import tensorflow as tf
 
-from kerasrlhf.data import kinds, training
+from kerasrlhf.data import kinds, spans, training
 from kerasrlhf.data.passes import Passes
 from kerasrlhf.data.rows import Report
 from kerasrlhf.types import require_bool, require_int, require_seed
@@ -168,6 +169,8 @@ class Batching:
             to True.
         seed: int, at least 0. The order of pass n is a function of `seed` and n. Defaults to 0.
         drop_remainder: bool. Whether a last batch of fewer rows is left out. Defaults to False.
+        shard: tuple of int, `(index, count)`, or None. Which of `count` workers the batches are
+            for. Defaults to None: there is one.
 
     Raises:
         ValueError: If a value is of another type or outside its range.
@@ -182,12 +185,19 @@ class Batching:
     shuffle: bool = True
     seed: int = 0
     drop_remainder: bool = False
+    shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         require_int("batch_size", self.batch_size, minimum=1)
         require_bool("shuffle", self.shuffle)
         require_seed(self.seed)
         require_bool("drop_remainder", self.drop_remainder)
+        spans.check_shard(self.shard)
+
+    @property
+    def edges(self) -> spans.Edges:
+        """Where batches begin and end in a pass, as `kerasrlhf.data.spans.Edges`."""
+        return spans.Edges(self.batch_size, self.drop_remainder, self.shard or (0, 1))
 
     def check_rows(self, rows: int) -> None:
         """Raises a `ValueError` if no batch is left of some rows.
@@ -195,11 +205,7 @@ class Batching:
         Args:
             rows: int. How many there are.
         """
-        if self.drop_remainder and rows < self.batch_size:
-            raise ValueError(
-                f"`batch_size` is {self.batch_size} but there are only {rows} rows, so that with "
-                "`drop_remainder=True` no batch is left."
-            )
+        self.edges.check_rows(rows)
 
     def batches(
         self,
@@ -224,7 +230,10 @@ class Batching:
         # Without a remainder to drop this only makes the batch dimension static.
         whole = self.drop_remainder or rows % size == 0
         batched: Passes | tf.data.Dataset
-        if self.shuffle:
+        if self.shard is not None:
+            edges = np.array([*self.edges.of(rows)], "int64")
+            batched = Passes.parts(columns, rows, edges, self.seed if self.shuffle else None)
+        elif self.shuffle:
             batched = Passes.shuffled(columns, rows, size, self.seed, whole)
         else:
             batched = tf.data.Dataset.from_tensor_slices(columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -37,6 +38,7 @@ def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
         Limits.of([backbone], getattr(model, "preprocessor", None)).check_dataset(dataset)
     adapters.keep_apart(model)
     _build_optimizer_first(model)
+    _free_graphs_with(model)
     if replica.is_distributed(model.distribute_strategy):
         _train_whole_batches(model)
     return in_step(model, dataset)
@@ -67,6 +69,21 @@ def _build_optimizer_first(model: keras.Model) -> None:
         make(force)
 
     model.make_train_function = make_train_function
+
+
+def _free_graphs_with(model: keras.Model) -> None:
+    """Makes the graphs of a stock model's `fit` and `evaluate` end with the model."""
+    if "train_step" in vars(model):
+        return
+
+    def traced(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def step_and_free(data: Any) -> Any:
+            with replica.tracing:
+                return step(data)
+
+        return step_and_free
+
+    model.train_step, model.test_step = traced(model.train_step), traced(model.test_step)
 
 
 def in_step(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:

@@ -8,7 +8,8 @@ from kerasrlhf.data import arrays
 from kerasrlhf.data import columns as columns_lib
 from kerasrlhf.data import records as records_lib
 from kerasrlhf.data.dialogue import Template
-from kerasrlhf.data.loading import Encoding, Texts, load
+from kerasrlhf.data.encoding import Encoding, Texts
+from kerasrlhf.data.loading import load
 from kerasrlhf.data.records import Records
 from kerasrlhf.data.rows import Rows
 from kerasrlhf.data.sources import Source
@@ -32,6 +33,7 @@ def unpaired_preferences(
     parse_special: bool = False,
     on_error: str = "raise",
     drop_longer_than: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> TokenizedDataset:
     """Loads single responses with a label each, wanted or not: `kto.fit(responses)`.
 
@@ -50,6 +52,7 @@ def unpaired_preferences(
         parse_special: bool. As in `demonstrations`. Defaults to False.
         on_error: `"raise"` or `"skip"`. As in `demonstrations`. Defaults to `"raise"`.
         drop_longer_than: int or None. As in `demonstrations`. Defaults to None.
+        shard: tuple of int or None. As in `demonstrations`. Defaults to None.
 
     Returns:
         A `TokenizedDataset` of `(x, y)`: `x` as that of `preferences` with one candidate, so that
@@ -71,7 +74,7 @@ def unpaired_preferences(
         >>> x["token_ids"].tolist(), y.tolist()
         ([[[0, 1, 2, 1, 0]]], [0.0])
     """
-    batching = Batching(batch_size, shuffle, seed, drop_remainder)
+    batching = Batching(batch_size, shuffle, seed, drop_remainder, shard)
     encoding = Encoding(
         preprocessor,
         max_length=max_length,

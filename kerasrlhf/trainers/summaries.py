@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,7 @@ def described(instance: Any, values: dict[str, Any]) -> str:
         # Networks have no short form.
         if value is parameter.empty or isinstance(value, keras.Model):
             continue
+        value = str(value) if isinstance(value, os.PathLike) else value
         if parameter.default is parameter.empty or value != parameter.default:
             shown.append(f"{name}={value!r}")
     return f"{type(instance).__name__}({', '.join(shown)})"

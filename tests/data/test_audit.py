@@ -466,6 +466,32 @@ class TestReport:
         with pytest.raises(ValueError, match=r"\.html"):
             report.save(tmp_path / "audit.json")
 
+    def test_the_page_fits_a_narrow_screen(self, report, tmp_path):
+        report.save(tmp_path / "audit.html")
+        page = (tmp_path / "audit.html").read_text("utf-8")
+        tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+        assert 'name="viewport"' in page
+        # Tables scroll by themselves and pictures shrink, so that the page does neither.
+        wide = tree.findall(".//div[@class='wide']/table")
+        assert len(wide) == len(tree.findall(".//table")) > 3
+        assert all(svg.get("viewBox") for svg in tree.iter("svg"))
+
+    def test_the_page_has_numbers_as_people_write_them(self, report, tmp_path):
+        rows, options, _ = planted("leaked_prompts")
+        texts = []
+        for number, one in enumerate([report, rlhf.data.audit(rows, **options)]):
+            one.save(tmp_path / f"{number}.html")
+            texts.append((tmp_path / f"{number}.html").read_text("utf-8") + str(one))
+        for text in texts:
+            assert not re.search(r"\b1 (rows|texts)\b", text)
+        assert "duplicate_records: 1 row" in texts[0] and "(repeats held-out row " in texts[1]
+        # Lengths are aligned at their last digits, under a head that is.
+        tree = ElementTree.fromstring(
+            (tmp_path / "0.html").read_text("utf-8").removeprefix("<!DOCTYPE html>\n")
+        )
+        (head,) = (x for x in tree.iter("tr") if x[0].text == "column")
+        assert [cell.get("class") for cell in head] == [None] * 2 + ["number"] * 5
+
     def test_the_dictionary_is_json_and_complete(self, report):
         found = json.loads(json.dumps(report.to_dict()))
         assert [f["rows"] for f in found["findings"]] == [list(f.rows) for f in report.findings]
@@ -481,7 +507,7 @@ class TestReport:
             repr(report)
             == "AuditReport(kind='preferences', rows=300, errors=2, warnings=2, notes=3)"
         )
-        assert "WARNING duplicate_records: 1 rows\n    rows 70 (as 5)" in str(report)
+        assert "WARNING duplicate_records: 1 row\n    rows 70 (as 5)" in str(report)
         assert max(map(len, str(report).splitlines())) <= 88
         with pytest.raises(KeyError, match="Did you mean empty_texts"):
             report["empty_text"]

@@ -189,3 +189,10 @@ def test_every_rule_is_a_finding_about_rows():
     assert set(SAFE) < set(findings.RULES) < set(findings.MEANINGS)
     biases = {name for name in findings.MEANINGS if name.endswith("_bias")}
     assert set(findings.MEANINGS) - set(findings.RULES) == {*biases, "class_imbalance"}
+
+
+def test_margins_that_know_little_are_a_warning():
+    generator = np.random.default_rng(0)
+    pairs = [{"prompt": f"p {i}", "chosen": f"a {i}", "rejected": f"b {i}"} for i in range(200)]
+    with pytest.warns(UserWarning, match=r"agree with \d\d % of the labels"):
+        rlhf.data.clean(pairs, ["label_noise"], margins=generator.normal(size=200))

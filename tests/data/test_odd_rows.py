@@ -126,6 +126,22 @@ def test_truth_values_of_a_table(gpt2, yes, no):
         data.unpaired_preferences([GOOD | {"label": "maybe"}], gpt2, 1)
 
 
+@pytest.mark.parametrize("margin", [10**400, 1e39, float("inf"), "nan", None, True])
+def test_a_margin_is_finite_in_single_precision(gpt2, margin):
+    rows = [GOOD | {"margin": 1}, GOOD | {"margin": margin}]
+    with pytest.raises(ValueError, match="1 of 2 rows have no finite number in 'margin'"):
+        data.preferences(rows, gpt2, 1)
+
+
+def test_what_is_no_message_is_refused(gpt2):
+    talk = [{"role": "user", "content": "a", "name": "b"}, "c"]
+    with (
+        pytest.warns(UserWarning, match="1 of 1 messages have keys"),
+        pytest.raises(ValueError, match=r"no text .* in 'messages'"),
+    ):
+        data.demonstrations([{"messages": talk}], gpt2, 1)
+
+
 def test_generators_are_read_once(gpt2):
     for name, loader in LOADERS.items():
         separator = {"separator": "z"} if name == "stepwise" else {}

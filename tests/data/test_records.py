@@ -2,6 +2,7 @@
 
 import pytest
 
+import kerasrlhf as rlhf
 from kerasrlhf.data import records
 
 USER = {"role": "user", "content": "Hi"}
@@ -166,3 +167,13 @@ def test_other_conversations_are_refused_with_what_is_wrong():
         records.demonstration_texts(records.load([{"conversations": [{**GPT, "from": "bing"}]}]))
     with pytest.raises(ValueError, match="must be a dictionary with the keys 'role' and 'content'"):
         records.demonstration_texts(records.load([{"conversations": [{"from": "gpt"}]}]))
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": \n{"prompt": "b"}\n[1]\n', encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"2 of 4 rows .*line 2, column 12: not JSON") as found:
+        assert rlhf.data.records.load(path, on_error="skip") == [{"prompt": "a"}, {"prompt": "b"}]
+    assert found[0].filename == __file__
+    with pytest.raises(ValueError, match="line 2, column 12"):
+        rlhf.data.records.load(path)

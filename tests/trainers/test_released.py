@@ -1,4 +1,4 @@
-"""What a trainer traced goes with it: graphs of trainers that are gone do not pile up."""
+"""Models that are gone leave nothing in memory: no graphs, and no weights."""
 
 import gc
 
@@ -34,14 +34,43 @@ def dpo():
     trainer.predict(data, verbose=0)
 
 
-def graphs():
+def shuffled_ppo():
+    """Each pass over shuffled data asks the trainer for its steps."""
+    trainer = helpers.ppo(helpers.actor(texts=True))
+    trainer.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    texts = ["a", "b", "c", "d"]
+    prompts = rlhf.data.prompts(texts, trainer.actor.causal_lm.preprocessor, 2, max_length=4)
+    trainer.fit(prompts, epochs=2, verbose=0)
+
+
+def stock():
+    lm = helpers.lm("llama", texts=True)
+    lm.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    demos = rlhf.data.demonstrations(rows, lm.preprocessor, 2, max_length=6)
+    lm.fit(demos, epochs=2, validation_data=demos, verbose=0)
+
+
+def alive():
     gc.collect()
-    return {id(x) for x in gc.get_objects() if isinstance(x, FuncGraph)}
+    return {id(x) for x in gc.get_objects() if isinstance(x, FuncGraph | keras.Model)}
 
 
-@pytest.mark.parametrize("train", [ppo, dpo])
-def test_the_graphs_of_a_trainer_go_with_it(train):
+@pytest.mark.parametrize("train", [ppo, shuffled_ppo, dpo, stock])
+def test_models_and_their_graphs_are_freed(train):
     gc.unfreeze()
-    before = graphs()
+    before = alive()
     train()
-    assert not graphs() - before
+    assert not alive() - before
+
+
+def test_a_dataset_keeps_the_counter_of_its_passes():
+    """Also where nothing but an iterator or another dataset refers to it."""
+    rows = [{"prompt": letter, "response": letter} for letter in "abcdefgh"]
+    demos = rlhf.data.demonstrations(rows, helpers.preprocessor(), 2, max_length=6)
+    changed = [demos.repeat(2).prefetch(1), demos.shuffle(4), demos.map(lambda *batch: batch[0])]
+    batches = iter(demos)
+    del demos
+    gc.collect()
+    assert len(list(batches)) == 4
+    assert [len(list(dataset)) for dataset in changed] == [8, 4, 4]

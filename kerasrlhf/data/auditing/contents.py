@@ -157,7 +157,7 @@ def find_other_scripts(corpus: Corpus, options: Options) -> list[Finding]:
         for row in zip(*scripts_of(corpus).values(), strict=True)
     ]
     rows = [row for row, names in enumerate(odd) if names]
-    others = "; ".join(f"{name}: {n} texts" for name, n in counts.items() if name != usual)
+    others = "; ".join(f"{name}: {n}" for name, n in counts.items() if name != usual)
     return finding("other_script", corpus, rows, detail=f"usual: {usual}; {others}")
 
 

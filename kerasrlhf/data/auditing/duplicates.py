@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kerasrlhf.data.auditing.corpus import Corpus
-from kerasrlhf.data.auditing.findings import Finding, finding
+from kerasrlhf.data.auditing.findings import Finding, finding, number_of
 from kerasrlhf.data.auditing.options import Options
 
 # The column of each kind of repetition.
@@ -37,7 +37,7 @@ def find_texts(texts: str, corpus: Corpus, options: Options) -> list[Finding]:
         kept = corpus.words[column].counts[rows] >= LEAST_WORDS
         rows, firsts = rows[kept], firsts[kept]
     distinct = len(np.unique(keys[rows]))
-    detail = f"{distinct} texts that {len(rows) + distinct} rows have" if len(rows) else ""
+    detail = f"{number_of(distinct, 'text')} of {len(rows) + distinct} rows" if len(rows) else ""
     return finding(f"duplicate_{texts}", corpus, rows, firsts, detail)
 
 
@@ -66,7 +66,7 @@ def find_leaked_responses(corpus: Corpus, options: Options) -> list[Finding]:
 
 
 def _of_held_out(rows: np.ndarray) -> str:
-    return f"{len(np.unique(rows))} held-out rows"
+    return number_of(len(np.unique(rows)), "held-out row")
 
 
 def repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

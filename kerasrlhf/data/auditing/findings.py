@@ -126,6 +126,16 @@ def finding(
     return [Finding(name, severity, numbers, others, detail, meaning, advice, is_rule, examples)]
 
 
+def number_of(count: int, name: str) -> str:
+    """Returns how many things of a name there are.
+
+    Example:
+        >>> number_of(1, "row"), number_of(2, "row")
+        ('1 row', '2 rows')
+    """
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def shown(text: str, size: int = _SHOWN) -> str:
     r"""Returns a text as people can see it: shortened, with hidden characters written out.
 

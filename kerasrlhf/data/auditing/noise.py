@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,8 +115,15 @@ def find_noise(corpus: Corpus, options: Options) -> list[Finding]:
     if margins is None:
         return []
     found = label_noise(margins, corpus.labels)
-    if corpus.margins is None and accuracy_interval(found, corpus).low < LEAST_ACCURACY:
-        return []
+    if accuracy_interval(found, corpus).low < LEAST_ACCURACY:
+        if corpus.margins is None:
+            return []
+        warnings.warn(
+            f"The margins agree with {100 * found.accuracy:.0f} % of the labels. Below "
+            f"{100 * LEAST_ACCURACY:.0f} %, most rows that `label_noise` finds may be errors of "
+            "the model: look at them before you remove them.",
+            stacklevel=2,
+        )
     model = "the built-in model of words" if corpus.margins is None else "the model"
     detail = (
         f"{100 * found.rate:.1f} % of the labels are estimated to be wrong; {model} agrees with "

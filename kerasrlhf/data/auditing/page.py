@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kerasrlhf.data.auditing.findings import Example, Finding
+from kerasrlhf.data.auditing.findings import Example, Finding, number_of
 
 if TYPE_CHECKING:
     from kerasrlhf.data.auditing.report import AuditReport
@@ -18,12 +18,14 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left;
   vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } .detail { min-width: 14rem; }
 .error { color: #b3261e; } .warning { color: #8a5300; } .note { color: #33658a; }
 section { margin: 2rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .5rem;
   margin: .2rem 0; }
-figure { display: inline-block; margin: .5rem; } figcaption { font-size: .9rem; }
+figure { display: inline-block; margin: .5rem; max-width: 100%; }
+figcaption { font-size: .9rem; } svg { max-width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: #444; }
 """
 
@@ -35,7 +37,7 @@ def counted(severities: dict[str, int]) -> str:
         >>> counted({"error": 1, "warning": 0, "note": 2})
         '1 error, 2 notes'
     """
-    parts = [f"{n} {name}{'s' * (n != 1)}" for name, n in severities.items() if n]
+    parts = [number_of(n, name) for name, n in severities.items() if n]
     return ", ".join(parts) or "nothing found"
 
 
@@ -79,15 +81,15 @@ def _bias_rows(statistics: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 _RULES = {
-    "length": "the longer response is chosen",
-    "overlap": "more words of the prompt is chosen",
+    "length": "choose the longer response",
+    "overlap": "choose more words of the prompt",
 }
 
 
 def _accuracies(statistics: dict[str, Any]) -> list[tuple[str, int, float, float, float]]:
     found = [
         (
-            _RULES.get(feature, f"more {feature} marks is chosen"),
+            _RULES.get(feature, f"choose more {feature} marks"),
             bias["pairs"],
             bias["accuracy"],
             bias["low"],
@@ -126,7 +128,7 @@ def render(report: AuditReport) -> str:
         parts += [
             "<h2>How well simple rules predict the choice</h2>",
             "<p>Of the pairs in which a rule decides, with 95 % intervals. A reward model has to "
-            "be better than the best of them.</p>",
+            "be better than a rule in the pairs of the rule.</p>",
             _figure("accuracy", intervals_svg(accuracies)),
             _table(_BIAS_HEAD, _bias_rows(statistics)),
         ]
@@ -141,19 +143,21 @@ def render(report: AuditReport) -> str:
     parts += ["<h2>Settings</h2>", _table(("option", "value"), settings)]
     body = "\n".join(parts)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{title}'
-        f"</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width"/>\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _summary(findings: Sequence[Finding]) -> str:
     rows = "".join(
         f'<tr><td class="{f.severity}">{f.severity}</td><td><a href="#{f.name}">{f.name}</a></td>'
-        f'<td class="number">{f.count}</td><td>{html.escape(f.detail)}</td></tr>\n'
+        f'<td class="number">{f.count}</td><td class="detail">{html.escape(f.detail)}</td></tr>\n'
         for f in findings
     )
     head = "".join(f"<th>{name}</th>" for name in ("severity", "finding", "rows", "detail"))
-    return f"<table>\n<tr>{head}</tr>\n{rows}</table>" if findings else ""
+    table = f'<div class="wide"><table>\n<tr>{head}</tr>\n{rows}</table></div>'
+    return table if findings else ""
 
 
 def _section(finding: Finding) -> str:
@@ -163,15 +167,16 @@ def _section(finding: Finding) -> str:
     rule = f'<p>Rule: <code>rlhf.data.clean(records, ["{finding.name}"])</code></p>\n'
     return (
         f'<section id="{finding.name}">\n<h2 class="{finding.severity}">{finding.name}: '
-        f"{finding.count} rows</h2>\n<p>{html.escape(finding.detail)}</p>\n"
+        f"{number_of(finding.count, 'row')}</h2>\n<p>{html.escape(finding.detail)}</p>\n"
         f"<p>{html.escape(finding.meaning)}</p>\n<p><b>{html.escape(finding.advice)}</b></p>\n"
         f"{rule if finding.is_rule else ''}<p>Rows: {numbers}</p>\n"
-        f"{''.join(map(_example, finding.examples))}</section>"
+        f"{''.join(_example(example, finding.name) for example in finding.examples)}</section>"
     )
 
 
-def _example(example: Example) -> str:
-    related = "" if example.related_row is None else f" (repeats row {example.related_row})"
+def _example(example: Example, name: str) -> str:
+    kind = "held-out row" if "leaked" in name else "row"
+    related = "" if example.related_row is None else f" (repeats {kind} {example.related_row})"
     texts = "".join(
         f"<div>{html.escape(name)}<pre>{html.escape(text)}</pre></div>\n"
         for name, text in example.texts.items()
@@ -180,12 +185,25 @@ def _example(example: Example) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    # Columns of numbers are aligned at their last digits.
+    marks = [
+        ' class="number"' if column and all(map(_is_count, column)) else ""
+        for column in zip(*rows, strict=True)
+    ] or [""] * len(head)
+    cells = "".join(
+        f"<th{mark}>{html.escape(name)}</th>" for name, mark in zip(head, marks, strict=True)
+    )
     lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+        "<tr>"
+        + "".join(f"<td{m}>{html.escape(cell)}</td>" for cell, m in zip(row, marks, strict=True))
+        + "</tr>\n"
         for row in rows
     )
-    return f"<table>\n<tr>{cells}</tr>\n{lines}</table>"
+    return f'<div class="wide"><table>\n<tr>{cells}</tr>\n{lines}</table></div>'
+
+
+def _is_count(cell: str) -> bool:
+    return cell.isdecimal()
 
 
 def _figure(caption: str, svg: str) -> str:
@@ -212,10 +230,20 @@ def histogram_svg(histogram: dict[str, list[float]], width: int = 280, height: i
         for i, n in enumerate(counts)
     )
     return (
-        f'<svg width="{width}" height="{height + 20}" role="img">{bars}'
-        f'<text x="0" y="{height + 14}">{edges[0]:g}</text>'
-        f'<text x="{width}" y="{height + 14}" text-anchor="end">{edges[-1]:g}</text></svg>'
+        f"{_svg(width, height + 20)}{bars}"
+        f'<text x="0" y="{height + 14}">{_short(edges[0])}</text>'
+        f'<text x="{width}" y="{height + 14}" text-anchor="end">{_short(edges[-1])}</text></svg>'
     )
+
+
+def _svg(width: int, height: int) -> str:
+    """Returns the start of a picture that shrinks with the page."""
+    return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">'
+
+
+def _short(value: float) -> str:
+    """Returns a number with three digits, or as a whole number if it has more."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def intervals_svg(rows: Sequence[tuple[str, int, float, float, float]]) -> str:
@@ -254,4 +282,4 @@ def intervals_svg(rows: Sequence[tuple[str, int, float, float, float]]) -> str:
             (1.0, "none"),
         )
     )
-    return f'<svg width="{left + width + 20}" height="{height + 20}" role="img">{axis}{marks}</svg>'
+    return f"{_svg(left + width + 20, height + 20)}{axis}{marks}</svg>"

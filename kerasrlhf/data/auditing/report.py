@@ -12,7 +12,7 @@ from typing import Any
 from kerasrlhf import files
 from kerasrlhf.cli.kinds import nearest
 from kerasrlhf.data.auditing import page
-from kerasrlhf.data.auditing.findings import SEVERITIES, Finding
+from kerasrlhf.data.auditing.findings import SEVERITIES, Finding, number_of
 
 _WIDTH = 88
 _SHOWN_ROWS = 10
@@ -66,7 +66,8 @@ class AuditReport:
     def __str__(self) -> str:
         lines = [f"{self.rows} records of {self.kind}: {page.counted(self.severities)}."]
         for finding in self.findings:
-            lines += ["", f"{finding.severity.upper()} {finding.name}: {finding.count} rows"]
+            count = number_of(finding.count, "row")
+            lines += ["", f"{finding.severity.upper()} {finding.name}: {count}"]
             lines += _wrapped(f"rows {_numbers(finding)}")
             lines += _wrapped(finding.detail) if finding.detail else []
             lines += [*_wrapped(finding.meaning), *_wrapped(f"-> {finding.advice}")]

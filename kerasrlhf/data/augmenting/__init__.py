@@ -1,0 +1,1 @@
+"""Adding records that are made from those that are there."""

@@ -1,0 +1,1 @@
+"""Labeling pairs by hand, in a notebook or in a terminal."""
