@@ -420,7 +420,8 @@ def test_a_task_of_files_is_measured_on_records_of_the_test_file(tiny, tmp_path)
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": "Once upon a time there was a dog. " * 40}), "utf-8")
     files = ["--data", str(tmp_path / "train.jsonl"), "--test", str(tmp_path / "test.jsonl")]
-    options = [*files, "--model", tiny, "--texts", str(texts), "--words", "even,odd", "--lora-rank", "2"]
+    options = [*files, "--model", tiny, "--texts", str(texts), "--words", "even,odd"]
+    options += ["--lora-rank", "2"]
     report = smoke(load("classification"), tmp_path / "run", *options)
     assert {sample["target"] for sample in report["samples"]} <= {" even", " odd"}
     asked = {sample["prompt"] for sample in report["samples"]}

@@ -137,8 +137,8 @@ class RewardPool:
         times = f"{1 + self.retries} calls" if self.retries else "1 call"
         raise kind(
             f"The reward function `{calling.name_of(self.function)}` failed for {part.place} in "
-            f"{times}: {type(last).__name__}: {str(last).rstrip('.')}. Raise `retries` or `wait` of the "
-            "`RewardPool`, or return None for a response that has no score."
+            f"{times}: {type(last).__name__}: {str(last).rstrip('.')}. Raise `retries` or `wait` "
+            "of the `RewardPool`, or return None for a response that has no score."
         ) from last
 
 
