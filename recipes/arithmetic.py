@@ -55,7 +55,7 @@ class Config(TaskConfig):
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/arithmetic"),
             "problems": 4000,
-            "iterations": 60,
+            "iterations": 40,
             "steps": 2,
         },
     }

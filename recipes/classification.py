@@ -54,8 +54,7 @@ class Config(TaskConfig):
             "held_out": 500,
             "most_words": 25,
             "demonstrations": 64,
-            "batch_size": 64,
-            "num_minibatches": 4,
+            "iterations": 100,
         },
     }
 

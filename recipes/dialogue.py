@@ -60,8 +60,9 @@ class Config(TaskConfig):
         "smollm2": {
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/dialogue"),
-            "iterations": 60,
-            "pairs": 600,
+            "iterations": 30,
+            "validate_every": 10,
+            "pairs": 400,
             "held_out": 200,
             "reward_epochs": 1,
             "reward_learning_rate": 2e-4,

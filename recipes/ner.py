@@ -48,6 +48,7 @@ class Config(TaskConfig):
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/ner"),
             "demonstrations": 256,
+            "iterations": 60,
             "length": 32,
         },
     }

@@ -48,7 +48,7 @@ class Config(TaskConfig):
         "smollm2": {
             **SMOLLM2,
             "output": pathlib.Path("runs/smollm2/summarization"),
-            "iterations": 60,
+            "iterations": 40,
             "document_words": 80,
         },
     }
