@@ -73,7 +73,7 @@ JSONL = {name: (lines(row), *rest) for name, (row, *rest) in ROWS.items()} | {
     "an empty file": (b"", "has no rows", None),
     "blank lines only": (b"\n \n", "has no rows", None),
     "UTF-16": (lines(LINE).decode().encode("utf-16"), r"line 1: not UTF-8\. .*like UTF-16", None),
-    "an archive": (gzip.compress(LINE), r"line 1: not UTF-8\. .*gzip archive", None),
+    "an archive": (gzip.compress(LINE, mtime=0), r"line 1: not UTF-8\. .*gzip archive", None),
     "another format": (b'[\n{"prompt": "a"}\n]', r"line 1, column 2: not JSON .*'\.json'", None),
     "other columns": (b'{"a": 1}\n', r"Expected a column 'chosen'.*Found: \['a'\]", None),
 }
@@ -171,11 +171,11 @@ PARQUET = {
 }
 FORMATS = {
     "a.jsonl": JSONL,
-    "a.jsonl.gz": {k: (gzip.compress(v[0]), *v[1:]) for k, v in JSONL.items() if v[0]},
+    "a.jsonl.gz": {k: (gzip.compress(v[0], mtime=0), *v[1:]) for k, v in JSONL.items() if v[0]},
     "a.json": JSON,
-    "a.json.gz": {k: (gzip.compress(v[0]), *v[1:]) for k, v in JSON.items()},
+    "a.json.gz": {k: (gzip.compress(v[0], mtime=0), *v[1:]) for k, v in JSON.items()},
     "a.csv": CSV,
-    "a.csv.gz": {k: (gzip.compress(v[0]), *v[1:]) for k, v in CSV.items()},
+    "a.csv.gz": {k: (gzip.compress(v[0], mtime=0), *v[1:]) for k, v in CSV.items()},
     "a.parquet": PARQUET,
 }
 MANY = gzip.compress(b"\n".join(record(note=str(i**9)) for i in range(900)))
