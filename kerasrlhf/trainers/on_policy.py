@@ -137,6 +137,8 @@ class OnPolicyTrainer(IterativeModel):
 
     collector: Collector
     """Samples and scores; made by `compile`."""
+    validation_sampler: Sampler | None = None
+    """The sampler of responses that metrics measure; an argument of `compile`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -346,6 +348,7 @@ class OnPolicyTrainer(IterativeModel):
         require_bool("run_eagerly", run_eagerly)
         self.measure_with(metrics)
         self._check_decoder(validation_sampler)
+        self.validation_sampler = validation_sampler
         if optimizer is None:
             # N22: Keras implements TensorFlow's form of Adam.
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
@@ -360,7 +363,7 @@ class OnPolicyTrainer(IterativeModel):
         with self.distribute_strategy.scope():
             self.optimizer.build(self.trainable_variables)
         execution = replica.Execution(self.distribute_strategy, jit_compile, run_eagerly)
-        self._build(execution, validation_sampler)
+        self._build(execution)
 
     def _check_decoder(self, decoder: Sampler | None) -> None:
         """Raises a `ValueError` for metrics or a sampler of their responses that cannot be used."""
@@ -377,7 +380,7 @@ class OnPolicyTrainer(IterativeModel):
                 "with a preprocessor."
             )
 
-    def _build(self, execution: replica.Execution, decoder: Sampler | None) -> None:
+    def _build(self, execution: replica.Execution) -> None:
         """Builds the functions that an iteration calls."""
         prediction = self.prompt_prediction
         self.collector = Collector(
@@ -389,7 +392,7 @@ class OnPolicyTrainer(IterativeModel):
             parts=self.num_minibatches,
             recompute=self.importance_cap is not None,
             prompt_reward=0.0 if prediction is None else prediction.reward,
-            decoder=decoder,
+            decoder=self.validation_sampler,
         )
         # Gradients get XLA; row selection is a small graph that gains nothing from it.
         step = self.update_step()
@@ -574,7 +577,7 @@ class OnPolicyTrainer(IterativeModel):
                 Without one, its own responses are returned.
             index: int, as in `collect`. Defaults to 0.
         """
-        batch, decoder = collected.prompts, self.collector.decoder
+        batch, decoder = collected.prompts, self.validation_sampler
         if decoder is None or batch is None:
             return collected.episodes
         rows = int(batch["token_ids"].shape[0])
@@ -699,10 +702,10 @@ class OnPolicyTrainer(IterativeModel):
     def limits(self) -> Limits:
         """Returns the limits on prompts that the actor can process and answer."""
         limits = self.actor.limits(self.sampler)
-        decoder = self.collector.decoder if self.compiled else None
         # Responses of both samplers have to fit.
-        if decoder is not None:
-            limits = limits._replace(sampled=max(self.sampler.length, decoder.length))
+        if self.validation_sampler is not None:
+            longest = max(self.sampler.length, self.validation_sampler.length)
+            limits = limits._replace(sampled=longest)
         return limits
 
     def reset(self, seed: int = 0) -> None:

@@ -340,6 +340,7 @@ def test_the_layout_has_every_statistic_that_the_table_describes():
         "policy/entropy",
         "policy/ratio",
         "policy/accuracy",
+        "val/<name>",
     }
     assert charted | left_out == set(tags.TAGS)
     assert not charted & left_out

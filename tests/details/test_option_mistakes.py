@@ -171,12 +171,13 @@ SAMPLERS = {
     "stop_token_ids": {"stop_token_ids": None},
     "min_length": {"min_length": 4},
     "epsilon": {"epsilon": 0.7},
+    "stop_strings": {"stop_strings": [*"abcdefgh"]},
 }
 
 
 def test_m13_every_field_of_a_sampler_changes_the_samples():
     assert {*SAMPLERS} == {field.name for field in dataclasses.fields(Sampler)}
-    actor = helpers.actor()
+    actor = helpers.actor(texts=True)
 
     def rows(sampler):
         samples = helpers.draw_eagerly(actor, BATCH, sampler)
