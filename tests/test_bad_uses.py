@@ -240,7 +240,7 @@ USES |= {
     "compile: optimizer by wrong name": (lambda k: k.ppo.compile("adamm"), "adamm"),
     "compile: learning rate": (lambda k: k.ppo.compile(1e-5), "1e-05"),
     "compile: loss": (lambda k: k.ppo.compile("adam", loss="mse"), "'loss'"),
-    "compile: metrics": (lambda k: k.ppo.compile("adam", metrics=[]), "'metrics'"),
+    "compile: metrics": (lambda k: k.ppo.compile("adam", metrics=["accuracy"]), "'accuracy'"),
     "compile: dpo with a rate": (lambda k: k.dpo.compile(1e-5), "1e-05"),
 }
 
