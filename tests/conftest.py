@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -31,11 +32,35 @@ gc.set_threshold(50_000, 50, 1000)
 @pytest.fixture(autouse=True, scope="module")
 def garbage_is_collected_once_a_file():
     yield
-    gc.collect()
+    collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def garbage_is_collected_where_there_is_much():
+    yield
+    if resident() > collected["at"] + 400 * 2**20:
+        collect()
+
+
+collected = {"at": 0}
+
+
+def collect():
+    gc.collect()
     # Compilers leave much free memory to the process: glibc gives it back only if asked to.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+    collected["at"] = resident()
+
+
+def resident():
+    """Bytes of this process in memory; 0 where Linux does not tell."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)

@@ -2,44 +2,20 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import inspect
 import json
 import pathlib
-import sys
 
 import h5py
 import keras_hub
 import numpy as np
 import pytest
+from recipe_runs import RECIPES, TASKS, load, save_tiny, smoke
 
 import kerasrlhf as rlhf
 
-RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 NAMES = ("sft", "reward_model", "ppo", "dpo")
 OTHERS = ("group", "ppo_ptx", "best_of_n")
-TASKS = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def smoke(recipe, output, *options):
-    config = rlhf.cli.parse(recipe.Config, ["--preset", "smoke", "--output", str(output), *options])
-    report = recipe.main(config)
-    holds_results(output)
-    return report
-
-
-def holds_results(output):
-    """Every recipe lays its folder out in the same way."""
-    names = {path.name for path in output.iterdir() if not path.name.startswith("member_")}
-    known = {"model", "logs", "report.json", "state", "samples.jsonl", "winners.jsonl"}
-    assert {"model", "report.json"} <= names <= known | {"curves.png"}
 
 
 @pytest.fixture(scope="module")
@@ -205,13 +181,7 @@ class Interrupting(rlhf.callbacks.TensorBoard):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """A preset of one layer, with an embedding for every token of the one that comes along."""
-    start = keras_hub.models.CausalLM.from_preset(rlhf.presets.TINY_STORIES)
-    shape = {"num_layers": 1, "hidden_dim": 8, "intermediate_dim": 8}
-    shape |= {"num_query_heads": 1, "num_key_value_heads": 1}
-    backbone = type(start.backbone).from_config(start.backbone.get_config() | shape)
-    type(start)(backbone, preprocessor=start.preprocessor).save_to_preset(str(folder / "tiny"))
-    return str(folder / "tiny")
+    return save_tiny(folder)
 
 
 @pytest.mark.slow
@@ -373,69 +343,6 @@ def test_the_quickstart_reports_and_saves_the_policy(tmp_path, capsys):
     assert gold == sorted(gold, reverse=True) and gold[0] > gold[-1]
     out = capsys.readouterr().out
     assert "4. Before and after" in out and f"after  {gold[0]:+.2f}" in out
-
-
-LIBRARIES = {"ner": "seqeval", "summarization": "rouge_score", "sentiment": "vaderSentiment"}
-STAGES = {
-    "classification": ["SFT, labels only", "PPO", "PPO, labels only"],
-    "arithmetic": ["PPO", "GRPO"],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_measured_after_every_step(name, tiny, tmp_path, capsys):
-    if name in LIBRARIES and name != "sentiment":
-        pytest.importorskip(LIBRARIES[name])
-    report = smoke(load(name), tmp_path, "--model", tiny)
-    stages = ["start", "SFT", "best of 2 (SFT)", *STAGES.get(name, ["PPO"])]
-    assert sorted(report["table"]) == sorted(stages)
-    for stage, row in report["table"].items():
-        is_trained = stage in ("start", "SFT", "PPO", "GRPO")
-        assert (row["perplexity"] is not None) == is_trained
-        assert row["responses"] == 4
-        for found in row["metrics"].values():
-            assert found["low"] <= found["mean"] <= found["high"]
-    start, tuned, learned = (
-        report["table"][stage]["perplexity"] for stage in ("start", "SFT", "PPO")
-    )
-    assert start != tuned
-    # This model knows nothing: only these rewards tell its responses apart.
-    if name in ("summarization", "dialogue"):
-        assert tuned != learned
-    assert [set(sample) for sample in report["samples"]] == [{"prompt", "target", *stages}] * 2
-    out = capsys.readouterr().out
-    assert "4 held-out records, 95 % intervals" in out
-    assert all(f"\n{stage} " in out for stage in stages)
-    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["table"] == report["table"]
-    rlhf.ActorCritic.from_preset(tmp_path / "model")
-
-
-@pytest.mark.slow
-def test_a_task_of_files_is_measured_on_records_of_the_test_file(tiny, tmp_path):
-    rows = [{"text": f"Tom has {i} cats and a dog at home.", "label": i % 2} for i in range(24)]
-    for name, part in (("train", rows[:20]), ("test", rows[20:])):
-        lines = [json.dumps(row) + "\n" for row in part]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines), "utf-8")
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text(json.dumps({"text": "Once upon a time there was a dog. " * 40}), "utf-8")
-    files = ["--data", str(tmp_path / "train.jsonl"), "--test", str(tmp_path / "test.jsonl")]
-    options = [*files, "--model", tiny, "--texts", str(texts), "--words", "even,odd"]
-    options += ["--lora-rank", "2"]
-    report = smoke(load("classification"), tmp_path / "run", *options)
-    assert {sample["target"] for sample in report["samples"]} <= {" even", " odd"}
-    asked = {sample["prompt"] for sample in report["samples"]}
-    assert asked <= {f"Text: {row['text']}\nLabel:" for row in rows[20:]}
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_samples_of_tasks_are_records_of_the_task(name):
-    recipe = load(name)
-    assert set(recipe.Config.presets) == {"smoke", "smollm2"}
-    for preset in recipe.Config.presets:
-        rlhf.cli.parse(recipe.Config, ["--preset", preset])
-    if name != "arithmetic":
-        assert 24 <= len(rlhf.data.records.load(str(recipe.SAMPLE))) <= 60
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS, *TASKS, "pretrain_tiny"])
