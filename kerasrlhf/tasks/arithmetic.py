@@ -24,6 +24,9 @@ _CHANGES = (
 )
 _ANSWER = re.compile(r"answer is\s*\$?\s*(-?\d[\d,]*)", re.IGNORECASE)
 
+# So many problems in a row that are known: there are hardly any others.
+_IN_VAIN = 10_000
+
 
 class Arithmetic(Task):
     r"""Word problems, answered with a calculation and "The answer is 7".
@@ -119,10 +122,13 @@ def problems(count: int, steps: int = 2, largest: int = 20, seed: int = 0) -> Re
     require_int("largest", largest, minimum=5)
     generator = np.random.default_rng(require_int("seed", seed, minimum=0))
     found: dict[str, Record] = {}
-    for _ in range(20 * count):
+    in_vain = 0
+    while in_vain < _IN_VAIN:
         record = _problem(generator, steps, largest)
-        if record is not None:
-            found.setdefault(record["question"], record)
+        in_vain += 1
+        if record is not None and record["question"] not in found:
+            found[record["question"]] = record
+            in_vain = 0
         if len(found) == count:
             return [*found.values()]
     raise ValueError(
