@@ -87,7 +87,7 @@ def _fault(place: str, message: str, first: int, last: int) -> Broken:
     # An open quotation mark takes whole rows for a part of its cell.
     if last > first:
         raise ValueError(
-            f"{fault} The cell goes on to line {last}: the rows in between cannot be told from it."
+            f"{fault} The cell goes on to line {last} and may hold the rows in between."
         )
     return Broken(fault)
 

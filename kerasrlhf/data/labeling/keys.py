@@ -6,7 +6,7 @@ KEYS = {"l": "left", "r": "right", "t": "tie", "s": "skip", "u": "undo"}
 
 
 def action_of(typed: str) -> str | None:
-    """Returns what a key or the start of a word stands for.
+    """Returns the action of a key or of the start of a word.
 
     Args:
         typed: str.
