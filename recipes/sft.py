@@ -46,6 +46,8 @@ class Config:
         temperature: Theirs.
         resume: Keep a backup of every epoch, and continue from it if there is one.
         overwrite: Remove the results of an earlier run in output.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -70,6 +72,7 @@ class Config:
     temperature: float = 0.7
     resume: bool = False
     overwrite: bool = False
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     jit_compile: bool = True
     seed: int = 0
 
