@@ -135,6 +135,16 @@ def worker(strategy: tf.distribute.Strategy | None = None) -> Worker:
     return Worker(inner._id_in_cluster, inner._num_workers)  # noqa: SLF001
 
 
+def replicas() -> int:
+    """Returns the number of devices that share a batch, in the scope that this is called in.
+
+    Example:
+        >>> rlhf.cluster.replicas()
+        1
+    """
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def is_chief() -> bool:
     """Returns whether this process writes files: the first worker, or the only process.
 

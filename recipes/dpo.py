@@ -246,7 +246,8 @@ def build(config, causal_lm, response_length, updates):
         keras.optimizers.Adam(rate, epsilon=1e-5),
         loss=loss,
         metrics=[rlhf.metrics.PreferenceAccuracy(), rlhf.metrics.PreferenceMargin()],
-        jit_compile=config.jit_compile,
+        # Keras cannot compile with XLA around several replicas.
+        jit_compile=config.jit_compile and rlhf.cluster.replicas() == 1,
     )
     return trainer
 

@@ -226,7 +226,8 @@ def fit(config, reward, pairs, unseen, folder, verbose):
     reward.compile(
         keras.optimizers.Adam(rate, epsilon=1e-5),
         losses[config.loss](center_coef=config.center),
-        jit_compile=config.jit_compile,
+        # Keras cannot compile with XLA around several replicas.
+        jit_compile=config.jit_compile and rlhf.cluster.replicas() == 1,
     )
     callbacks = [rlhf.callbacks.TensorBoard(folder / "logs")]
     if config.resume:

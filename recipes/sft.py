@@ -143,7 +143,8 @@ def main(config):
     progress.step("Held-out demonstrations after training")
     nats, after = measure()
     # 5. Save the model, and report.
-    lm.save_to_preset(config.output / "model")
+    with rlhf.files.replacing_preset(config.output / "model") as folder:
+        lm.save_to_preset(str(folder))
     report = {
         "config": dataclasses.asdict(config),
         "nats_per_token": {"before": nats_before, "after": nats},
@@ -192,7 +193,8 @@ def compile_lm(config, lm, updates):
         weighted_metrics=[
             keras.metrics.SparseCategoricalCrossentropy(name="nats", from_logits=True)
         ],
-        jit_compile=config.jit_compile,
+        # Keras cannot compile with XLA around several replicas.
+        jit_compile=config.jit_compile and rlhf.cluster.replicas() == 1,
     )
 
 

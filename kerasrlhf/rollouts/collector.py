@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import replica, shares
 from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
@@ -279,14 +279,16 @@ class Collector:
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
 
     def _read_in_parts(self, responses: Responses, temperature: Tensor) -> Readings:
-        # Parts of equal size share one compiled function.
-        rows = responses.token_ids.shape[0] // self.parts
+        # Parts of equal size share one compiled function; the last is filled up with copies.
+        count = responses.token_ids.shape[0]
+        filled = shares.padded(responses, self.parts)
+        rows = filled.token_ids.shape[0] // self.parts
         parts = [
-            tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], responses)
+            tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], filled)
             for i in range(self.parts)
         ]
         readings = [self._read(part, temperature) for part in parts]
-        return tf.nest.map_structure(lambda *xs: tf.concat(xs, axis=0), *readings)
+        return tf.nest.map_structure(lambda *xs: tf.concat(xs, axis=0)[:count], *readings)
 
     def _reread_rows(self, rollout: Rollout, temperature: Tensor) -> Reread:
         rows = rollout.token_ids, rollout.padding_mask, rollout.prompt_lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
@@ -42,6 +43,19 @@ class Episodes(NamedTuple):
     conversations: list[list[dict] | None] | None = None
     guarded_prompts: list[str] | None = None
     ended: np.ndarray | None = None
+
+    def rows(self, part: slice) -> Episodes:
+        """Returns some of the episodes.
+
+        Example:
+            >>> Episodes(["a", "b"], ["c", "d"], {"n": [1, 2]}).rows(slice(1, 2)).columns
+            {'n': [2]}
+        """
+        columns = {name: values[part] for name, values in self.columns.items()}
+        others = {
+            k: None if v is None else v[part] for k, v in self._asdict().items() if k != "columns"
+        }
+        return Episodes(columns=columns, **others)
 
     @property
     def texts(self) -> tuple[list[str], list[str]]:
@@ -224,6 +238,19 @@ class RewardLog:
                 f"{self.rows} entries for {column!r}, received {len(values)}."
             )
         self.columns[str(column)] = values
+
+    def join(self, parts: Sequence[RewardLog]) -> None:
+        """Adds the logs of consecutive parts of the batch; None where a part lacks a column.
+
+        Args:
+            parts: list of `RewardLog`.
+        """
+        for part in parts:
+            for name, values in part.metrics.items():
+                self.metrics.setdefault(name, []).extend(values)
+        for column in dict.fromkeys(name for part in parts for name in part.columns):
+            entries = (part.columns.get(column, [None] * part.rows) for part in parts)
+            self.columns[column] = list(itertools.chain.from_iterable(entries))
 
 
 def call_reward(

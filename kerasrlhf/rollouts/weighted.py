@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasrlhf import tokens
 from kerasrlhf.functional import masking
@@ -16,6 +17,7 @@ from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import calling, scoring
 from kerasrlhf.types import Responses, Tensor, require_finite_scores, require_number
+from kerasrlhf.workers import Workers
 
 
 class Part(NamedTuple):
@@ -295,26 +297,58 @@ class FunctionReader:
     Args:
         functions: dict from name to callable.
         timeout: float or None. Seconds that each may take for a batch.
+        group_size: int. Consecutive responses that one worker scores.
+        workers: `Workers`. Each scores a part of the batch, and all get all scores.
     """
 
-    def __init__(self, functions: dict[str, Callable], timeout: float | None) -> None:
+    def __init__(
+        self,
+        functions: dict[str, Callable],
+        timeout: float | None,
+        group_size: int,
+        workers: Workers,
+    ) -> None:
         self.functions, self.timeout = functions, timeout
+        self.group_size, self.workers = group_size, workers
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
         """Calls each function; returns the scores by name."""
-        called = scoring.call_rewards(
-            [*self.functions.values()],
-            batch.episodes,
-            batch.responses,
-            batch.state,
-            batch.log,
-            self.timeout,
-        )
+        if not self.functions:
+            return {}
+        if self.workers.count == 1:
+            called = self._called(batch, batch.log)
+        else:
+            called = self._called_by_all(batch)
         return {
             # NaN means that the function does not apply: it adds 0 to the sum.
             name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
             for name, scores in zip(self.functions, called, strict=True)
         }
+
+    def _called(self, batch: Scorable, log: scoring.RewardLog) -> list[np.ndarray]:
+        functions = [*self.functions.values()]
+        return scoring.call_rewards(
+            functions, batch.episodes, batch.responses, batch.state, log, self.timeout
+        )
+
+    def _called_by_all(self, batch: Scorable) -> list[np.ndarray]:
+        """Calls the functions for this worker's groups; returns the scores of all workers."""
+        own = self.workers.own_part(batch.log.rows // self.group_size)
+        part = slice(own.start * self.group_size, own.stop * self.group_size)
+        log = scoring.RewardLog(part.stop - part.start)
+
+        def score() -> tuple[list[np.ndarray], scoring.RewardLog]:
+            if not log.rows:
+                return [np.zeros((0,), "float32") for _ in self.functions], log
+            mine = batch._replace(
+                responses=tf.nest.map_structure(lambda x: x[part], batch.responses),
+                episodes=batch.episodes.rows(part),
+            )
+            return self._called(mine, log), log
+
+        answers = self.workers.together("scoring its responses", score)
+        batch.log.join([log for _, log in answers])
+        return [np.concatenate(parts) for parts in zip(*(x for x, _ in answers), strict=True)]
 
 
 class WeightedReward:
@@ -331,14 +365,22 @@ class WeightedReward:
         actor: `ActorCritic`.
         group_size: int. Consecutive responses to each prompt. Defaults to 1.
         timeout: float or None. Seconds that a function may take for a batch. Defaults to None.
+        workers: `Workers`, each of which calls the functions for a part of the batch. Defaults to
+            None: this process alone.
 
     Raises:
         ValueError: If `parts_of` or `scoring.shares_tokens` raises one.
     """
 
     def __init__(
-        self, reward: Any, actor: ActorCritic, group_size: int = 1, timeout: float | None = None
+        self,
+        reward: Any,
+        actor: ActorCritic,
+        group_size: int = 1,
+        timeout: float | None = None,
+        workers: Workers | None = None,
     ) -> None:
+        workers = workers or Workers(tf.distribute.get_strategy())
         self.parts = parts_of(reward)
         self.group_size = group_size
         self._is_named = isinstance(reward, (list, dict))
@@ -355,7 +397,7 @@ class WeightedReward:
             else:
                 of_texts[name] = part
         self.tokens = TokenReader(of_tokens)
-        self.functions = FunctionReader(functions, timeout)
+        self.functions = FunctionReader(functions, timeout, group_size, workers)
         self.readers: list[Reader] = [self.tokens, TextReader(of_texts, actor), self.functions]
 
     def score(
