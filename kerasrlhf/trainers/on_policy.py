@@ -14,8 +14,8 @@ from keras import ops
 
 from kerasrlhf import replica, signatures, tokens
 from kerasrlhf.data.limits import Limits
-from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking, policy_losses, returns
+from kerasrlhf.functional import masking, on_policy_losses, returns
+from kerasrlhf.functional.logprobs import ESTIMATORS
 from kerasrlhf.models import fitting, lm_adapter, precision
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
 from kerasrlhf.models.reference import Reference
@@ -261,7 +261,7 @@ class OnPolicyTrainer(IterativeModel):
             rollout.ref_logprobs,
             rollout.response_mask,
             rollout.kl_coef if self.kl_place == "reward" else 0.0,
-            kl_estimators.ESTIMATORS[self.kl_estimator],
+            ESTIMATORS[self.kl_estimator],
         )
 
     def experience(
@@ -282,12 +282,12 @@ class OnPolicyTrainer(IterativeModel):
         weights = ops.ones(mask.shape)
         if self.reweighs:
             # Per token: training over sampling probability, both of the policy that sampled.
-            weights = policy_losses.importance_weights(
+            weights = on_policy_losses.importance_weights(
                 sampled, rollout.behavior_logprobs, self.importance_cap
             )
         if is_old:
             # Per response: the current policy over the policy that sampled.
-            whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
+            whole = on_policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
             weights = whole * weights
             if targets is not None:
                 # Weight the critic's errors alike, so that values estimate the current policy's
