@@ -15,10 +15,10 @@ from kerasrlhf.functional import masking
 from kerasrlhf.models import windows
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.sampling import Ending
 from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
 
 
@@ -121,12 +121,14 @@ class Collector:
     ) -> None:
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
+        # What ends a response is read from the tokenizer once.
+        self._ending = actor.ending(sampler)
         # Compiled once per trainer; each is retraced only for new shapes.
         self._sample = replica.rowwise(self._sample_rows, execution)
         self._sample_policy = self._sample
         if sampler.epsilon:
             self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
-        self.decoder = decoder
+        self._decoder = None if decoder is None else (decoder, actor.ending(decoder))
         self._decode = replica.rowwise(self._decode_rows, execution)
         self._read = replica.rowwise(self._read_rows, execution)
         self._reread = replica.rowwise(self._reread_rows, execution)
@@ -164,7 +166,7 @@ class Collector:
         # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
         strings = self._for_each_response(batch, self.reward.group_size)
-        episodes = self._read_episodes(responses, strings, self.sampler)
+        episodes = self._read_episodes(responses, strings, self._ending)
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
         raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
@@ -201,20 +203,18 @@ class Collector:
         """
         responses = self._decode(batch["token_ids"], batch["padding_mask"], uniforms)
         strings = self._for_each_response(batch, size=1)
-        return self._read_episodes(responses, strings, self._decoder)
+        return self._read_episodes(responses, strings, self._require_decoder()[1])
 
-    @property
-    def _decoder(self) -> Sampler:
-        if self.decoder is None:
+    def _require_decoder(self) -> tuple[Sampler, Ending]:
+        if self._decoder is None:
             raise ValueError("There is no sampler to decode with. Pass `decoder`.")
-        return self.decoder
+        return self._decoder
 
     def _read_episodes(
-        self, responses: Responses, strings: dict[str, Any], sampler: Sampler
+        self, responses: Responses, strings: dict[str, Any], ending: Ending
     ) -> scoring.Episodes:
-        stops = self.actor.stop_strings(sampler)
         preprocessor = self.actor.causal_lm.preprocessor
-        return scoring.read_episodes(responses, strings, preprocessor, stops)
+        return scoring.read_episodes(responses, strings, preprocessor, ending.strings)
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
         """Returns an older rollout with log-probabilities and values of the current networks.
@@ -229,18 +229,22 @@ class Collector:
     def _sample_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
-        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, self.sampler, temperature, self._ending)
 
     def _sample_policy_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
         sampler = dataclasses.replace(self.sampler, epsilon=0.0)
-        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, self._ending)
 
     def _decode_rows(self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
+        sampler, ending = self._require_decoder()
         # Greedy: log-probabilities, which are not used, at temperature 1.
-        temperature = self._decoder.temperature or 1.0
-        return self.actor.sample(token_ids, padding_mask, uniforms, self._decoder, temperature)
+        temperature = sampler.temperature or 1.0
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, ending)
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
@@ -335,5 +339,5 @@ def prompt_batch(batch: Any) -> dict[str, Any]:
     kinds.check_batch(batch, "prompts")
     ids = tf.cast(batch["token_ids"], tf.int32)
     mask = tf.cast(batch["padding_mask"], tf.bool)
-    check_right_padded(ids, mask)
+    kinds.check_right_padded(ids, mask)
     return {**batch, "token_ids": ids, "padding_mask": mask}

@@ -19,7 +19,7 @@ from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.models.stop_strings import StopStrings, finished
 from kerasrlhf.rollouts import calling
-from kerasrlhf.types import Responses
+from kerasrlhf.types import Responses, masked_rows
 
 
 class Episodes(NamedTuple):
@@ -88,8 +88,8 @@ def read_episodes(
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
         # Ids of prompts and responses, without padding.
-        heads = tokens.masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
-        rows = tokens.masked_rows(ids, inside)
+        heads = masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
+        rows = masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
         # Decode responses after their prompts, or a blank before the first word is lost.
@@ -376,9 +376,9 @@ def _columns(
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
     before = np.asarray(sampled.padding_mask) & ~inside
     columns = text_columns(episodes)
-    response_ids = functools.partial(tokens.masked_rows, ids, inside)
+    response_ids = functools.partial(masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}
-    columns["prompt_ids"] = functools.partial(tokens.masked_rows, ids, before)
+    columns["prompt_ids"] = functools.partial(masked_rows, ids, before)
     columns |= {"log_metric": _returning(log.metric), "log_extra": _returning(log.extra)}
     return columns | {"trainer_state": _returning(state)}
 

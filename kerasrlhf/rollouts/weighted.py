@@ -15,7 +15,7 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import calling, scoring
-from kerasrlhf.types import Responses, Tensor, require_finite_scores, require_number
+from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores, require_number
 
 
 class Part(NamedTuple):
@@ -274,7 +274,7 @@ class TextReader:
         # The model appends its own end token to responses that ended.
         ended = batch.episodes.ended
         if ended is None:
-            rows = tokens.masked_rows(responses.token_ids, responses.response_mask)
+            rows = masked_rows(responses.token_ids, responses.response_mask)
             ended = self.actor.ended(rows)
         readings = {}
         for name, model in self.models.items():

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import replica, signatures, tokens
+from kerasrlhf import replica, signatures
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import masking, on_policy_losses, returns
 from kerasrlhf.functional.logprobs import ESTIMATORS
@@ -36,6 +36,7 @@ from kerasrlhf.types import (
     Sampler,
     Tensor,
     TokenStats,
+    masked_rows,
     require_bool,
     require_choice,
     require_constant_sampler,
@@ -631,7 +632,7 @@ class OnPolicyTrainer(IterativeModel):
             responses = None
             # Copy token ids to the host only if a rule needs them.
             if shaping.counts_tokens:
-                responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+                responses = masked_rows(rollout.token_ids, rollout.response_mask)
             scores = shaping.apply(
                 scores,
                 rollout.ended.numpy(),

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import kerasrlhf as rlhf
-from kerasrlhf import replica, tokens
+from kerasrlhf import replica
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collector import Collector
@@ -15,7 +15,7 @@ from kerasrlhf.rollouts.weighted import WeightedReward
 from kerasrlhf.trainers import update_step
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.statistics import reward_statistics
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, masked_rows
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
 BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
@@ -112,7 +112,7 @@ def test_shaping_that_counts_tokens_counts_those_of_the_response(collected, name
     actor, _, _ = collected
     result = shaped(actor, lambda response_ids: [7.0] * 8, **SHAPINGS[name])
     mask = np.array(result.rollout.response_mask)
-    rows = [list(r) for r in tokens.masked_rows(np.array(result.rollout.token_ids), mask)]
+    rows = [list(r) for r in masked_rows(np.array(result.rollout.token_ids), mask)]
     expected = [7.0 + ROWS[name](row) for row in rows]
     assert len({len(row) for row in rows}) > 1 and len(set(expected)) > 1
     np.testing.assert_allclose(result.rollout.scores, expected, rtol=1e-5)
@@ -146,7 +146,7 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         assert not texts
         expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
     else:
-        rows = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+        rows = masked_rows(rollout.token_ids, rollout.response_mask)
         ended = [row[-1] == 0 for row in rows]  # the tokenizer's end, not any stop token
         assert texts == [(result.episodes.prompts, result.episodes.responses, ended)]
         expected = original(*texts[0][:2], ended=ended).scores
