@@ -18,7 +18,7 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.sampling import Ending
 from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.rollouts.weighted import WeightedReward, per_response
+from kerasrlhf.rollouts.scoring import Reward, per_response
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
 
 
@@ -93,7 +93,8 @@ class Collector:
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: `WeightedReward`. Its group size is the number of responses to every prompt.
+        reward: `FunctionReward` or `WeightedReward`. Its group size is the number of responses to
+            every prompt.
         sampler: `Sampler`.
         execution: `replica.Execution`.
         parts: int. The responses are evaluated in this many parts, one after the other: logits of
@@ -110,7 +111,7 @@ class Collector:
         self,
         actor: ActorCritic,
         reference: Reference,
-        reward: WeightedReward,
+        reward: Reward,
         sampler: Sampler,
         execution: replica.Execution,
         *,
@@ -267,7 +268,7 @@ class Collector:
             logprobs=masking.zero_outside(logprobs, inside),
             ref_logprobs=masking.zero_outside(ref_logprobs, inside),
             values=masking.zero_outside(values, inside),
-            scored=self.reward.tokens.read(*rows),
+            scored=self.reward.read(*rows),
             prompt_means=prompt_means,
         )
 

@@ -387,7 +387,7 @@ class OnPolicyTrainer(IterativeModel):
         self.collector = Collector(
             self.actor,
             self.reference,
-            weighted.WeightedReward(self.reward, self.actor, self.group_size, self.reward_timeout),
+            weighted.reward_of(self.reward, self.actor, self.group_size, self.reward_timeout),
             self.sampler,
             execution,
             parts=self.num_minibatches,

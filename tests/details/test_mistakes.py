@@ -14,7 +14,7 @@ from kerasrlhf import tokens
 from kerasrlhf.functional import kl, logprobs, masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
 from kerasrlhf.types import Sampler, masked_rows
@@ -266,7 +266,7 @@ def test_m12_a_reward_model_with_another_tokenizer_gets_the_texts():
     reward = RewardModel(helpers.backbone(seed=2), preprocessor=theirs)
     helpers.filled(reward.score_head, seed=6)
     acting = helpers.actor(texts=True)
-    assert not scoring.shares_tokens(reward, acting.causal_lm)
+    assert not weighted.shares_tokens(reward, acting.causal_lm)
     collected = trainer(acting, reward).collect(BATCH)
     episodes, rollout = collected.episodes, collected.rollout
     ended = acting.ended(masked_rows(rollout.token_ids, rollout.response_mask))

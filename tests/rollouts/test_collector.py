@@ -11,7 +11,7 @@ from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
-from kerasrlhf.rollouts.weighted import WeightedReward
+from kerasrlhf.rollouts.weighted import reward_of
 from kerasrlhf.trainers import update_step
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.statistics import reward_statistics
@@ -28,7 +28,7 @@ TEMPERATURE = tf.constant(SAMPLER.temperature)
 
 def collect(actor, reward, reference=None, **options):
     reference = Reference.of(actor.causal_lm, reference)
-    reward = WeightedReward(reward, actor)
+    reward = reward_of(reward, actor)
     collector = Collector(actor, reference, reward, SAMPLER, EXECUTION, **options)
     return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), TEMPERATURE)
 
@@ -171,11 +171,11 @@ def rewarded():
     """A function from rewards to the collector of groups of two with them, traced once."""
     actor = helpers.actor()
     reference = Reference.of(actor.causal_lm, None)
-    reward = WeightedReward(never, actor, group_size=2)
+    reward = reward_of(never, actor, group_size=2)
     collector = Collector(actor, reference, reward, SAMPLER, EXECUTION)
 
     def exchange(reward):
-        collector.reward = WeightedReward(reward, actor, group_size=2)
+        collector.reward = reward_of(reward, actor, group_size=2)
         return collector
 
     return exchange
@@ -217,6 +217,16 @@ def test_without_any_score_all_are_zero(rewarded):
         result = rewarded([never, ones, never])(BATCH, UNIFORMS, TEMPERATURE)
     assert not result.raw_scores.any() and result.unscored.all()
     assert reward_statistics(result) == {"reward/lambda": 1.0, "objective/unscored": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*responses have no score")
+@pytest.mark.parametrize("function", [half_longer, every_third, never])
+def test_a_function_alone_scores_as_the_only_part_of_a_sum_does(rewarded, function):
+    alone, part = (rewarded(x)(BATCH, UNIFORMS, TEMPERATURE) for x in (function, [function]))
+    np.testing.assert_array_equal(alone.raw_scores, part.raw_scores)
+    assert alone.raw_scores.dtype == part.raw_scores.dtype == "float32"
+    np.testing.assert_array_equal(alone.unscored, part.unscored)
+    assert alone.part_scores is None and [*part.part_scores] == [function.__name__]
 
 
 def test_functions_know_the_iteration_and_log(rewarded):

@@ -17,7 +17,8 @@ from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
-from kerasrlhf.rollouts.weighted import WeightedReward, check_fixed, filled, parts_of
+from kerasrlhf.rollouts.unscored import filled
+from kerasrlhf.rollouts.weighted import WeightedReward, check_fixed, parts_of
 from kerasrlhf.types import Sampler, masked_rows
 
 SAMPLER = Sampler(length=6, temperature=0.8, stop_token_ids=(0, 3, 6))
