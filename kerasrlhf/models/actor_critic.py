@@ -16,8 +16,8 @@ from kerasrlhf.functional import logprobs
 from kerasrlhf.models import generation, lm_adapter, loading, serialization, windows
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.sampling import Ending, sample
-from kerasrlhf.models.scalar_head import ScalarHead
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.windows import ScalarHead
 from kerasrlhf.types import Responses, Sampler, Tensor, TokenStats
 
 _CONFIG = "actor_critic.json"

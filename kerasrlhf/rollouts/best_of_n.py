@@ -14,7 +14,7 @@ from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
 from kerasrlhf.data.dialogue import Template
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.types import Sampler, require_constant_sampler, require_int, require_seed

@@ -12,11 +12,11 @@ import tensorflow as tf
 from kerasrlhf import replica
 from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
-from kerasrlhf.models import windows
+from kerasrlhf.models import reverse, windows
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.sampling import Ending
 from kerasrlhf.models.scorer import Scored
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.scoring import Reward, per_response
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
@@ -273,12 +273,14 @@ class Collector:
         )
 
     def _prompt_means(self, responses: Responses) -> Tensor:
-        logprobs, inside = self.reference.prompt_logprobs(
-            responses.token_ids,
-            responses.padding_mask,
-            responses.prompt_lengths,
-            responses.token_ids.shape[1] - self.sampler.length,
-        )
+        with self.reference.frozen():
+            logprobs, inside = reverse.prompt_logprobs(
+                self.reference.causal_lm,
+                responses.token_ids,
+                responses.padding_mask,
+                responses.prompt_lengths,
+                responses.token_ids.shape[1] - self.sampler.length,
+            )
         # Mean over the prompt's tokens, `(batch,)`; 0 for an empty prompt.
         count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)

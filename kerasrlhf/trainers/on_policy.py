@@ -18,8 +18,8 @@ from kerasrlhf.functional import masking, on_policy_losses, returns
 from kerasrlhf.functional.logprobs import ESTIMATORS
 from kerasrlhf.models import fitting, lm_adapter, precision
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import scoring, weighted
 from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
 from kerasrlhf.rollouts.memory import RolloutMemory

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import kerasrlhf as rlhf
 from kerasrlhf import replica
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.rollouts.weighted import reward_of

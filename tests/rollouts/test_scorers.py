@@ -12,9 +12,9 @@ import tensorflow as tf
 from kerasrlhf import data, replica
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.rollouts.unscored import filled
