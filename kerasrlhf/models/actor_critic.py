@@ -17,7 +17,6 @@ from kerasrlhf.models import generation, lm_adapter, loading, serialization, win
 from kerasrlhf.models.reward_model import RewardModel
 from kerasrlhf.models.sampling import Ending, sample
 from kerasrlhf.models.scorer import Scorer
-from kerasrlhf.models.windows import ScalarHead
 from kerasrlhf.types import Responses, Sampler, Tensor, TokenStats
 
 _CONFIG = "actor_critic.json"
@@ -102,7 +101,7 @@ class ActorCritic(adapters.AdaptedModel):
             network = lm_adapter.copy(reward.backbone)
             network.trainable = True
         self.critic = network
-        self.value_head = ScalarHead(name="value_head")
+        self.value_head = windows.ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic(self.critic)
         # Built here: its weights exist before anything is saved, loaded or assigned.
