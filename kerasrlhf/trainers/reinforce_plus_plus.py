@@ -116,7 +116,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
             scores = baselines.group_mean(rollout.total_scores, self.group_size)
             rollout = rollout._replace(scores=scores)
         # `(batch, length)`: sum of the rewards from each token on.
-        to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
+        to_come = returns.discounted_sums(self.rewards(rollout), self.gamma, mask)
         # Whiten over all tokens of the batch: the only baseline without groups.
         return self.experience(rollout, masking.whiten(to_come, mask))
 
