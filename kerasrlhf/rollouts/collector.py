@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scored
 from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts.dialogues import Dialogue, Dialogues
 from kerasrlhf.rollouts.weighted import WeightedReward, per_response
 from kerasrlhf.tokens import check_right_padded
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
@@ -104,6 +106,8 @@ class Collector:
         prompt_reward: float. The score gains this times the mean log-probability, under the
             reference, of the prompt's tokens given the response. Defaults to 0.
         decoder: `Sampler` of `decode`. Defaults to None: there are no such responses.
+        dialogue: `Dialogue`. A response is then several replies with a user's turns between them,
+            each sampled by `sampler`. Defaults to None: a response is one reply.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Collector:
         recompute: bool = False,
         prompt_reward: float = 0.0,
         decoder: Sampler | None = None,
+        dialogue: Dialogue | None = None,
     ) -> None:
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
@@ -126,7 +131,14 @@ class Collector:
         self._sample_policy = self._sample
         if sampler.epsilon:
             self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
-        self.decoder = decoder
+        self.decoder, self.dialogue = decoder, dialogue
+        # Tokens after a prompt at most: the window that the networks evaluate.
+        self.columns = sampler.length if dialogue is None else dialogue.columns(sampler.length)
+        self._dialogues: dict[Sampler, Dialogues] = {}
+        if dialogue is not None:
+            for own in filter(None, (sampler, decoder)):
+                stops = actor.stop_strings(own)
+                self._dialogues[own] = Dialogues(dialogue, actor.causal_lm, own.length, stops)
         self._decode = replica.rowwise(self._decode_rows, execution)
         self._read = replica.rowwise(self._read_rows, execution)
         self._reread = replica.rowwise(self._reread_rows, execution)
@@ -145,7 +157,8 @@ class Collector:
         Args:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and where
                 present `prompt`, `guarded_prompt` and `record`, strings `(batch,)`.
-            uniforms: float32 `(batch * group_size, sampler.length, 2)`.
+            uniforms: float32 `(batch * group_size, sampler.length, 2)`; for dialogues of all
+                replies, `(batch * group_size, dialogue.tokens(sampler.length), 2)`.
             temperature: float32 scalar. Divides the logits.
             explore: bool. False samples from the policy itself, whatever the sampler's `epsilon`
                 is. Defaults to True.
@@ -157,17 +170,24 @@ class Collector:
         # Sample responses, `(batch * group_size, length)`.
         start = time.perf_counter()
         sample = self._sample if explore else self._sample_policy
-        responses = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
+        strings = self._for_each_response(batch, self.reward.group_size)
+        responses, episodes = self._respond(
+            batch, strings, uniforms, lambda *rows: sample(*rows, temperature), self.sampler
+        )
         # `numpy` waits for the device, so that the time of sampling is measured.
         rows = len(responses.ended.numpy())
         sampled = time.perf_counter()
         # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
-        strings = self._for_each_response(batch, self.reward.group_size)
-        episodes = self._read_episodes(responses, strings, self.sampler)
+        if episodes is None:
+            episodes = self._read_episodes(responses, strings, self.sampler)
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
-        raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
+        total = scores.total
+        if self.dialogue is not None and total.ndim == 2:
+            # Scores of the user's tokens are no rewards.
+            total = np.where(responses.response_mask.numpy(), total, np.float32(0.0))
+        raw = self._with_prompt_reward(total, responses, readings.prompt_means)
         # The rollout for the trainer; its scores are shaped there.
         rollout = Rollout(
             **responses._replace(logprobs=readings.logprobs, values=readings.values)._asdict(),
@@ -194,13 +214,15 @@ class Collector:
 
         Args:
             batch: as in a call.
-            uniforms: float32 `(batch, decoder.length, 2)`.
+            uniforms: float32 `(batch, decoder.length, 2)`; for dialogues of all replies.
 
         Returns:
             `Episodes`.
         """
-        responses = self._decode(batch["token_ids"], batch["padding_mask"], uniforms)
         strings = self._for_each_response(batch, size=1)
+        responses, episodes = self._respond(batch, strings, uniforms, self._decode, self._decoder)
+        if episodes is not None:
+            return episodes
         return self._read_episodes(responses, strings, self._decoder)
 
     @property
@@ -208,6 +230,21 @@ class Collector:
         if self.decoder is None:
             raise ValueError("There is no sampler to decode with. Pass `decoder`.")
         return self.decoder
+
+    def _respond(
+        self,
+        batch: dict[str, Any],
+        strings: dict[str, Any],
+        uniforms: Tensor,
+        sample: Callable[[Tensor, Tensor, Tensor], Responses],
+        sampler: Sampler,
+    ) -> tuple[Responses, scoring.Episodes | None]:
+        """Returns sampled responses, and of dialogues the texts, which were read on the way."""
+        rows = batch["token_ids"], batch["padding_mask"]
+        if self.dialogue is None:
+            return sample(*rows, uniforms), None
+        texts = scoring.PromptStrings.of(strings)
+        return self._dialogues[sampler].converse(*rows, texts, uniforms, sample)
 
     def _read_episodes(
         self, responses: Responses, strings: dict[str, Any], sampler: Sampler
@@ -244,7 +281,7 @@ class Collector:
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
-        width = self.sampler.length
+        width = self.columns
         logprobs, values = responses.logprobs, responses.values
         # Recompute if sampling and training may differ, for example in bfloat16.
         if self.recompute:
@@ -272,7 +309,7 @@ class Collector:
             responses.token_ids,
             responses.padding_mask,
             responses.prompt_lengths,
-            responses.token_ids.shape[1] - self.sampler.length,
+            responses.token_ids.shape[1] - self.columns,
         )
         # Mean over the prompt's tokens, `(batch,)`; 0 for an empty prompt.
         count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
@@ -290,7 +327,7 @@ class Collector:
 
     def _reread_rows(self, rollout: Rollout, temperature: Tensor) -> Reread:
         rows = rollout.token_ids, rollout.padding_mask, rollout.prompt_lengths
-        width, inside = self.sampler.length, rollout.response_mask
+        width, inside = self.columns, rollout.response_mask
         stats = self.actor.token_stats(*rows, width, temperature)
         ref_logprobs = rollout.ref_logprobs
         if callable(self.sampler.temperature):
