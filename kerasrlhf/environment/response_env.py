@@ -15,7 +15,8 @@ class ResponseEnv(TokensEnv):
     The action is an array of token ids, `MultiDiscrete([vocabulary] * length)`; those after the
     first stop do not count, and `encode` makes one of a text. Ids and not a text, because a text
     has several tokenizations, and because vector environments batch arrays. Every episode is one
-    step: `terminated` if the response has a stop, else `truncated`.
+    step and then `terminated`; `info["ended"]` says whether the response has a stop or was cut by
+    its length.
 
     Args:
         prompts: what `data.prompts` accepts or returns: records or texts, or a dataset, whose
@@ -53,7 +54,7 @@ class ResponseEnv(TokensEnv):
             action: int array `(length,)`, token ids.
 
         Returns:
-            Observation, reward, `terminated`, `truncated`, and a dict with the `response`.
+            Observation, reward, True, False, and a dict of `ended` and the `response`.
 
         Raises:
             ValueError: If it is no such array, or the episode is over.
@@ -62,4 +63,4 @@ class ResponseEnv(TokensEnv):
         self._said, ended = self._until_stop(action)
         self._is_over = True
         reward, info = self._score_reply(ended)
-        return self._observation(), reward, ended, not ended, info
+        return self._observation(), reward, True, False, {**info, "ended": ended}

@@ -17,6 +17,8 @@ from kerasrlhf.rollouts.dialogues import Dialogue
 from kerasrlhf.types import Sampler, require_sampler
 
 _BATCH_SIZE = 32
+# Prompts that are tokenized together to read all of them.
+_READ = 256
 # What must be the same in a trainer's sampler, for an episode to end at the same token.
 _ENDS = ("length", "stop_token_ids", "stop_strings", "min_length")
 # Wrappers of `gymnasium.make` that only check how an environment is used.
@@ -127,7 +129,7 @@ class TextEnvironment:
     def one_pass(self) -> tf.data.Dataset:
         """Returns the first pass over the prompts in batches, in the same order every time."""
         if not isinstance(self.prompts, tf.data.Dataset):
-            return self._loaded(1, shuffle=False)
+            return self._loaded(_READ, shuffle=False, drop_remainder=False)
         # A pass of its own, which does not count for those that train on the dataset.
         in_step = getattr(self.prompts, "in_step_with", None)
         return self.prompts if in_step is None else in_step(lambda: 0)
