@@ -17,7 +17,9 @@ TALKS = [
 def template(messages, add_generation_prompt=False):
     """Letters say who speaks: `s` the user, `t` the assistant."""
     marks = {"system": "", "user": "s", "assistant": "t"}
-    return "".join([marks[m["role"]] + m["content"] for m in messages]) + "t" * add_generation_prompt
+    return (
+        "".join([marks[m["role"]] + m["content"] for m in messages]) + "t" * add_generation_prompt
+    )
 
 
 def weighted_length(responses, weight):

@@ -135,7 +135,9 @@ def test_an_end_token_terminates_and_the_length_truncates():
 
 def test_stop_strings_and_the_least_length():
     sampler = rlhf.Sampler(5, stop_token_ids=[3], stop_strings="de", min_length=2)
-    environment = worlds.token_env(reward=lambda responses: [len(r) for r in responses], sampler=sampler)
+    environment = worlds.token_env(
+        reward=lambda responses: [len(r) for r in responses], sampler=sampler
+    )
     # Letters are tokens: c is 3, d is 4, e is 5. A stop does not count as the first token.
     for text, length in (("cc", 2), ("ade", 1), ("dde", 1), ("dabde", 3)):
         ids = iter(environment.encode(text + "c" * (5 - len(text))))
@@ -151,7 +153,9 @@ def test_whole_responses_are_scored_as_their_tokens_are():
         action = generator.integers(0, helpers.VOCAB, 4)
         action[2] = 0 if number == 1 else action[2]
         tokens = iter(action)
-        rewards, steps = worlds.episode(one, lambda _, t=tokens: next(t), options={"prompt": number})
+        rewards, steps = worlds.episode(
+            one, lambda _, t=tokens: next(t), options={"prompt": number}
+        )
         whole.reset(options={"prompt": number})
         observation, reward, terminated, truncated, info = whole.step(action)
         assert reward == sum(rewards)
@@ -185,7 +189,7 @@ def test_a_dialogue_goes_on_until_the_user_or_the_turns_end_it():
     assert (reward, ends, info) == (0.0, [False, False], {"answer": "db"})
     _, _, *ends, info = environment.step(environment.encode("cd"))
     assert (ends, info) == ([False, False], {"answer": "db"})
-    observation, reward, *ends, info = environment.step(environment.encode("cee"))
+    _, reward, *ends, info = environment.step(environment.encode("cee"))
     assert ends == [False, True] and reward == 3.0  # all three hold the goal `c`
     assert info["response"] == "acdsdbtcdsdbtcee"
     assert [m["content"] for m in environment.messages] == ["ab", "acd", "db", "cd", "db", "cee"]
