@@ -38,7 +38,7 @@ class PPO(OnPolicyTrainer):
     Args:
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
-            weights (`OnPolicyTrainer`).
+            weights (`OnPolicyTrainer`). Or an environment, with its own prompts.
         reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler`. Its temperature divides the logits everywhere (N10).

@@ -182,10 +182,10 @@ def test_rewards_of_every_kind(lm):
 
 def test_a_dialogue_goes_on_until_the_user_or_the_turns_end_it():
     environment = worlds.dialogue_env()
-    observation, info = environment.reset(options={"prompt": 0})
+    _, info = environment.reset(options={"prompt": 0})
     assert info == {"prompt": "sabt"}
     # The reply `acd` is cut by its length, `cd` ended by the end token, `eee` silences the user.
-    observation, reward, *ends, info = environment.step(environment.encode("acd"))
+    _, reward, *ends, info = environment.step(environment.encode("acd"))
     assert (reward, ends, info) == (0.0, [False, False], {"answer": "db"})
     _, _, *ends, info = environment.step(environment.encode("cd"))
     assert (ends, info) == ([False, False], {"answer": "db"})
