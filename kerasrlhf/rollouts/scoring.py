@@ -433,8 +433,8 @@ def _columns(
 ) -> dict[str, Callable[[], Any]]:
     """Returns a function for every argument by name, which creates its value on demand."""
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
-    # Not all that is outside the response: a dialogue has the user's turns between replies.
-    before = np.arange(ids.shape[1]) < np.asarray(sampled.prompt_lengths)[:, None]
+    # Before the first reply: between replies of a dialogue are the user's turns.
+    before = np.asarray(sampled.padding_mask).astype(bool) & (np.cumsum(inside, axis=1) == 0)
     columns = text_columns(episodes)
     response_ids = functools.partial(tokens.masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}

@@ -334,3 +334,35 @@ def test_the_compiled_dialogue_is_the_plain_one(made):
     np.testing.assert_array_equal(plain.rollout.token_ids, compiled.rollout.token_ids)
     np.testing.assert_array_equal(plain.rollout.response_mask, compiled.rollout.response_mask)
     np.testing.assert_allclose(plain.rollout.logprobs, compiled.rollout.logprobs, atol=1e-5)
+
+
+def test_options_of_a_trainer_hold_for_dialogues(tmp_path):
+    """Older rollouts, other terms of the loss, shaped scores and logs, all in rows with gaps."""
+    actor = acting()
+    environment = worlds.dialogue_env(lm=actor.causal_lm)
+    ppo = PPO(
+        actor,
+        environment,
+        sampler=dataclasses.replace(SAMPLER, epsilon=0.1),
+        kl=FixedKL(0.1, place="loss"),
+        update_epochs=1,
+        loss_reduction="fixed",
+        importance_cap=2.0,
+        entropy_coef=0.01,
+        mask_overlong=True,
+        memory=rlhf.RolloutMemory(2, reuse=1),
+        prompt_prediction=rlhf.PromptPrediction(coef=0.1, reward=0.1),
+        shaping=rlhf.RewardShaping(overlong_buffer=9, per_token=True, missing_end_penalty=0.5),
+    )
+    ppo.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    board = rlhf.callbacks.TensorBoard(tmp_path)
+    samples = rlhf.callbacks.Samples(path=tmp_path / "samples.jsonl", printer=lambda line: None)
+    ppo.fit(batch_size=4, epochs=2, verbose=0, callbacks=[board, samples])
+    assert ppo.statistics["policy/updates"] == 2 and ppo.statistics["policy/ratio_error"] < 1e-4
+    rollout = ppo.last.rollout
+    mask = np.asarray(rollout.response_mask)
+    lengths, ended = mask.sum(axis=1), np.asarray(rollout.ended)
+    # Penalties count the 9 tokens that the policy may say, not the user's.
+    expected = ppo.last.raw_scores / lengths - lengths / 9 - 0.5 * ~ended
+    np.testing.assert_allclose(rollout.scores, expected, rtol=1e-5, atol=1e-6)
+    assert (tmp_path / "samples.jsonl").read_text("utf-8").count("\n") > 0
