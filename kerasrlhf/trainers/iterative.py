@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import replica, signatures
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.models import fitting
@@ -90,7 +89,7 @@ class IterativeModel(HeldTrainer):
         super().compile(*args, **kwargs)
         self._check_scope()
 
-    @functools.wraps(keras.Model.fit)
+    @signatures.shown_as(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Runs one iteration per batch of prompts; arguments are those of `keras.Model.fit`.
 
@@ -115,7 +114,7 @@ class IterativeModel(HeldTrainer):
             # Also after an error: the next `fit` must not skip iterations.
             self.replay.stop()
 
-    @functools.wraps(keras.Model.evaluate)
+    @signatures.shown_as(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Samples and scores prompts; arguments are those of `keras.Model.evaluate`.
 
