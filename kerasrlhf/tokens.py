@@ -20,7 +20,6 @@ from kerasrlhf import special_tokens
 
 if TYPE_CHECKING:
     from keras_hub.models import CausalLMPreprocessor, Tokenizer
-    from numpy.typing import ArrayLike
 
 _T = TypeVar("_T")
 
@@ -582,53 +581,6 @@ def padded(
         padded[: len(row)] = row
     lengths = np.array([len(row) for row in rows])
     return token_ids, np.arange(length) < lengths[:, None]
-
-
-def check_right_padded(token_ids: ArrayLike, padding_mask: ArrayLike) -> None:
-    """Raises a `ValueError` for rows that are not real tokens followed by padding.
-
-    Args:
-        token_ids: int `(rows, length)`.
-        padding_mask: bool `(rows, length)`, true at real tokens.
-
-    Raises:
-        ValueError: If the shapes differ, a row has no token, or padding precedes a token.
-
-    Example:
-        >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
-    """
-    mask, shape = np.asarray(padding_mask, bool), np.asarray(token_ids).shape
-    if mask.ndim != 2 or mask.shape != shape or not mask.size:
-        raise ValueError(
-            "Expected `token_ids` and `padding_mask` of one shape (rows, length). Received: "
-            f"{shape} and {mask.shape}."
-        )
-    # Wrong: no token at the start, or a token after padding.
-    bad = np.flatnonzero(~mask[:, 0] | (mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
-    if bad.size:
-        raise ValueError(
-            "Rows must begin with a real token and be padded on the right. Rows "
-            f"{bad[:5].tolist()} are empty or have padding before a token (padding_mask "
-            f"{mask[bad[0]].astype(int).tolist()})."
-        )
-
-
-def masked_rows(token_ids: ArrayLike, mask: ArrayLike) -> list[list[int]]:
-    """Returns the ids at true positions.
-
-    Args:
-        token_ids: int `(rows, length)`.
-        mask: bool `(rows, length)`.
-
-    Returns:
-        list of lists of int.
-
-    Example:
-        >>> masked_rows([[5, 6, 7]], [[False, True, True]])
-        [[6, 7]]
-    """
-    ids, mask = np.asarray(token_ids), np.asarray(mask, bool)
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Tokenizer:

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
+from kerasrlhf.functional.logprobs import k1
 from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.trainers import summaries
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
@@ -128,7 +128,7 @@ def sample_rows(
     rollout, episodes = collected.rollout, collected.episodes
     # Nats of each response: k1, summed over its tokens (S2).
     kl = masking.masked_sum(
-        kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
+        k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
     )
     numbers = [np.asarray(x, "float64") for x in (collected.scores, collected.raw_scores, kl)]
     inside, lengths = (np.asarray(x) for x in (rollout.response_mask, rollout.prompt_lengths))

@@ -13,10 +13,10 @@ from gymnasium.envs.registration import EnvSpec
 from kerasrlhf import tokens
 from kerasrlhf.data.dialogue import Template
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.stop_strings import StopStrings
+from kerasrlhf.models.sampling import Ending
 from kerasrlhf.rollouts import scoring, weighted
 from kerasrlhf.rollouts.environments import TextEnvironment
-from kerasrlhf.types import Responses, Sampler, require_int
+from kerasrlhf.types import Responses, Sampler, masked_rows, require_int
 
 Observation: TypeAlias = dict[str, np.ndarray]
 _STRINGS = ("prompt", "guarded_prompt", "record")
@@ -82,15 +82,13 @@ class TokensEnv(TextEnvironment, gymnasium.Env):
             raise ValueError(f'`render_mode` must be "ansi" or None. Received: {render_mode!r}.')
         self.render_mode = render_mode
         actor = ActorCritic(self.causal_lm)
-        self._stop_ids = actor.stop_token_ids(self.sampler)
-        self._stops = actor.stop_strings(self.sampler)
-        self._scorer = weighted.WeightedReward(reward, actor)
+        self._ending = actor.ending(self.sampler)
+        self._scorer = weighted.reward_of(reward, actor)
         # All prompts, as lists of ids: `reset` needs any of them.
         self._prompts = [prompt for batch in self.one_pass() for prompt in _rows(batch)]
         longest = max(len(prompt.token_ids) for prompt in self._prompts)
         actor.limits()._replace(sampled=self.columns).check_length(longest)
         width = longest + self.columns
-        self._pad = tokens.pad_id(self.causal_lm.preprocessor)
         self.observation_space = spaces.Dict(
             {
                 "token_ids": spaces.Box(0, self.vocabulary - 1, (width,), np.int32),
@@ -180,7 +178,7 @@ class TokensEnv(TextEnvironment, gymnasium.Env):
 
     def _observation(self) -> Observation:
         row = self._prompt.token_ids + self._said
-        ids, mask = tokens.padded([row], self._width, self._pad)
+        ids, mask = tokens.padded([row], self._width, self._ending.pad_id)
         return {"token_ids": ids[0], "padding_mask": mask[0].astype("int8")}
 
     def _check_running(self) -> None:
@@ -206,7 +204,7 @@ class TokensEnv(TextEnvironment, gymnasium.Env):
                 "which those after the first stop do not count. Received an array of shape "
                 f"{array.shape}."
             )
-        reply = Reply(self._stop_ids, self._stops, self.sampler.min_length)
+        reply = Reply(self._ending, self.sampler.min_length)
         for token in array:
             if reply.add(self._checked(token)):
                 break
@@ -228,27 +226,30 @@ class TokensEnv(TextEnvironment, gymnasium.Env):
             raise ValueError("A text needs a tokenizer, and the model has no preprocessor.")
         (ids,) = tokens.following([text], self.causal_lm.preprocessor)
         missing = self.sampler.length - len(ids)
-        if missing < 0 or (missing and not self._stop_ids):
+        if missing < 0 or (missing and not self._ending.token_ids):
             raise ValueError(
                 f"The text has {len(ids)} tokens, and a reply has {self.sampler.length}"
-                f"{' at most' if self._stop_ids else ': there is no stop token'}."
+                f"{' at most' if self._ending.token_ids else ': there is no stop token'}."
             )
-        return np.array(ids + [*self._stop_ids[:1]] * missing, "int64")
+        return np.array(ids + [*self._ending.token_ids[:1]] * missing, "int64")
 
     def _scored(self, responses: Responses, episodes: scoring.Episodes) -> float:
         """Returns the score of a row, the one that a trainer computes of it."""
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
-        read = self._scorer.tokens.read(*rows)
-        scores = self._scorer.score(responses, episodes, read).total
+        read = self._scorer.read(*rows)
+        state = scoring.TrainerState()
+        scores = self._scorer.score(responses, episodes, read, state).total
         if scores.ndim == 2:
             # Scores of tokens that the agent did not choose are no rewards.
             scores = np.where(responses.response_mask, scores, np.float32(0.0))
-        return float(weighted.per_response(scores)[0])
+        return float(scoring.per_response(scores)[0])
 
     def _score_reply(self, ended: bool) -> tuple[float, dict[str, Any]]:
         """Returns the score of the reply to the prompt, and what `info` says at the end."""
         prompt = self._prompt.token_ids
-        ids, mask = tokens.padded([prompt + self._said], len(prompt) + self.columns, self._pad)
+        ids, mask = tokens.padded(
+            [prompt + self._said], len(prompt) + self.columns, self._ending.pad_id
+        )
         zeros = np.zeros(ids.shape, "float32")
         responses = Responses(
             ids,
@@ -260,7 +261,7 @@ class TokensEnv(TextEnvironment, gymnasium.Env):
         )
         strings = {name: [x] for name, x in self._prompt.strings.items()}
         preprocessor = self.causal_lm.preprocessor
-        episodes = scoring.read_episodes(responses, strings, preprocessor, self._stops)
+        episodes = scoring.read_episodes(responses, strings, preprocessor, self._ending.strings)
         info = {} if episodes.responses is None else {"response": str(episodes.responses[0])}
         return self._scored(responses, episodes), info
 
@@ -269,20 +270,17 @@ class Reply:
     """A reply that grows token by token, as the compiled loop of a trainer ends it.
 
     Args:
-        stop_ids: tuple of int. Tokens that end it.
-        stops: `StopStrings` that end it, or None.
+        ending: `Ending`, the tokens and strings that end it.
         min_length: int. Tokens that a stop may end at the earliest.
 
     Example:
-        >>> reply = Reply((7,), None, min_length=2)
+        >>> reply = Reply(Ending(token_ids=(7,)), min_length=2)
         >>> [reply.add(token) for token in (7, 5, 7)], reply.token_ids
         ([False, False, True], [7, 5, 7])
     """
 
-    def __init__(
-        self, stop_ids: tuple[int, ...], stops: StopStrings | None, min_length: int
-    ) -> None:
-        self._stop_ids, self._stops, self._min_length = stop_ids, stops, min_length
+    def __init__(self, ending: Ending, min_length: int) -> None:
+        self._ending, self._min_length = ending, min_length
         self._state = 0
         self.token_ids: list[int] = []
         self.ended = False
@@ -290,9 +288,9 @@ class Reply:
     def add(self, token: int) -> bool:
         """Adds a token; returns whether it ends the reply."""
         self.token_ids.append(token)
-        is_stop = token in self._stop_ids
-        if self._stops is not None:
-            found = int(self._stops.table[self._state * len(self._stops.pieces) + token])
+        is_stop, stops = token in self._ending.token_ids, self._ending.strings
+        if stops is not None:
+            found = int(stops.table[self._state * len(stops.pieces) + token])
             self._state, completes = found // 2, found % 2 == 1
             is_stop = is_stop or completes
         self.ended = is_stop and len(self.token_ids) >= self._min_length
@@ -301,7 +299,7 @@ class Reply:
 
 def _rows(batch: dict[str, Any]) -> list[Prompt]:
     """Returns the prompts of a batch."""
-    ids = tokens.masked_rows(batch["token_ids"], batch["padding_mask"])
+    ids = masked_rows(batch["token_ids"], batch["padding_mask"])
     strings = {name: np.asarray(batch[name]) for name in _STRINGS if name in batch}
     return [Prompt(row, {name: x[i] for name, x in strings.items()}) for i, row in enumerate(ids)]
 

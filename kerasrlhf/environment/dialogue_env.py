@@ -75,7 +75,7 @@ class DialogueEnv(TokensEnv):
         self.dialogue = Dialogue(user, turns, user_length, template)
         super().__init__(prompts, reward, causal_lm, sampler, template, render_mode)
         length = self.sampler.length
-        self._dialogues = Dialogues(self.dialogue, self.causal_lm, length, self._stops)
+        self._dialogues = Dialogues(self.dialogue, self.causal_lm, length, self._ending.strings)
         self._begin()
 
     def actions(self) -> spaces.Space:

@@ -53,7 +53,7 @@ class TokenEnv(TokensEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode, as `ResponseEnv.reset` does."""
-        self._reply = Reply(self._stop_ids, self._stops, self.sampler.min_length)
+        self._reply = Reply(self._ending, self.sampler.min_length)
         return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

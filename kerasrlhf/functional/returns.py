@@ -16,7 +16,7 @@ from kerasrlhf.functional._inputs import (
     check_unit_interval,
     float32,
 )
-from kerasrlhf.functional.kl import k1
+from kerasrlhf.functional.logprobs import k1
 from kerasrlhf.functional.masking import last_true_mask, zero_outside
 
 

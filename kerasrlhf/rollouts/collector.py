@@ -13,14 +13,14 @@ import tensorflow as tf
 from kerasrlhf import replica
 from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
-from kerasrlhf.models import windows
+from kerasrlhf.models import reverse, windows
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.sampling import Ending
 from kerasrlhf.models.scorer import Scored
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.dialogues import Dialogue, Dialogues
-from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.tokens import check_right_padded
+from kerasrlhf.rollouts.scoring import Reward, per_response
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
 
 
@@ -95,7 +95,8 @@ class Collector:
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: `WeightedReward`. Its group size is the number of responses to every prompt.
+        reward: `FunctionReward` or `WeightedReward`. Its group size is the number of responses to
+            every prompt.
         sampler: `Sampler`.
         execution: `replica.Execution`.
         parts: int. The responses are evaluated in this many parts, one after the other: logits of
@@ -114,7 +115,7 @@ class Collector:
         self,
         actor: ActorCritic,
         reference: Reference,
-        reward: WeightedReward,
+        reward: Reward,
         sampler: Sampler,
         execution: replica.Execution,
         *,
@@ -126,19 +127,18 @@ class Collector:
     ) -> None:
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
+        # What ends a response is read from the tokenizer once.
+        self._ending = actor.ending(sampler)
         # Compiled once per trainer; each is retraced only for new shapes.
         self._sample = replica.rowwise(self._sample_rows, execution)
         self._sample_policy = self._sample
         if sampler.epsilon:
             self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
-        self.decoder, self.dialogue = decoder, dialogue
+        self._decoder = None if decoder is None else (decoder, actor.ending(decoder))
         # Tokens after a prompt at most: the window that the networks evaluate.
         self.columns = sampler.length if dialogue is None else dialogue.columns(sampler.length)
-        self._dialogues: dict[Sampler, Dialogues] = {}
-        if dialogue is not None:
-            for own in filter(None, (sampler, decoder)):
-                stops = actor.stop_strings(own)
-                self._dialogues[own] = Dialogues(dialogue, actor.causal_lm, own.length, stops)
+        self.dialogue = dialogue
+        self._dialogues = self._dialogues_of(sampler, self._ending)
         self._decode = replica.rowwise(self._decode_rows, execution)
         self._read = replica.rowwise(self._read_rows, execution)
         self._reread = replica.rowwise(self._reread_rows, execution)
@@ -172,7 +172,7 @@ class Collector:
         sample = self._sample if explore else self._sample_policy
         strings = self._for_each_response(batch, self.reward.group_size)
         responses, episodes = self._respond(
-            batch, strings, uniforms, lambda *rows: sample(*rows, temperature), self.sampler
+            batch, strings, uniforms, lambda *rows: sample(*rows, temperature), self._dialogues
         )
         # `numpy` waits for the device, so that the time of sampling is measured.
         rows = len(responses.ended.numpy())
@@ -180,7 +180,7 @@ class Collector:
         # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
         if episodes is None:
-            episodes = self._read_episodes(responses, strings, self.sampler)
+            episodes = self._read_episodes(responses, strings, self._ending)
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
         total = scores.total
@@ -220,16 +220,17 @@ class Collector:
             `Episodes`.
         """
         strings = self._for_each_response(batch, size=1)
-        responses, episodes = self._respond(batch, strings, uniforms, self._decode, self._decoder)
+        sampler, ending = self._require_decoder()
+        dialogues = self._dialogues_of(sampler, ending)
+        responses, episodes = self._respond(batch, strings, uniforms, self._decode, dialogues)
         if episodes is not None:
             return episodes
-        return self._read_episodes(responses, strings, self._decoder)
+        return self._read_episodes(responses, strings, ending)
 
-    @property
-    def _decoder(self) -> Sampler:
-        if self.decoder is None:
+    def _require_decoder(self) -> tuple[Sampler, Ending]:
+        if self._decoder is None:
             raise ValueError("There is no sampler to decode with. Pass `decoder`.")
-        return self.decoder
+        return self._decoder
 
     def _respond(
         self,
@@ -237,21 +238,25 @@ class Collector:
         strings: dict[str, Any],
         uniforms: Tensor,
         sample: Callable[[Tensor, Tensor, Tensor], Responses],
-        sampler: Sampler,
+        dialogues: Dialogues | None,
     ) -> tuple[Responses, scoring.Episodes | None]:
         """Returns sampled responses, and of dialogues the texts, which were read on the way."""
         rows = batch["token_ids"], batch["padding_mask"]
-        if self.dialogue is None:
+        if dialogues is None:
             return sample(*rows, uniforms), None
         texts = scoring.PromptStrings.of(strings)
-        return self._dialogues[sampler].converse(*rows, texts, uniforms, sample)
+        return dialogues.converse(*rows, texts, uniforms, sample)
+
+    def _dialogues_of(self, sampler: Sampler, ending: Ending) -> Dialogues | None:
+        if self.dialogue is None:
+            return None
+        return Dialogues(self.dialogue, self.actor.causal_lm, sampler.length, ending.strings)
 
     def _read_episodes(
-        self, responses: Responses, strings: dict[str, Any], sampler: Sampler
+        self, responses: Responses, strings: dict[str, Any], ending: Ending
     ) -> scoring.Episodes:
-        stops = self.actor.stop_strings(sampler)
         preprocessor = self.actor.causal_lm.preprocessor
-        return scoring.read_episodes(responses, strings, preprocessor, stops)
+        return scoring.read_episodes(responses, strings, preprocessor, ending.strings)
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
         """Returns an older rollout with log-probabilities and values of the current networks.
@@ -266,18 +271,22 @@ class Collector:
     def _sample_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
-        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, self.sampler, temperature, self._ending)
 
     def _sample_policy_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
         sampler = dataclasses.replace(self.sampler, epsilon=0.0)
-        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, self._ending)
 
     def _decode_rows(self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
+        sampler, ending = self._require_decoder()
         # Greedy: log-probabilities, which are not used, at temperature 1.
-        temperature = self._decoder.temperature or 1.0
-        return self.actor.sample(token_ids, padding_mask, uniforms, self._decoder, temperature)
+        temperature = sampler.temperature or 1.0
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, ending)
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
@@ -300,17 +309,19 @@ class Collector:
             logprobs=masking.zero_outside(logprobs, inside),
             ref_logprobs=masking.zero_outside(ref_logprobs, inside),
             values=masking.zero_outside(values, inside),
-            scored=self.reward.tokens.read(*rows),
+            scored=self.reward.read(*rows),
             prompt_means=prompt_means,
         )
 
     def _prompt_means(self, responses: Responses) -> Tensor:
-        logprobs, inside = self.reference.prompt_logprobs(
-            responses.token_ids,
-            responses.padding_mask,
-            responses.prompt_lengths,
-            responses.token_ids.shape[1] - self.columns,
-        )
+        with self.reference.frozen():
+            logprobs, inside = reverse.prompt_logprobs(
+                self.reference.causal_lm,
+                responses.token_ids,
+                responses.padding_mask,
+                responses.prompt_lengths,
+                responses.token_ids.shape[1] - self.columns,
+            )
         # Mean over the prompt's tokens, `(batch,)`; 0 for an empty prompt.
         count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
@@ -372,5 +383,5 @@ def prompt_batch(batch: Any) -> dict[str, Any]:
     kinds.check_batch(batch, "prompts")
     ids = tf.cast(batch["token_ids"], tf.int32)
     mask = tf.cast(batch["padding_mask"], tf.bool)
-    check_right_padded(ids, mask)
+    kinds.check_right_padded(ids, mask)
     return {**batch, "token_ids": ids, "padding_mask": mask}

@@ -22,7 +22,7 @@ from kerasrlhf.data import dialogue as dialogue_lib
 from kerasrlhf.data.dialogue import Message, Template
 from kerasrlhf.models.stop_strings import StopStrings, finished
 from kerasrlhf.rollouts import calling, scoring
-from kerasrlhf.types import Responses, Tensor, require_int
+from kerasrlhf.types import Responses, Tensor, masked_rows, require_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,7 +390,7 @@ class Dialogues:
         Returns:
             `Responses` of `columns + dialogue.columns(length)` columns, and `Episodes`.
         """
-        prompts = tokens.masked_rows(token_ids, padding_mask)
+        prompts = masked_rows(token_ids, padding_mask)
         group = int(uniforms.shape[0]) // len(prompts)
         transcripts = self.begin([row for row in prompts for _ in range(group)], strings)
         columns = int(token_ids.shape[1]) + self.columns
@@ -412,7 +412,7 @@ class Dialogues:
             inside = inside & np.isin(np.arange(len(heads)), going)[:, None]
             for name, array in found.items():
                 array[inside] = np.asarray(getattr(sampled, name))[inside]
-            rows = tokens.masked_rows(sampled.token_ids, inside)
+            rows = masked_rows(sampled.token_ids, inside)
             ended = np.asarray(sampled.ended)
             speakers = [transcripts[i] for i in going]
             self.reply(speakers, [rows[i] for i in going], [bool(ended[i]) for i in going])

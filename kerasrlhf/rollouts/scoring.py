@@ -7,19 +7,17 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
 from kerasrlhf import tokens
-from kerasrlhf.data.limits import same_tokenizer
-from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.scorer import Scored
 from kerasrlhf.models.stop_strings import StopStrings, finished
-from kerasrlhf.rollouts import calling
-from kerasrlhf.types import Responses
+from kerasrlhf.rollouts import calling, unscored
+from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores
 
 
 class Episodes(NamedTuple):
@@ -124,8 +122,8 @@ def read_episodes(
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
         # Ids of prompts and responses, without padding.
-        heads = tokens.masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
-        rows = tokens.masked_rows(ids, inside)
+        heads = masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
+        rows = masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
         # Decode responses after their prompts, or a blank before the first word is lost.
@@ -140,40 +138,6 @@ def _strings(values: Any) -> list[str]:
 
 def _messages(prompt: Any) -> list[dict] | None:
     return prompt if isinstance(prompt, list) else None
-
-
-def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
-    """Returns whether a reward model scores the token ids of `causal_lm` as they are (M12).
-
-    A reward model with another tokenizer, or with the same tokens under other ids, scores texts.
-
-    Args:
-        reward: `Scorer`.
-        causal_lm: keras-hub `CausalLM`.
-
-    Raises:
-        ValueError: If there is no tokenizer to compare and the actor has more token ids, or if a
-            reward model with another tokenizer scores every token.
-    """
-    ours = getattr(causal_lm.preprocessor, "tokenizer", None)
-    theirs = getattr(reward.preprocessor, "tokenizer", None)
-    if ours is None or theirs is None:
-        sizes = lm_adapter.vocabulary_size(causal_lm), reward.vocabulary_size
-        if sizes[0] > sizes[1]:
-            raise ValueError(
-                "Without tokenizers the reward model scores the actor's token ids, so both need "
-                f"one vocabulary. Received an actor with {sizes[0]} entries and a reward model "
-                f"with {sizes[1]}. Give both their preprocessors to score through text."
-            )
-        return True
-    shared = same_tokenizer(ours, theirs)
-    if reward.is_per_token and not shared:
-        raise ValueError(
-            "A process reward model scores the actor's own tokens, so both need one tokenizer. "
-            f"Received a {type(theirs).__name__} for an actor with a {type(ours).__name__} of "
-            "another vocabulary. Train it from a model of the actor's family."
-        )
-    return shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +223,101 @@ class RewardLog:
                 f"{self.rows} entries for {column!r}, received {len(values)}."
             )
         self.columns[str(column)] = values
+
+
+class Scores(NamedTuple):
+    """The scores of a batch, and details about them. Arrays are float32.
+
+    total: `(batch,)`, the weighted sum; `(batch, length)` if a part scores every token.
+    by_part: dict from name to `(batch,)`, without weights, NaN where a part does not apply; empty
+        for a reward that is not a list or dict.
+    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; for several
+        ensembles, the root of the sum of weighted squares. None without an ensemble.
+    unscored: bool `(batch,)`, whether no part applies to a response. None before the first such
+        response.
+    log: `RewardLog` of the functions.
+    """
+
+    total: np.ndarray
+    by_part: dict[str, np.ndarray]
+    spread: np.ndarray | None
+    unscored: np.ndarray | None
+    log: RewardLog
+
+
+class Reward(Protocol):
+    """Scores the responses of a collector; abstract.
+
+    group_size: int. Consecutive responses to each prompt.
+    """
+
+    group_size: int
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
+        """Returns what networks compute from the sampled ids; pure, compiled."""
+        ...
+
+    def score(
+        self, responses: Responses, episodes: Episodes, read: list[Scored], state: TrainerState
+    ) -> Scores:
+        """Returns the scores of a batch, given the results of `read`."""
+        ...
+
+
+class FunctionReward:
+    """Scores responses by one Python function.
+
+    A response for which the function returns None gets the mean score of its group, or of the
+    batch if its group has no score, or 0 if the batch has none. So it counts as neither good nor
+    bad. The first such response causes a warning; from then on the statistic `objective/unscored`
+    is the fraction of such responses.
+
+    Args:
+        function: callable, as `call_reward` describes.
+        group_size: int. Consecutive responses to each prompt. Defaults to 1.
+        timeout: float or None. Seconds that the function may take for a batch. Defaults to None.
+    """
+
+    def __init__(
+        self, function: Callable, group_size: int = 1, timeout: float | None = None
+    ) -> None:
+        self.function, self.group_size, self.timeout = function, group_size, timeout
+        self._name = calling.name_of(function)
+        self._has_unscored = False
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
+        """Returns an empty list: no network reads the tokens."""
+        return []
+
+    def score(
+        self,
+        responses: Responses,
+        episodes: Episodes,
+        read: Sequence[Scored] = (),
+        state: TrainerState = TrainerState(),
+    ) -> Scores:
+        """Calls the function for a batch.
+
+        Args:
+            responses: `Responses`.
+            episodes: `Episodes`, the texts of the responses.
+            read: unused. Defaults to none.
+            state: `TrainerState`, the argument `trainer_state`. Defaults to that of iteration 0.
+
+        Raises:
+            ValueError: If `call_reward` raises one, or a score is too large to train on.
+        """
+        log = RewardLog(int(responses.token_ids.shape[0]))
+        (called,) = call_rewards([self.function], episodes, responses, state, log, self.timeout)
+        # NaN means that the function does not apply.
+        applies, scores = ~np.isnan(called), np.nan_to_num(called)
+        require_finite_scores(scores, f"The reward `{self._name}`")
+        if not (applies.all() or self._has_unscored):
+            self._has_unscored = True
+            unscored.warn(~applies, [self.function])
+        if not self._has_unscored:
+            return Scores(scores, {}, None, None, log)
+        return Scores(unscored.filled(scores, applies, self.group_size), {}, None, ~applies, log)
 
 
 def call_reward(
@@ -436,11 +495,24 @@ def _columns(
     # Before the first reply: between replies of a dialogue are the user's turns.
     before = np.asarray(sampled.padding_mask).astype(bool) & (np.cumsum(inside, axis=1) == 0)
     columns = text_columns(episodes)
-    response_ids = functools.partial(tokens.masked_rows, ids, inside)
+    response_ids = functools.partial(masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}
-    columns["prompt_ids"] = functools.partial(tokens.masked_rows, ids, before)
+    columns["prompt_ids"] = functools.partial(masked_rows, ids, before)
     columns |= {"log_metric": _returning(log.metric), "log_extra": _returning(log.extra)}
     return columns | {"trainer_state": _returning(state)}
+
+
+def per_response(scores: np.ndarray) -> np.ndarray:
+    """Returns one score per response, `(batch,)`: the sum of scores per token.
+
+    Args:
+        scores: float `(batch,)` or `(batch, length)`.
+
+    Example:
+        >>> per_response(np.array([[1.0, 2.0], [0.0, 4.0]])).tolist()
+        [3.0, 4.0]
+    """
+    return scores.reshape(len(scores), -1).sum(axis=1)
 
 
 def _returning(value: Any) -> Callable[[], Any]:
@@ -535,7 +607,8 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
         array = np.asarray(value)
         # Float, integer, unsigned or bool; anything else stays NaN and is reported.
         if array.size == 1 and array.dtype.kind in "fiub":
-            scores[row] = float(array.reshape(()))
+            # The sum makes a negative zero positive.
+            scores[row] = float(array.reshape(())) + 0.0
     applies = np.array([value is not None for value in values])
     bad = np.flatnonzero(applies & ~np.isfinite(scores))
     if bad.size:

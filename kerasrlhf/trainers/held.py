@@ -13,8 +13,8 @@ from kerasrlhf import signatures
 from kerasrlhf.adapters import AdaptedModel, adapted_layers
 from kerasrlhf.models import fitting
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.rollouts.environments import TextEnvironment

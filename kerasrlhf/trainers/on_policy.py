@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import replica, signatures, tokens
+from kerasrlhf import replica, signatures
 from kerasrlhf.data.limits import Limits
-from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking, policy_losses, returns
+from kerasrlhf.functional import masking, on_policy_losses, returns
+from kerasrlhf.functional.logprobs import ESTIMATORS
 from kerasrlhf.models import fitting, lm_adapter, precision
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import environments, scoring, weighted
 from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
 from kerasrlhf.rollouts.dialogues import Dialogue
@@ -38,6 +38,7 @@ from kerasrlhf.types import (
     Sampler,
     Tensor,
     TokenStats,
+    masked_rows,
     require_bool,
     require_choice,
     require_constant_sampler,
@@ -281,7 +282,7 @@ class OnPolicyTrainer(IterativeModel):
             rollout.ref_logprobs,
             rollout.response_mask,
             rollout.kl_coef if self.kl_place == "reward" else 0.0,
-            kl_estimators.ESTIMATORS[self.kl_estimator],
+            ESTIMATORS[self.kl_estimator],
         )
 
     def experience(
@@ -302,12 +303,12 @@ class OnPolicyTrainer(IterativeModel):
         weights = ops.ones(mask.shape)
         if self.reweighs:
             # Per token: training over sampling probability, both of the policy that sampled.
-            weights = policy_losses.importance_weights(
+            weights = on_policy_losses.importance_weights(
                 sampled, rollout.behavior_logprobs, self.importance_cap
             )
         if is_old:
             # Per response: the current policy over the policy that sampled.
-            whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
+            whole = on_policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
             weights = whole * weights
             if targets is not None:
                 # Weight the critic's errors alike, so that values estimate the current policy's
@@ -406,7 +407,7 @@ class OnPolicyTrainer(IterativeModel):
         self.collector = Collector(
             self.actor,
             self.reference,
-            weighted.WeightedReward(self.reward, self.actor, self.group_size, self.reward_timeout),
+            weighted.reward_of(self.reward, self.actor, self.group_size, self.reward_timeout),
             self.sampler,
             execution,
             parts=self.num_minibatches,
@@ -653,7 +654,7 @@ class OnPolicyTrainer(IterativeModel):
             responses = None
             # Copy token ids to the host only if a rule needs them.
             if shaping.counts_tokens:
-                responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+                responses = masked_rows(rollout.token_ids, rollout.response_mask)
             scores = shaping.apply(
                 scores,
                 rollout.ended.numpy(),

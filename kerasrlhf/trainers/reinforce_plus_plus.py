@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from kerasrlhf.functional import baselines, masking, policy_losses, returns
+from kerasrlhf.functional import baselines, masking, on_policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
 from kerasrlhf.rollouts.environments import Environment
@@ -125,7 +125,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the clipped policy loss."""
-        loss, clipped = policy_losses.clipped_policy_loss(
+        loss, clipped = on_policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,
             minibatch.advantages,

@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
-from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
+from kerasrlhf.functional.logprobs import ESTIMATORS, k2
 from kerasrlhf.models import reverse
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.trainers.language_modeling import TextBatch
@@ -193,7 +193,7 @@ class UpdateStep:
         counts_here = ops.logical_and(minibatch.response_mask, minibatch.kl_weights != 0)
         # Elsewhere k3 could overflow, and 0 times infinity is NaN.
         pair = (stats.logprobs, minibatch.ref_logprobs)
-        estimate = kl_estimators.ESTIMATORS[self.kl_estimator]
+        estimate = ESTIMATORS[self.kl_estimator]
         return minibatch.kl_weights * estimate(
             *(masking.zero_outside(x, counts_here) for x in pair)
         )
@@ -217,7 +217,7 @@ def policy_logs(stats: TokenStats, minibatch: Experience) -> dict[str, Tensor]:
     ratio = ops.exp(stats.logprobs - minibatch.logprobs)
     return {
         "policy/entropy": stats.entropy,
-        "policy/approxkl": kl_estimators.k2(stats.logprobs, minibatch.logprobs),
+        "policy/approxkl": k2(stats.logprobs, minibatch.logprobs),
         "policy/ratio": ratio,
         "policy/ratio_error": ops.abs(ratio - 1.0),
     }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf.functional import kl, masking, policy_losses, returns, value_losses
+from kerasrlhf.functional import logprobs as logprobs_lib
+from kerasrlhf.functional import masking, on_policy_losses, returns
 
 RNG = np.random.default_rng(3)
 # A prompt, then turns of the policy (true) with the user's turns between them, then padding.
@@ -37,13 +38,13 @@ FUNCTIONS = {
     "gae_undiscounted": lambda m, a, b, c: returns.gae(a, b, m),
     "discounted_sums": lambda m, a, b, c: returns.discounted_sums(a, 0.7, m),
     "rewards": lambda m, a, b, c: returns.token_rewards(SCORES, a, b, m, 0.3),
-    "rewards_k3": lambda m, a, b, c: returns.token_rewards(SCORES, a, b, m, 0.3, kl.k3),
+    "rewards_k3": lambda m, a, b, c: returns.token_rewards(SCORES, a, b, m, 0.3, logprobs_lib.k3),
     "rewards_per_token": lambda m, a, b, c: returns.token_rewards(c, a, b, m, 0.3),
     "whiten": lambda m, a, b, c: masking.whiten(a, m),
     "whiten_keeping_the_mean": lambda m, a, b, c: masking.whiten(a, m, center=False),
-    "explained_variance": lambda m, a, b, c: value_losses.explained_variance(a, b, m),
+    "explained_variance": lambda m, a, b, c: on_policy_losses.explained_variance(a, b, m),
     "masked_mean": lambda m, a, b, c: masking.masked_mean(a, m),
-    "response_weights": lambda m, a, b, c: policy_losses.response_weights(a, b, m),
+    "response_weights": lambda m, a, b, c: on_policy_losses.response_weights(a, b, m),
     "last_true": lambda m, a, b, c: masking.last_true(a, m),
     **{
         f"loss_weights_{reduction}": lambda m, a, b, c, r=reduction: masking.loss_weights(m, r, 9)
@@ -99,10 +100,10 @@ def test_masks_without_gaps_are_computed_as_before():
 def loss_of(logprobs, values, mask, ref, old, old_values, advantages, targets):
     """PPO's loss as an update weighs it: policy, value, KL and entropy terms."""
     old, ref, old_values = (masking.zero_outside(x, mask) for x in (old, ref, old_values))
-    policy, _ = policy_losses.clipped_policy_loss(logprobs, old, advantages, 0.2)
-    value, _ = value_losses.clipped_value_loss(values, old_values, targets, 0.2)
+    policy, _ = on_policy_losses.clipped_policy_loss(logprobs, old, advantages, 0.2)
+    value, _ = on_policy_losses.clipped_value_loss(values, old_values, targets, 0.2)
     ours = masking.zero_outside(logprobs, mask)
-    loss = policy + 0.1 * value + 0.3 * kl.k3(ours, ref) - 0.01 * logprobs
+    loss = policy + 0.1 * value + 0.3 * logprobs_lib.k3(ours, ref) - 0.01 * logprobs
     loss = masking.zero_outside(loss, mask) * masking.loss_weights(mask)
     return tf.reduce_sum(loss)
 

@@ -288,7 +288,7 @@ def test_words_of_the_user_are_no_special_tokens(chat):
 def test_a_stop_string_that_begins_the_users_turn_is_not_written_twice():
     lm = helpers.lm(texts=True, positions=64)
     sampler = rlhf.Sampler(8, stop_strings="s")
-    stops = ActorCritic(lm).stop_strings(sampler)
+    stops = ActorCritic(lm).ending(sampler).strings
     said = [("abs", True), ("cs", True)]
     transcript = talk(lm, said, worlds.template, ["d"], stops)
     assert [m["content"] for m in transcript.messages] == ["hi", "ab", "d", "c"]
