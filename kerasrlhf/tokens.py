@@ -150,6 +150,28 @@ def continuations(
     return [alone[index] if row is None else row for index, row in enumerate(rows)]
 
 
+def following(
+    texts: Sequence[str], preprocessor: CausalLMPreprocessor | Tokenizer
+) -> list[list[int]]:
+    """Tokenizes texts that something precedes, by themselves; special tokens are parsed.
+
+    Args:
+        texts: list of str.
+        preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+
+    Returns:
+        list of lists of int, without the blank that SentencePiece puts before a text.
+
+    Example:
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> following(["<|endoftext|>ab"], tokenizer)
+        [[0, 3]]
+    """
+    return _encode(list(texts), tokenizer_of(preprocessor), continues=True)
+
+
 def _encode(texts: list[str], tokenizer: Tokenizer, continues: bool = False) -> list[list[int]]:
     """Returns the token ids of texts with special tokens parsed.
 

@@ -17,8 +17,8 @@ NAMES = {
         DPO IPO KTO ORPO DirectTrainer
         Rollout Experience TokenStats
         load_reward RewardPool BestOfN best_of_n best_of_n_kl
-        applications callbacks cluster data evaluation functional losses metrics presets tasks
-        __version__
+        applications callbacks cluster data environment evaluation functional losses metrics
+        presets tasks __version__
     """,
     rlhf.functional: """
         baselines direct_losses logprobs masking on_policy_losses preferences returns
@@ -42,6 +42,7 @@ NAMES = {
         audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
         augment Augmented AugmentReport comparisons label Labeling
     """,
+    rlhf.environment: "DialogueEnv ResponseEnv TokenEnv register",
     rlhf.evaluation: """
         optimum grpo_optimum
         Interval mean_interval fraction_interval bootstrap_interval measure choice_logprobs

@@ -32,6 +32,10 @@ class Episodes(NamedTuple):
         `kerasrlhf.special_tokens`; None if the batch does not have them.
     ended: bool `(batch,)`, whether an end token of the tokenizer or a stop string ended a response;
         None if the model has no tokenizer.
+    guarded_responses: list of `responses` with typed special tokens marked as text; None if a
+        response is all typed.
+    dialogues: list with the messages that followed each prompt, the user's included; None if a
+        response is one reply.
     """
 
     prompts: list[str] | None
@@ -40,6 +44,8 @@ class Episodes(NamedTuple):
     conversations: list[list[dict] | None] | None = None
     guarded_prompts: list[str] | None = None
     ended: np.ndarray | None = None
+    guarded_responses: list[str] | None = None
+    dialogues: list[list[dict]] | None = None
 
     @property
     def texts(self) -> tuple[list[str], list[str]]:
@@ -59,6 +65,42 @@ class Episodes(NamedTuple):
         return self.prompts, self.responses
 
 
+class PromptStrings(NamedTuple):
+    """The strings of a batch of prompts.
+
+    prompts, guarded, conversations: as in `Episodes`; None if the batch does not have them.
+    columns: dict of the columns of the records, each a list.
+    """
+
+    prompts: list[str] | None
+    guarded: list[str] | None
+    conversations: list[list[dict] | None] | None
+    columns: dict[str, list]
+
+    @classmethod
+    def of(cls, batch: dict[str, Any]) -> PromptStrings:
+        """Returns the strings of a batch.
+
+        Args:
+            batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record`
+                (JSON) are used if present.
+
+        Example:
+            >>> PromptStrings.of({"prompt": ["Hi"], "record": ['{"prompt": "Hi", "n": 3}']}).columns
+            {'prompt': ['Hi'], 'n': [3]}
+        """
+        records = [json.loads(r) for r in _strings(batch.get("record", ()))]
+        # Union of the columns in their order; None where a record lacks one.
+        names = dict.fromkeys(name for record in records for name in record)
+        columns = {name: [record.get(name) for record in records] for name in names}
+        prompts, guarded = (
+            _strings(batch[name]) if name in batch else None
+            for name in ("prompt", "guarded_prompt")
+        )
+        conversations = [_messages(record.get("prompt")) for record in records] or None
+        return cls(prompts, guarded, conversations, columns)
+
+
 def read_episodes(
     sampled: Responses,
     batch: dict[str, Any],
@@ -75,13 +117,7 @@ def read_episodes(
         stops: `StopStrings` of the sampler. The text of a response ends before the string that
             ended it. Defaults to None.
     """
-    records = [json.loads(r) for r in _strings(batch.get("record", ()))]
-    # Union of the columns in their order; None where a record lacks one.
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names}
-    prompts, guarded = (
-        _strings(batch[name]) if name in batch else None for name in ("prompt", "guarded_prompt")
-    )
+    prompts, guarded, conversations, columns = PromptStrings.of(batch)
     responses, ended = None, None
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
@@ -93,7 +129,6 @@ def read_episodes(
         # Decode responses after their prompts, or a blank before the first word is lost.
         responses = tokens.detokenize(rows, preprocessor, after=heads)
         responses, ended = finished(responses, rows, preprocessor, stops)
-    conversations = [_messages(record.get("prompt")) for record in records] or None
     return Episodes(prompts, responses, columns, conversations, guarded, ended)
 
 
@@ -304,6 +339,8 @@ def call_reward(
         trainer_state             `TrainerState`
         log_metric(name, value)   adds `reward/<name>` to the iteration's statistics, as a mean
         log_extra(column, values) adds a column to the episodes
+        messages, replies         of a dialogue: all its messages, and the texts of the replies;
+                                  `completions` are the messages after the prompt
 
     and the other columns of the records. A function with other names is called as
     `function(prompts, responses)`. An `async def` runs to completion, also in a notebook.
@@ -425,7 +462,29 @@ def text_columns(episodes: Episodes) -> dict[str, Callable[[], Any]]:
     if responses is not None:
         columns["responses"] = _returning(responses)
         columns["completions"] = functools.partial(_completions, responses, conversations)
+    if episodes.dialogues is not None:
+        columns |= _dialogue_columns(conversations, episodes.dialogues)
     return columns
+
+
+def _dialogue_columns(
+    conversations: Sequence[list[dict] | None], dialogues: list[list[dict]]
+) -> dict[str, Callable[[], Any]]:
+    """Returns the columns of dialogues: what followed the prompts, all of it, and the replies."""
+
+    def copied(messages: Sequence[dict]) -> list[dict]:
+        return [{**m} for m in messages]
+
+    return {
+        "completions": lambda: [copied(messages) for messages in dialogues],
+        "messages": lambda: [
+            copied([*(prompt or []), *messages])
+            for prompt, messages in zip(conversations, dialogues, strict=True)
+        ],
+        "replies": lambda: [
+            [m["content"] for m in messages if m["role"] == "assistant"] for messages in dialogues
+        ],
+    }
 
 
 def _columns(
@@ -433,7 +492,8 @@ def _columns(
 ) -> dict[str, Callable[[], Any]]:
     """Returns a function for every argument by name, which creates its value on demand."""
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
-    before = np.asarray(sampled.padding_mask) & ~inside
+    # Before the first reply: between replies of a dialogue are the user's turns.
+    before = np.asarray(sampled.padding_mask).astype(bool) & (np.cumsum(inside, axis=1) == 0)
     columns = text_columns(episodes)
     response_ids = functools.partial(masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}

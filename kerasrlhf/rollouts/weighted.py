@@ -299,7 +299,9 @@ class TextReader:
             prompts = batch.episodes.guarded_prompts
             if prompts is None:
                 prompts = [tokens.guarded(text, tokenizer) for text in prompt_texts]
-            texts = [tokens.guarded(text, tokenizer) for text in response_texts]
+            texts = batch.episodes.guarded_responses
+            if texts is None:
+                texts = [tokens.guarded(text, tokenizer) for text in response_texts]
             scored = model.read_texts(prompts, texts, ended=ended, parse_special=True)
             readings[name] = _reading(model, scored)
         return readings

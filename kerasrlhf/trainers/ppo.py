@@ -11,6 +11,7 @@ from keras import ops
 from kerasrlhf.functional import masking, on_policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import CriticWarmup
@@ -37,7 +38,7 @@ class PPO(OnPolicyTrainer):
     Args:
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
-            weights (`OnPolicyTrainer`).
+            weights (`OnPolicyTrainer`). Or an environment, with its own prompts.
         reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler`. Its temperature divides the logits everywhere (N10).
@@ -91,7 +92,7 @@ class PPO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,

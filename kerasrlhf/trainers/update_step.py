@@ -61,6 +61,7 @@ class UpdateStep:
             `Experience`.
         variables: list of Keras variables to train.
         length: int. Maximum number of tokens of a response.
+        columns: int. Maximum number of tokens after a prompt: in a dialogue more than `length`.
         micro_batches: int. Parts of a minibatch, computed one after the other.
         loss_reduction: str, as in `functional.masking.loss_weights`.
         kl_estimator: str, of the KL term of the loss.
@@ -76,6 +77,7 @@ class UpdateStep:
         variables: list[keras.Variable],
         *,
         length: int,
+        columns: int,
         micro_batches: int,
         loss_reduction: str,
         kl_estimator: str,
@@ -84,7 +86,7 @@ class UpdateStep:
         prompt_coef: float,
     ) -> None:
         self.actor, self.objective, self.variables = actor, objective, variables
-        self.length, self.micro_batches = length, micro_batches
+        self.length, self.columns, self.micro_batches = length, columns, micro_batches
         self.loss_reduction, self.kl_estimator = loss_reduction, kl_estimator
         self.entropy_coef, self.text_coef, self.prompt_coef = entropy_coef, text_coef, prompt_coef
 
@@ -143,7 +145,7 @@ class UpdateStep:
             minibatch.token_ids,
             minibatch.padding_mask,
             minibatch.prompt_lengths,
-            self.length,
+            self.columns,
             batch.temperature,
             entropy_gradient=self.entropy_coef > 0,
         )
@@ -203,7 +205,7 @@ class UpdateStep:
             minibatch.token_ids,
             minibatch.padding_mask,
             minibatch.prompt_lengths,
-            minibatch.token_ids.shape[1] - self.length,
+            minibatch.token_ids.shape[1] - self.columns,
         )
         # `(batch, 1)`: false for rows without a response in the loss.
         counted = ops.any(minibatch.response_mask, axis=-1, keepdims=True)
