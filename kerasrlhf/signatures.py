@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def expanded(kind: type, base: type) -> inspect.Signature:
@@ -71,6 +75,29 @@ def _names(kind: type, name: str, inherited: Iterable[str]) -> Iterable[str]:
     hint = typing.get_type_hints(inspect.getattr_static(kind, "__init__")).get(name)
     options = next(iter(typing.get_args(hint)), None)
     return typing.get_type_hints(options) if typing.is_typeddict(options) else inherited
+
+
+def shown_as(other: Callable[..., Any]) -> Callable[[F], F]:
+    """Returns a decorator for a method that shows the signature and docstring of another one.
+
+    As `functools.wraps`, but a type checker keeps to the method itself, which it may call without
+    arguments.
+
+    Args:
+        other: callable.
+
+    Example:
+        >>> @shown_as(round)
+        ... def nearest(*args):
+        ...     return round(*args)
+        >>> str(inspect.signature(nearest)), nearest(2.6)
+        ('(number, ndigits=None)', 3)
+    """
+
+    def decorate(function: F) -> F:
+        return typing.cast(F, functools.wraps(other)(function))
+
+    return decorate
 
 
 def check_names(kind: type, names: Iterable[str]) -> None:

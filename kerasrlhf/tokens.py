@@ -20,7 +20,6 @@ from kerasrlhf import special_tokens
 
 if TYPE_CHECKING:
     from keras_hub.models import CausalLMPreprocessor, Tokenizer
-    from numpy.typing import ArrayLike
 
 _T = TypeVar("_T")
 
@@ -149,6 +148,28 @@ def continuations(
     encoded = _encode([responses[index] for index in merged], tokenizer, continues=True)
     alone = dict(zip(merged, encoded, strict=True))
     return [alone[index] if row is None else row for index, row in enumerate(rows)]
+
+
+def following(
+    texts: Sequence[str], preprocessor: CausalLMPreprocessor | Tokenizer
+) -> list[list[int]]:
+    """Tokenizes texts that something precedes, by themselves; special tokens are parsed.
+
+    Args:
+        texts: list of str.
+        preprocessor: A keras-hub preprocessor, or the tokenizer itself.
+
+    Returns:
+        list of lists of int, without the blank that SentencePiece puts before a text.
+
+    Example:
+        >>> import keras_hub
+        >>> vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=["a b"])
+        >>> following(["<|endoftext|>ab"], tokenizer)
+        [[0, 3]]
+    """
+    return _encode(list(texts), tokenizer_of(preprocessor), continues=True)
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer, continues: bool = False) -> list[list[int]]:
@@ -560,53 +581,6 @@ def padded(
         padded[: len(row)] = row
     lengths = np.array([len(row) for row in rows])
     return token_ids, np.arange(length) < lengths[:, None]
-
-
-def check_right_padded(token_ids: ArrayLike, padding_mask: ArrayLike) -> None:
-    """Raises a `ValueError` for rows that are not real tokens followed by padding.
-
-    Args:
-        token_ids: int `(rows, length)`.
-        padding_mask: bool `(rows, length)`, true at real tokens.
-
-    Raises:
-        ValueError: If the shapes differ, a row has no token, or padding precedes a token.
-
-    Example:
-        >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
-    """
-    mask, shape = np.asarray(padding_mask, bool), np.asarray(token_ids).shape
-    if mask.ndim != 2 or mask.shape != shape or not mask.size:
-        raise ValueError(
-            "Expected `token_ids` and `padding_mask` of one shape (rows, length). Received: "
-            f"{shape} and {mask.shape}."
-        )
-    # Wrong: no token at the start, or a token after padding.
-    bad = np.flatnonzero(~mask[:, 0] | (mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
-    if bad.size:
-        raise ValueError(
-            "Rows must begin with a real token and be padded on the right. Rows "
-            f"{bad[:5].tolist()} are empty or have padding before a token (padding_mask "
-            f"{mask[bad[0]].astype(int).tolist()})."
-        )
-
-
-def masked_rows(token_ids: ArrayLike, mask: ArrayLike) -> list[list[int]]:
-    """Returns the ids at true positions.
-
-    Args:
-        token_ids: int `(rows, length)`.
-        mask: bool `(rows, length)`.
-
-    Returns:
-        list of lists of int.
-
-    Example:
-        >>> masked_rows([[5, 6, 7]], [[False, True, True]])
-        [[6, 7]]
-    """
-    ids, mask = np.asarray(token_ids), np.asarray(mask, bool)
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def tokenizer_of(preprocessor: CausalLMPreprocessor | Tokenizer | None) -> Tokenizer:

@@ -286,6 +286,24 @@ class TokenStats(NamedTuple):
     values: Tensor
 
 
+def masked_rows(token_ids: Any, mask: Any) -> list[list[int]]:
+    """Returns the ids at true positions.
+
+    Args:
+        token_ids: int `(rows, length)`.
+        mask: bool `(rows, length)`.
+
+    Returns:
+        list of lists of int.
+
+    Example:
+        >>> masked_rows([[5, 6, 7]], [[False, True, True]])
+        [[6, 7]]
+    """
+    ids, mask = np.asarray(token_ids), np.asarray(mask, bool)
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
 def changed_fields(instance: Any) -> str:
     """Returns a dataclass with the fields that differ from their defaults, for `repr`.
 

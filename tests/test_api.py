@@ -17,11 +17,12 @@ NAMES = {
         DPO IPO KTO ORPO DirectTrainer
         Rollout Experience TokenStats
         load_reward RewardPool BestOfN best_of_n best_of_n_kl
-        applications callbacks cluster data evaluation functional losses metrics presets tasks
-        __version__
+        applications callbacks cluster data environment evaluation functional losses metrics
+        presets tasks __version__
     """,
     rlhf.functional: """
-        baselines direct_losses kl logprobs masking policy_losses preferences returns value_losses
+        baselines direct_losses logprobs masking on_policy_losses preferences returns
+        kl policy_losses value_losses
         zero_outside masked_sum masked_mean masked_variance whiten
         response_mask last_true_mask last_true loss_weights
         token_logprobs token_entropy response_logprobs k1 k2 k3
@@ -41,6 +42,7 @@ NAMES = {
         audit AuditReport Finding clean Cleaned CleanReport label_noise LabelNoise
         augment Augmented AugmentReport comparisons label Labeling
     """,
+    rlhf.environment: "DialogueEnv ResponseEnv TokenEnv register",
     rlhf.evaluation: """
         optimum grpo_optimum
         Interval mean_interval fraction_interval bootstrap_interval measure choice_logprobs
@@ -114,6 +116,19 @@ def test_functions_are_the_same_in_their_module_and_in_functional():
             if inspect.isfunction(function):
                 assert name in functional.__all__
                 assert getattr(functional, name) is function
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [
+        ("kl", "k1 k2 k3 ESTIMATORS"),
+        ("policy_losses", "clipped_policy_loss policy_gradient_loss importance_weights"),
+        ("value_losses", "clipped_value_loss critic_warmup_loss explained_variance"),
+    ],
+)
+def test_functions_are_found_by_the_name_of_their_idea(address, names):
+    for name in names.split():
+        assert hasattr(getattr(rlhf.functional, address), name)
 
 
 def test_no_public_name_means_two_things():

@@ -17,7 +17,7 @@ ORDER = [
     ["models"],
     ["rollouts"],
     ["trainers"],
-    ["callbacks", "evaluation", "rlhf", "__main__"],
+    ["callbacks", "environment", "evaluation", "rlhf", "__main__"],
     ["applications"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -115,7 +115,9 @@ def test_a_recipe_prints_nothing_of_tensorflow_and_its_own_errors(tmp_path):
 
 
 WRITE = """
-    import os, sys, time
+    import os, signal, sys, time
+    # A suite in the background of a shell ignores it, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     how, sys.argv[0] = sys.argv[1], "recipes/trial.py"
     from kerasrlhf.cli import quiet
     with quiet.without_noise():

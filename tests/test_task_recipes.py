@@ -2,6 +2,8 @@
 
 import json
 
+from kerasrlhf.cli.recipe import TaskConfig
+
 import pytest
 from recipe_runs import TASKS, load, save_tiny, smoke
 
@@ -63,6 +65,30 @@ def test_a_task_of_files_is_measured_on_records_of_the_test_file(tiny, tmp_path)
     assert {sample["target"] for sample in report["samples"]} <= {" even", " odd"}
     asked = {sample["prompt"] for sample in report["samples"]}
     assert asked <= {f"Text: {row['text']}\nLabel:" for row in rows[20:]}
+
+
+def test_training_is_watched_on_records_without_demonstrations(tiny, monkeypatch):
+    """Recipes demonstrate the first records."""
+    seen = {}
+
+    class Trainer:
+        group_size = 1
+
+        def fit(self, prompts, validation_data, steps_per_epoch, epochs, **_):
+            steps = steps_per_epoch * epochs
+            seen["learned"] = {x for batch in prompts.take(steps) for x in batch["prompt"].numpy()}
+            seen["watched"] = [x for batch in validation_data for x in batch["prompt"].numpy()]
+
+    records = [{"text": f"Text {i}", "label": "a"} for i in range(8)]
+    task = rlhf.tasks.Classification(["a", "b"], template="{text}", length=2)
+    config = TaskConfig(
+        model=tiny, iterations=6, validate_every=6, batch_size=2, validation=2, jit_compile=False
+    )
+    run = rlhf.applications.TaskRun(task, config, records[:2])
+    monkeypatch.setattr(run, "_trainer", lambda algorithm, options: Trainer())
+    run.reinforce(records)
+    assert seen["watched"] == [b"Text 6", b"Text 7"]
+    assert seen["learned"] == {f"Text {i}".encode() for i in range(6)}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RIGHT = """
+import gymnasium
 import keras_hub
 
 import kerasrlhf as rlhf
@@ -22,6 +23,10 @@ ppo = rlhf.PPO(actor, reward, sampler=sampler, kl=kl, cliprange=0.2, entropy_coe
 ppo.compile("adam")
 ppo.fit(rlhf.data.prompts(["once", "twice"], lm.preprocessor, batch_size=2))
 rlhf.RLOO(actor, reward, sampler=sampler, kl=rlhf.FixedKL(0.05), group_size=4)
+environment = rlhf.environment.TokenEnv(["once"], reward, lm, sampler)
+rlhf.PPO(actor, environment, sampler=environment.sampler, kl=kl).fit(batch_size=2)
+made = gymnasium.make("kerasrlhf/Token-v0", prompts=["once"], reward=reward, causal_lm=lm)
+rlhf.GRPO(actor, made, sampler=sampler, kl=rlhf.FixedKL(0.05), group_size=4)
 advantages, returns = rlhf.functional.gae([[1.0]], [[0.0]], [[True]], lam=0.9)
 low: float = rlhf.evaluation.mean_interval([1.0, 3.0]).low
 loss = rlhf.losses.IPOLoss(beta=0.1)

@@ -184,8 +184,9 @@ class TaskRun:
             variable.assign(value)
         trainer = self._trainer(algorithm, options)
         group = trainer.group_size
-        # A part of the prompts is kept back, to watch the metrics during training.
-        watched, learned = records[: config.validation], records[config.validation :]
+        # The last prompts are kept back, to watch the metrics during training. The first ones may
+        # be the demonstrations.
+        learned, watched = records[: -config.validation], records[-config.validation :]
         prompts, validation = (
             data.prompts(
                 self.task.prompts(part),

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
+from kerasrlhf.functional.logprobs import k1
 from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.trainers import summaries
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
@@ -134,15 +134,15 @@ def sample_rows(
     rollout, episodes = collected.rollout, collected.episodes
     # Nats of each response: k1, summed over its tokens (S2).
     kl = masking.masked_sum(
-        kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
+        k1(rollout.logprobs, rollout.ref_logprobs), rollout.response_mask, axis=-1
     )
     numbers = [np.asarray(x, "float64") for x in (collected.scores, collected.raw_scores, kl)]
-    inside, real = (np.asarray(x) for x in (rollout.response_mask, rollout.padding_mask))
+    inside, lengths = (np.asarray(x) for x in (rollout.response_mask, rollout.prompt_lengths))
     ids = np.asarray(rollout.token_ids)
     rows = []
     for i in range(0, len(ids), step)[:count]:
         # Texts where there is a tokenizer, otherwise ids by the masks.
-        prompt = episodes.prompts[i] if episodes.prompts else ids[i][real[i] & ~inside[i]].tolist()
+        prompt = episodes.prompts[i] if episodes.prompts else ids[i][: lengths[i]].tolist()
         response = episodes.responses[i] if episodes.responses else ids[i][inside[i]].tolist()
         score, raw_score, nats = (float(x[i]) for x in numbers)
         rows.append(

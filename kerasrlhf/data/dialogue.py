@@ -147,6 +147,41 @@ def turns(messages: Sequence[Message], template: Template = "plain") -> list[tup
     return pairs
 
 
+def between(
+    messages: Sequence[Message], reply: str, answer: str, template: Template = "plain"
+) -> str:
+    r"""Returns the text between two replies: the end of a turn, the user's, and an opened turn.
+
+    Args:
+        messages: list of messages before the first of the two replies.
+        reply: str. The content of that reply, without white space around it.
+        answer: str. The content of the user's message after it.
+        template: str, a built-in template, or a callable. Defaults to `"plain"`.
+
+    Returns:
+        str, with the mark of the end of the reply's turn.
+
+    Raises:
+        ValueError: If the template does not render a dialogue as a continuation of its prompt, or
+            changes the reply; and as in `render`.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "1?"}]
+        >>> rlhf.data.dialogue.between(messages, "One.", "2?")
+        '\n\nHuman: 2?\n\nAssistant:'
+    """
+    before = render(messages, template, add_generation_prompt=True)
+    said = [{"role": "assistant", "content": reply}, {"role": "user", "content": answer}]
+    added = _added(before, render([*messages, *said], template, add_generation_prompt=True))
+    start = added.find(reply)
+    if start < 0:
+        raise ValueError(
+            f"The template changes the reply {reply!r} when a turn follows it: {added[:80]!r}. A "
+            "dialogue that goes on needs a template that keeps what was said."
+        )
+    return added[start + len(reply) :]
+
+
 def load_template(name: str) -> Template:
     """Finds the template of a name on a command line.
 

@@ -115,6 +115,35 @@ def check_batch(batch: Any, *expected: str, where: str = "") -> None:
     )
 
 
+def check_right_padded(token_ids: Any, padding_mask: Any) -> None:
+    """Raises a `ValueError` for rows that are not real tokens followed by padding.
+
+    Args:
+        token_ids: int `(rows, length)`.
+        padding_mask: bool `(rows, length)`, true at real tokens.
+
+    Raises:
+        ValueError: If the shapes differ, a row has no token, or padding precedes a token.
+
+    Example:
+        >>> check_right_padded([[5, 6, 0]], [[True, True, False]])
+    """
+    mask, shape = np.asarray(padding_mask, bool), np.asarray(token_ids).shape
+    if mask.ndim != 2 or mask.shape != shape or not mask.size:
+        raise ValueError(
+            "Expected `token_ids` and `padding_mask` of one shape (rows, length). Received: "
+            f"{shape} and {mask.shape}."
+        )
+    # Wrong: no token at the start, or a token after padding.
+    bad = np.flatnonzero(~mask[:, 0] | (mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
+    if bad.size:
+        raise ValueError(
+            "Rows must begin with a real token and be padded on the right. Rows "
+            f"{bad[:5].tolist()} are empty or have padding before a token (padding_mask "
+            f"{mask[bad[0]].astype(int).tolist()})."
+        )
+
+
 def _parts(batch: Any) -> tuple[Any, list[Any]]:
     """Returns inputs, and targets and weights without None, which Keras writes for missing ones."""
     inputs, *targets = batch if isinstance(batch, tuple) and batch else (batch,)

@@ -7,13 +7,11 @@ available both here and in its module: `rlhf.functional.gae` is `rlhf.functional
 from kerasrlhf.functional import (
     baselines,
     direct_losses,
-    kl,
     logprobs,
     masking,
-    policy_losses,
+    on_policy_losses,
     preferences,
     returns,
-    value_losses,
 )
 from kerasrlhf.functional.baselines import group_mean, group_normalized, leave_one_out
 from kerasrlhf.functional.direct_losses import (
@@ -24,8 +22,7 @@ from kerasrlhf.functional.direct_losses import (
     orpo,
     response_logprobs,
 )
-from kerasrlhf.functional.kl import k1, k2, k3
-from kerasrlhf.functional.logprobs import token_entropy, token_logprobs
+from kerasrlhf.functional.logprobs import k1, k2, k3, token_entropy, token_logprobs
 from kerasrlhf.functional.masking import (
     last_true,
     last_true_mask,
@@ -37,8 +34,11 @@ from kerasrlhf.functional.masking import (
     whiten,
     zero_outside,
 )
-from kerasrlhf.functional.policy_losses import (
+from kerasrlhf.functional.on_policy_losses import (
     clipped_policy_loss,
+    clipped_value_loss,
+    critic_warmup_loss,
+    explained_variance,
     importance_weights,
     policy_gradient_loss,
     response_weights,
@@ -53,11 +53,10 @@ from kerasrlhf.functional.preferences import (
     squared_sum,
 )
 from kerasrlhf.functional.returns import discounted_sums, gae, token_rewards
-from kerasrlhf.functional.value_losses import (
-    clipped_value_loss,
-    critic_warmup_loss,
-    explained_variance,
-)
+
+# Parts of a file that have names of their own: `rlhf.functional.kl.k1`.
+kl = logprobs
+policy_losses = value_losses = on_policy_losses
 
 __all__ = [
     # Modules
@@ -66,6 +65,7 @@ __all__ = [
     "kl",
     "logprobs",
     "masking",
+    "on_policy_losses",
     "policy_losses",
     "preferences",
     "returns",

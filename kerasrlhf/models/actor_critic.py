@@ -15,10 +15,8 @@ from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import logprobs
 from kerasrlhf.models import generation, lm_adapter, loading, serialization, windows
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.models.sampling import sample
-from kerasrlhf.models.scalar_head import ScalarHead
+from kerasrlhf.models.sampling import Ending, sample
 from kerasrlhf.models.scorer import Scorer
-from kerasrlhf.models.stop_strings import StopStrings
 from kerasrlhf.types import Responses, Sampler, Tensor, TokenStats
 
 _CONFIG = "actor_critic.json"
@@ -103,7 +101,7 @@ class ActorCritic(adapters.AdaptedModel):
             network = lm_adapter.copy(reward.backbone)
             network.trainable = True
         self.critic = network
-        self.value_head = ScalarHead(name="value_head")
+        self.value_head = windows.ScalarHead(name="value_head")
         if self.critic is not None:
             self._check_critic(self.critic)
         # Built here: its weights exist before anything is saved, loaded or assigned.
@@ -298,6 +296,7 @@ class ActorCritic(adapters.AdaptedModel):
         uniforms: Tensor,
         sampler: Sampler,
         temperature: Tensor | float,
+        ending: Ending | None = None,
     ) -> Responses:
         """Samples responses to tokenized prompts, with their log-probabilities and values.
 
@@ -310,6 +309,7 @@ class ActorCritic(adapters.AdaptedModel):
                 token is chosen.
             temperature: float or float32 scalar, above 0. Logits are divided by it. Ignored where
                 the likeliest token is chosen.
+            ending: `Ending` of the sampler. Defaults to None: `self.ending(sampler)`.
 
         Returns:
             `Responses`; values are zeros if the critic is a separate network.
@@ -321,9 +321,8 @@ class ActorCritic(adapters.AdaptedModel):
             uniforms,
             sampler,
             temperature,
-            self.stop_token_ids(sampler),
+            self.ending(sampler) if ending is None else ending,
             self.value_head if self.critic is None else None,
-            self.stop_strings(sampler),
         )
 
     def stop_token_ids(self, sampler: Sampler) -> tuple[int, ...]:
@@ -334,13 +333,13 @@ class ActorCritic(adapters.AdaptedModel):
         """
         return generation.stop_token_ids(self.causal_lm, sampler, self.limits())
 
-    def stop_strings(self, sampler: Sampler) -> StopStrings | None:
-        """Returns the texts that end a response under `sampler`; None if there are none.
+    def ending(self, sampler: Sampler) -> Ending:
+        """Returns everything that ends a response under `sampler`: ids and texts.
 
         Args:
             sampler: `Sampler`.
         """
-        return generation.stop_strings(self.causal_lm, sampler)
+        return generation.ending(self.causal_lm, sampler, self.limits())
 
     def ended(self, responses: list[list[int]]) -> np.ndarray:
         """Returns which responses end with a token that ends a turn or a text, bool `(rows,)`.

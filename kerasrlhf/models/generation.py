@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from kerasrlhf import replica, tokens
-from kerasrlhf.data import inputs
+from kerasrlhf.data import inputs, kinds
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.models import sampling
 from kerasrlhf.models.stop_strings import StopStrings, finished
@@ -21,6 +21,7 @@ from kerasrlhf.types import (
     Responses,
     Sampler,
     Tensor,
+    masked_rows,
     require_constant_sampler,
     require_int,
     require_seed,
@@ -107,13 +108,13 @@ def generate(
 
     def respond_to_texts(rows: list[list[int]]) -> list[list[int]]:
         responses = respond(*padded_prompts(rows, limits), next(batches))
-        return tokens.masked_rows(responses.token_ids, responses.response_mask)
+        return masked_rows(responses.token_ids, responses.response_mask)
 
     responses = replica.in_batches(respond_to_texts, rows, min(batch_size, len(rows)))
     # Some tokenizers show a leading blank only after other tokens.
     texts = tokens.detokenize(responses, preprocessor, after=rows)
-    stops = stop_strings(causal_lm, sampler)
-    texts, whole = finished(texts, responses, preprocessor, stops)
+    strings = ending(causal_lm, sampler, limits).strings
+    texts, whole = finished(texts, responses, preprocessor, strings)
     answer = texts[0] if is_single else texts
     return (answer, whole) if return_ended else answer
 
@@ -133,14 +134,19 @@ def stop_token_ids(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> 
     return ids
 
 
-def stop_strings(causal_lm: keras.Model, sampler: Sampler) -> StopStrings | None:
-    """Returns the stop strings of `sampler` for the tokens of a model; None if it has none.
+def ending(causal_lm: keras.Model, sampler: Sampler, limits: Limits) -> sampling.Ending:
+    """Returns what ends a response under `sampler`, read from the model's tokenizer.
 
     Args:
         causal_lm: keras-hub `CausalLM`.
         sampler: `Sampler`.
+        limits: as in `stop_token_ids`.
     """
-    return StopStrings.of(causal_lm, sampler) if sampler.stop_strings else None
+    return sampling.Ending(
+        token_ids=stop_token_ids(causal_lm, sampler, limits),
+        strings=StopStrings.of(causal_lm, sampler) if sampler.stop_strings else None,
+        pad_id=tokens.pad_id(causal_lm.preprocessor),
+    )
 
 
 def ended(causal_lm: keras.Model, responses: list[list[int]]) -> np.ndarray:
@@ -189,7 +195,7 @@ def _checked_batch(prompts: dict) -> tuple[np.ndarray, np.ndarray]:
         )
     token_ids = np.asarray(prompts["token_ids"], "int32")
     padding_mask = np.asarray(prompts["padding_mask"], bool)
-    tokens.check_right_padded(token_ids, padding_mask)
+    kinds.check_right_padded(token_ids, padding_mask)
     return token_ids, padding_mask
 
 
@@ -202,7 +208,6 @@ def _sample(
     sampler: Sampler,
     temperature: float,
 ) -> Responses:
-    stops = stop_token_ids(causal_lm, sampler, limits)
     return sampling.sample(
         causal_lm,
         token_ids,
@@ -210,8 +215,7 @@ def _sample(
         uniforms,
         sampler,
         temperature,
-        stops,
-        stop_strings=stop_strings(causal_lm, sampler),
+        ending(causal_lm, sampler, limits),
     )
 
 

@@ -16,7 +16,6 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import tokens
 from kerasrlhf.functional import masking
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.stop_strings import StopStrings
@@ -169,22 +168,33 @@ class _State(NamedTuple):
     text_state: Tensor
 
 
+class Ending(NamedTuple):
+    """What ends the responses of a sampler, in the tokens of a model.
+
+    token_ids: tuple of int. Ids that end a response.
+    strings: `StopStrings` that end a response too, or None.
+    pad_id: int. Written after the end.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    strings: StopStrings | None = None
+    pad_id: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Choice:
     """Everything but the model that determines the next token of every row.
 
     prompt_lengths: int32, `(batch,)`.
-    uniforms, sampler, temperature, stop_token_ids, value_head, stop_strings: as `sample` takes
-        them.
+    uniforms, sampler, temperature, ending, value_head: as `sample` takes them.
     """
 
     prompt_lengths: Tensor
     uniforms: Tensor
     sampler: Sampler
     temperature: Tensor | float
-    stop_token_ids: tuple[int, ...]
+    ending: Ending
     value_head: Callable | None
-    stop_strings: StopStrings | None
 
     def column(
         self, position: Tensor, logits: Tensor, hidden: Tensor, state: _State
@@ -227,9 +237,9 @@ class _Choice:
     def _stops(self, token: Tensor, text_state: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the states of stop strings after a token, and whether the token is a stop."""
         stops = ops.zeros_like(token, "bool")
-        if self.stop_strings is not None:
-            text_state, stops = self.stop_strings.advance(text_state, token)
-        for stop in self.stop_token_ids:
+        if self.ending.strings is not None:
+            text_state, stops = self.ending.strings.advance(text_state, token)
+        for stop in self.ending.token_ids:
             stops = ops.logical_or(stops, token == stop)
         return text_state, stops
 
@@ -246,9 +256,8 @@ def sample(
     uniforms: Tensor,
     sampler: Sampler,
     temperature: Tensor | float,
-    stop_token_ids: tuple[int, ...] = (),
+    ending: Ending,
     value_head: Callable | None = None,
-    stop_strings: StopStrings | None = None,
 ) -> Responses:
     """Samples one or several responses to every prompt.
 
@@ -262,10 +271,9 @@ def sample(
         sampler: `Sampler`. Its own temperature only decides, by being 0, whether the likeliest
             token is chosen.
         temperature: as in `draw`.
-        stop_token_ids: tuple of int. Ids that end a response. Defaults to none.
+        ending: `Ending` of the sampler.
         value_head: callable from hidden states `(batch, width)` to values `(batch,)`. Defaults to
             None, values of zero.
-        stop_strings: `StopStrings` that end a response too. Defaults to None.
 
     Returns:
         `Responses` of `length = prompt + sampler.length` columns. Every row without a stop token
@@ -275,13 +283,10 @@ def sample(
     # Rows of a group are adjacent; the prompts themselves are not repeated yet.
     group = uniforms.shape[0] // token_ids.shape[0]
     lengths = ops.repeat(ops.sum(ops.cast(padding_mask, "int32"), axis=-1), group, axis=0)
-    choice = _Choice(
-        lengths, uniforms, sampler, temperature, stop_token_ids, value_head, stop_strings
-    )
+    choice = _Choice(lengths, uniforms, sampler, temperature, ending, value_head)
     # The mask decides what is padding, whatever ids the caller's padding has (N2).
-    pad = tokens.pad_id(causal_lm.preprocessor)
-    prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), pad)
-    position, token, cache, state = _begin(causal_lm, prompt, choice, pad)
+    prompt = ops.where(padding_mask, ops.cast(token_ids, "int32"), ending.pad_id)
+    position, token, cache, state = _begin(causal_lm, prompt, choice)
 
     def unfinished(position: Tensor, token: Tensor, cache: Any, state: _State) -> Tensor:
         return choice.unfinished(position, state)
@@ -308,7 +313,7 @@ def sample(
 
 
 def _begin(
-    causal_lm: keras.Model, prompt: Tensor, choice: _Choice, pad: int
+    causal_lm: keras.Model, prompt: Tensor, choice: _Choice
 ) -> tuple[Tensor, Tensor, Any, _State]:
     """Runs the prompts and chooses the column after the shortest prompt for every row."""
     prompts, columns = prompt.shape
@@ -328,7 +333,9 @@ def _begin(
         )
     zeros = ops.zeros((rows, length), "float32")
     state = _State(
-        token_ids=ops.pad(prompt, [[0, 0], [0, choice.sampler.length]], constant_values=pad),
+        token_ids=ops.pad(
+            prompt, [[0, 0], [0, choice.sampler.length]], constant_values=choice.ending.pad_id
+        ),
         logprobs=zeros,
         behavior_logprobs=zeros,
         values=zeros,

@@ -12,7 +12,7 @@ import keras
 
 from kerasrlhf import files
 from kerasrlhf.models import lm_adapter, loading
-from kerasrlhf.models.scalar_head import ScalarHead
+from kerasrlhf.models.windows import ScalarHead
 
 _HEAD = "reward_model.weights.h5"
 

@@ -14,7 +14,7 @@ from kerasrlhf.data import inputs
 from kerasrlhf.data import records as data_records
 from kerasrlhf.data.dialogue import Template
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.types import Sampler, require_constant_sampler, require_int, require_seed
@@ -137,7 +137,7 @@ def best_of_n(
     require_actor(actor)
     if sampler.temperature == 0:
         raise ValueError("At temperature 0 all responses are the same. Raise `temperature`.")
-    scored = weighted.WeightedReward(reward, actor, group_size=n)
+    scored = weighted.reward_of(reward, actor, group_size=n)
     given = tokens.text_list(prompts, "prompts")
     records = [row if isinstance(row, dict) else {"prompt": row} for row in given]
     data_records.refuse(records, lambda row: "prompt" not in row, "have no column 'prompt'")

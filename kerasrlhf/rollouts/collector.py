@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,16 @@ import tensorflow as tf
 from kerasrlhf import replica, shares
 from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
-from kerasrlhf.models import windows
+from kerasrlhf.models import reverse, windows
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.sampling import Ending
 from kerasrlhf.models.scorer import Scored
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import scoring
-from kerasrlhf.rollouts.weighted import WeightedReward, per_response
-from kerasrlhf.tokens import check_right_padded
+from kerasrlhf.rollouts.dialogues import Dialogue, Dialogues
+from kerasrlhf.rollouts.scoring import Reward, per_response
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
+from kerasrlhf.workers import Workers
 
 
 class Collected(NamedTuple):
@@ -93,7 +96,8 @@ class Collector:
     Args:
         actor: `ActorCritic`.
         reference: `Reference`.
-        reward: `WeightedReward`. Its group size is the number of responses to every prompt.
+        reward: `FunctionReward` or `WeightedReward`. Its group size is the number of responses to
+            every prompt.
         sampler: `Sampler`.
         execution: `replica.Execution`.
         parts: int. The responses are evaluated in this many parts, one after the other: logits of
@@ -104,13 +108,17 @@ class Collector:
         prompt_reward: float. The score gains this times the mean log-probability, under the
             reference, of the prompt's tokens given the response. Defaults to 0.
         decoder: `Sampler` of `decode`. Defaults to None: there are no such responses.
+        dialogue: `Dialogue`. A response is then several replies with a user's turns between them,
+            each sampled by `sampler`. Defaults to None: a response is one reply.
+        workers: `Workers`, of which the first asks the user of a dialogue. Defaults to None: this
+            process alone.
     """
 
     def __init__(
         self,
         actor: ActorCritic,
         reference: Reference,
-        reward: WeightedReward,
+        reward: Reward,
         sampler: Sampler,
         execution: replica.Execution,
         *,
@@ -118,15 +126,24 @@ class Collector:
         recompute: bool = False,
         prompt_reward: float = 0.0,
         decoder: Sampler | None = None,
+        dialogue: Dialogue | None = None,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
+        # What ends a response is read from the tokenizer once.
+        self._ending = actor.ending(sampler)
         # Compiled once per trainer; each is retraced only for new shapes.
         self._sample = replica.rowwise(self._sample_rows, execution)
         self._sample_policy = self._sample
         if sampler.epsilon:
             self._sample_policy = replica.rowwise(self._sample_policy_rows, execution)
-        self.decoder = decoder
+        self._decoder = None if decoder is None else (decoder, actor.ending(decoder))
+        # Tokens after a prompt at most: the window that the networks evaluate.
+        self.columns = sampler.length if dialogue is None else dialogue.columns(sampler.length)
+        self.dialogue = dialogue
+        self._dialogues = self._dialogues_of(sampler, self._ending)
         self._decode = replica.rowwise(self._decode_rows, execution)
         self._read = replica.rowwise(self._read_rows, execution)
         self._reread = replica.rowwise(self._reread_rows, execution)
@@ -145,7 +162,8 @@ class Collector:
         Args:
             batch: dict of `token_ids` int32 `(batch, prompt)`, `padding_mask` bool, and where
                 present `prompt`, `guarded_prompt` and `record`, strings `(batch,)`.
-            uniforms: float32 `(batch * group_size, sampler.length, 2)`.
+            uniforms: float32 `(batch * group_size, sampler.length, 2)`; for dialogues of all
+                replies, `(batch * group_size, dialogue.tokens(sampler.length), 2)`.
             temperature: float32 scalar. Divides the logits.
             explore: bool. False samples from the policy itself, whatever the sampler's `epsilon`
                 is. Defaults to True.
@@ -157,17 +175,24 @@ class Collector:
         # Sample responses, `(batch * group_size, length)`.
         start = time.perf_counter()
         sample = self._sample if explore else self._sample_policy
-        responses = sample(batch["token_ids"], batch["padding_mask"], uniforms, temperature)
+        strings = self._for_each_response(batch, self.reward.group_size)
+        responses, episodes = self._respond(
+            batch, strings, uniforms, lambda *rows: sample(*rows, temperature), self._dialogues
+        )
         # `numpy` waits for the device, so that the time of sampling is measured.
         rows = len(responses.ended.numpy())
         sampled = time.perf_counter()
         # Evaluate the networks, then score the texts and token ids.
         readings = self._read_in_parts(responses, temperature)
-        strings = self._for_each_response(batch, self.reward.group_size)
-        episodes = self._read_episodes(responses, strings, self.sampler)
+        if episodes is None:
+            episodes = self._read_episodes(responses, strings, self._ending)
         state = scoring.TrainerState(iteration, iteration * rows)
         scores = self.reward.score(responses, episodes, readings.scored, state)
-        raw = self._with_prompt_reward(scores.total, responses, readings.prompt_means)
+        total = scores.total
+        if self.dialogue is not None and total.ndim == 2:
+            # Scores of the user's tokens are no rewards.
+            total = np.where(responses.response_mask.numpy(), total, np.float32(0.0))
+        raw = self._with_prompt_reward(total, responses, readings.prompt_means)
         # The rollout for the trainer; its scores are shaped there.
         rollout = Rollout(
             **responses._replace(logprobs=readings.logprobs, values=readings.values)._asdict(),
@@ -194,27 +219,51 @@ class Collector:
 
         Args:
             batch: as in a call.
-            uniforms: float32 `(batch, decoder.length, 2)`.
+            uniforms: float32 `(batch, decoder.length, 2)`; for dialogues of all replies.
 
         Returns:
             `Episodes`.
         """
-        responses = self._decode(batch["token_ids"], batch["padding_mask"], uniforms)
         strings = self._for_each_response(batch, size=1)
-        return self._read_episodes(responses, strings, self._decoder)
+        sampler, ending = self._require_decoder()
+        dialogues = self._dialogues_of(sampler, ending)
+        responses, episodes = self._respond(batch, strings, uniforms, self._decode, dialogues)
+        if episodes is not None:
+            return episodes
+        return self._read_episodes(responses, strings, ending)
 
-    @property
-    def _decoder(self) -> Sampler:
-        if self.decoder is None:
+    def _require_decoder(self) -> tuple[Sampler, Ending]:
+        if self._decoder is None:
             raise ValueError("There is no sampler to decode with. Pass `decoder`.")
-        return self.decoder
+        return self._decoder
+
+    def _respond(
+        self,
+        batch: dict[str, Any],
+        strings: dict[str, Any],
+        uniforms: Tensor,
+        sample: Callable[[Tensor, Tensor, Tensor], Responses],
+        dialogues: Dialogues | None,
+    ) -> tuple[Responses, scoring.Episodes | None]:
+        """Returns sampled responses, and of dialogues the texts, which were read on the way."""
+        rows = batch["token_ids"], batch["padding_mask"]
+        if dialogues is None:
+            return sample(*rows, uniforms), None
+        texts = scoring.PromptStrings.of(strings)
+        return dialogues.converse(*rows, texts, uniforms, sample)
+
+    def _dialogues_of(self, sampler: Sampler, ending: Ending) -> Dialogues | None:
+        if self.dialogue is None:
+            return None
+        return Dialogues(
+            self.dialogue, self.actor.causal_lm, sampler.length, ending.strings, self.workers
+        )
 
     def _read_episodes(
-        self, responses: Responses, strings: dict[str, Any], sampler: Sampler
+        self, responses: Responses, strings: dict[str, Any], ending: Ending
     ) -> scoring.Episodes:
-        stops = self.actor.stop_strings(sampler)
         preprocessor = self.actor.causal_lm.preprocessor
-        return scoring.read_episodes(responses, strings, preprocessor, stops)
+        return scoring.read_episodes(responses, strings, preprocessor, ending.strings)
 
     def refreshed(self, rollout: Rollout, temperature: Tensor) -> Rollout:
         """Returns an older rollout with log-probabilities and values of the current networks.
@@ -229,22 +278,26 @@ class Collector:
     def _sample_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
-        return self.actor.sample(token_ids, padding_mask, uniforms, self.sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, self.sampler, temperature, self._ending)
 
     def _sample_policy_rows(
         self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor, temperature: Tensor
     ) -> Responses:
         sampler = dataclasses.replace(self.sampler, epsilon=0.0)
-        return self.actor.sample(token_ids, padding_mask, uniforms, sampler, temperature)
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, self._ending)
 
     def _decode_rows(self, token_ids: Tensor, padding_mask: Tensor, uniforms: Tensor) -> Responses:
+        sampler, ending = self._require_decoder()
         # Greedy: log-probabilities, which are not used, at temperature 1.
-        temperature = self._decoder.temperature or 1.0
-        return self.actor.sample(token_ids, padding_mask, uniforms, self._decoder, temperature)
+        temperature = sampler.temperature or 1.0
+        rows = token_ids, padding_mask, uniforms
+        return self.actor.sample(*rows, sampler, temperature, ending)
 
     def _read_rows(self, responses: Responses, temperature: Tensor) -> Readings:
         rows = responses.token_ids, responses.padding_mask, responses.prompt_lengths
-        width = self.sampler.length
+        width = self.columns
         logprobs, values = responses.logprobs, responses.values
         # Recompute if sampling and training may differ, for example in bfloat16.
         if self.recompute:
@@ -263,17 +316,19 @@ class Collector:
             logprobs=masking.zero_outside(logprobs, inside),
             ref_logprobs=masking.zero_outside(ref_logprobs, inside),
             values=masking.zero_outside(values, inside),
-            scored=self.reward.tokens.read(*rows),
+            scored=self.reward.read(*rows),
             prompt_means=prompt_means,
         )
 
     def _prompt_means(self, responses: Responses) -> Tensor:
-        logprobs, inside = self.reference.prompt_logprobs(
-            responses.token_ids,
-            responses.padding_mask,
-            responses.prompt_lengths,
-            responses.token_ids.shape[1] - self.sampler.length,
-        )
+        with self.reference.frozen():
+            logprobs, inside = reverse.prompt_logprobs(
+                self.reference.causal_lm,
+                responses.token_ids,
+                responses.padding_mask,
+                responses.prompt_lengths,
+                responses.token_ids.shape[1] - self.columns,
+            )
         # Mean over the prompt's tokens, `(batch,)`; 0 for an empty prompt.
         count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=-1)
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
@@ -292,7 +347,7 @@ class Collector:
 
     def _reread_rows(self, rollout: Rollout, temperature: Tensor) -> Reread:
         rows = rollout.token_ids, rollout.padding_mask, rollout.prompt_lengths
-        width, inside = self.sampler.length, rollout.response_mask
+        width, inside = self.columns, rollout.response_mask
         stats = self.actor.token_stats(*rows, width, temperature)
         ref_logprobs = rollout.ref_logprobs
         if callable(self.sampler.temperature):
@@ -337,5 +392,5 @@ def prompt_batch(batch: Any) -> dict[str, Any]:
     kinds.check_batch(batch, "prompts")
     ids = tf.cast(batch["token_ids"], tf.int32)
     mask = tf.cast(batch["padding_mask"], tf.bool)
-    check_right_padded(ids, mask)
+    kinds.check_right_padded(ids, mask)
     return {**batch, "token_ids": ids, "padding_mask": mask}

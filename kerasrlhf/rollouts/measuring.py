@@ -164,8 +164,10 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
     names = dict.fromkeys(name for part in parts for name in part.columns)
     columns: dict[str, list] = {name: [] for name in names}
     conversations: list[list[dict] | None] = []
+    dialogues: list[list[dict]] = []
     for part, (_, own) in zip(parts, texts, strict=True):
         conversations += part.conversations or [None] * len(own)
+        dialogues += part.dialogues or []
         for name in names:
             columns[name] += part.columns.get(name, [None] * len(own))
-    return Episodes(prompts, responses, columns, conversations)
+    return Episodes(prompts, responses, columns, conversations, dialogues=dialogues or None)

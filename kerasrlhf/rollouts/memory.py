@@ -24,7 +24,7 @@ class RolloutMemory:
     A trainer with a memory adds every rollout, and trains on `reuse` older ones after the fresh
     one. Their log-probabilities and values are recomputed, and each response is weighted by
     `min(1, p_now / p_then)`, probabilities of the whole response
-    (`functional.policy_losses.response_weights`). The weight applies to advantages, to the KL of
+    (`functional.on_policy_losses.response_weights`). The weight applies to advantages, to the KL of
     the loss, and to the step of the values toward the returns.
 
     Args:

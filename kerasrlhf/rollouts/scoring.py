@@ -8,19 +8,18 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
 from kerasrlhf import tokens
-from kerasrlhf.data.limits import same_tokenizer
-from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.scorer import Scored
 from kerasrlhf.models.stop_strings import StopStrings, finished
-from kerasrlhf.rollouts import calling
-from kerasrlhf.types import Responses
+from kerasrlhf.rollouts import calling, unscored
+from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores
+from kerasrlhf.workers import Workers
 
 
 class Episodes(NamedTuple):
@@ -35,6 +34,10 @@ class Episodes(NamedTuple):
         `kerasrlhf.special_tokens`; None if the batch does not have them.
     ended: bool `(batch,)`, whether an end token of the tokenizer or a stop string ended a response;
         None if the model has no tokenizer.
+    guarded_responses: list of `responses` with typed special tokens marked as text; None if a
+        response is all typed.
+    dialogues: list with the messages that followed each prompt, the user's included; None if a
+        response is one reply.
     """
 
     prompts: list[str] | None
@@ -43,6 +46,8 @@ class Episodes(NamedTuple):
     conversations: list[list[dict] | None] | None = None
     guarded_prompts: list[str] | None = None
     ended: np.ndarray | None = None
+    guarded_responses: list[str] | None = None
+    dialogues: list[list[dict]] | None = None
 
     def rows(self, part: slice) -> Episodes:
         """Returns some of the episodes.
@@ -75,6 +80,42 @@ class Episodes(NamedTuple):
         return self.prompts, self.responses
 
 
+class PromptStrings(NamedTuple):
+    """The strings of a batch of prompts.
+
+    prompts, guarded, conversations: as in `Episodes`; None if the batch does not have them.
+    columns: dict of the columns of the records, each a list.
+    """
+
+    prompts: list[str] | None
+    guarded: list[str] | None
+    conversations: list[list[dict] | None] | None
+    columns: dict[str, list]
+
+    @classmethod
+    def of(cls, batch: dict[str, Any]) -> PromptStrings:
+        """Returns the strings of a batch.
+
+        Args:
+            batch: dict, a batch of prompts. `prompt` and `guarded_prompt` (strings) and `record`
+                (JSON) are used if present.
+
+        Example:
+            >>> PromptStrings.of({"prompt": ["Hi"], "record": ['{"prompt": "Hi", "n": 3}']}).columns
+            {'prompt': ['Hi'], 'n': [3]}
+        """
+        records = [json.loads(r) for r in _strings(batch.get("record", ()))]
+        # Union of the columns in their order; None where a record lacks one.
+        names = dict.fromkeys(name for record in records for name in record)
+        columns = {name: [record.get(name) for record in records] for name in names}
+        prompts, guarded = (
+            _strings(batch[name]) if name in batch else None
+            for name in ("prompt", "guarded_prompt")
+        )
+        conversations = [_messages(record.get("prompt")) for record in records] or None
+        return cls(prompts, guarded, conversations, columns)
+
+
 def read_episodes(
     sampled: Responses,
     batch: dict[str, Any],
@@ -91,25 +132,18 @@ def read_episodes(
         stops: `StopStrings` of the sampler. The text of a response ends before the string that
             ended it. Defaults to None.
     """
-    records = [json.loads(r) for r in _strings(batch.get("record", ()))]
-    # Union of the columns in their order; None where a record lacks one.
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names}
-    prompts, guarded = (
-        _strings(batch[name]) if name in batch else None for name in ("prompt", "guarded_prompt")
-    )
+    prompts, guarded, conversations, columns = PromptStrings.of(batch)
     responses, ended = None, None
     if preprocessor is not None:
         ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
         # Ids of prompts and responses, without padding.
-        heads = tokens.masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
-        rows = tokens.masked_rows(ids, inside)
+        heads = masked_rows(ids, np.asarray(sampled.padding_mask) & ~inside)
+        rows = masked_rows(ids, inside)
         if prompts is None:
             prompts = tokens.detokenize(heads, preprocessor)
         # Decode responses after their prompts, or a blank before the first word is lost.
         responses = tokens.detokenize(rows, preprocessor, after=heads)
         responses, ended = finished(responses, rows, preprocessor, stops)
-    conversations = [_messages(record.get("prompt")) for record in records] or None
     return Episodes(prompts, responses, columns, conversations, guarded, ended)
 
 
@@ -119,40 +153,6 @@ def _strings(values: Any) -> list[str]:
 
 def _messages(prompt: Any) -> list[dict] | None:
     return prompt if isinstance(prompt, list) else None
-
-
-def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
-    """Returns whether a reward model scores the token ids of `causal_lm` as they are (M12).
-
-    A reward model with another tokenizer, or with the same tokens under other ids, scores texts.
-
-    Args:
-        reward: `Scorer`.
-        causal_lm: keras-hub `CausalLM`.
-
-    Raises:
-        ValueError: If there is no tokenizer to compare and the actor has more token ids, or if a
-            reward model with another tokenizer scores every token.
-    """
-    ours = getattr(causal_lm.preprocessor, "tokenizer", None)
-    theirs = getattr(reward.preprocessor, "tokenizer", None)
-    if ours is None or theirs is None:
-        sizes = lm_adapter.vocabulary_size(causal_lm), reward.vocabulary_size
-        if sizes[0] > sizes[1]:
-            raise ValueError(
-                "Without tokenizers the reward model scores the actor's token ids, so both need "
-                f"one vocabulary. Received an actor with {sizes[0]} entries and a reward model "
-                f"with {sizes[1]}. Give both their preprocessors to score through text."
-            )
-        return True
-    shared = same_tokenizer(ours, theirs)
-    if reward.is_per_token and not shared:
-        raise ValueError(
-            "A process reward model scores the actor's own tokens, so both need one tokenizer. "
-            f"Received a {type(theirs).__name__} for an actor with a {type(ours).__name__} of "
-            "another vocabulary. Train it from a model of the actor's family."
-        )
-    return shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +253,117 @@ class RewardLog:
             self.columns[column] = list(itertools.chain.from_iterable(entries))
 
 
+class Scores(NamedTuple):
+    """The scores of a batch, and details about them. Arrays are float32.
+
+    total: `(batch,)`, the weighted sum; `(batch, length)` if a part scores every token.
+    by_part: dict from name to `(batch,)`, without weights, NaN where a part does not apply; empty
+        for a reward that is not a list or dict.
+    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; for several
+        ensembles, the root of the sum of weighted squares. None without an ensemble.
+    unscored: bool `(batch,)`, whether no part applies to a response. None before the first such
+        response.
+    log: `RewardLog` of the functions.
+    """
+
+    total: np.ndarray
+    by_part: dict[str, np.ndarray]
+    spread: np.ndarray | None
+    unscored: np.ndarray | None
+    log: RewardLog
+
+
+class Reward(Protocol):
+    """Scores the responses of a collector; abstract.
+
+    group_size: int. Consecutive responses to each prompt.
+    """
+
+    group_size: int
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
+        """Returns what networks compute from the sampled ids; pure, compiled."""
+        ...
+
+    def score(
+        self, responses: Responses, episodes: Episodes, read: list[Scored], state: TrainerState
+    ) -> Scores:
+        """Returns the scores of a batch, given the results of `read`."""
+        ...
+
+
+class FunctionReward:
+    """Scores responses by one Python function.
+
+    A response for which the function returns None gets the mean score of its group, or of the
+    batch if its group has no score, or 0 if the batch has none. So it counts as neither good nor
+    bad. The first such response causes a warning; from then on the statistic `objective/unscored`
+    is the fraction of such responses.
+
+    Args:
+        function: callable, as `call_reward` describes.
+        group_size: int. Consecutive responses to each prompt. Defaults to 1.
+        timeout: float or None. Seconds that the function may take for a batch. Defaults to None.
+        workers: `Workers`, each of which calls the function for a part of the batch. Defaults to
+            None: this process alone.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        group_size: int = 1,
+        timeout: float | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        self.function, self.group_size, self.timeout = function, group_size, timeout
+        self.workers = workers
+        self._name = calling.name_of(function)
+        self._has_unscored = False
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
+        """Returns an empty list: no network reads the tokens."""
+        return []
+
+    def score(
+        self,
+        responses: Responses,
+        episodes: Episodes,
+        read: Sequence[Scored] = (),
+        state: TrainerState = TrainerState(),
+    ) -> Scores:
+        """Calls the function for a batch.
+
+        Args:
+            responses: `Responses`.
+            episodes: `Episodes`, the texts of the responses.
+            read: unused. Defaults to none.
+            state: `TrainerState`, the argument `trainer_state`. Defaults to that of iteration 0.
+
+        Raises:
+            ValueError: If `call_reward` raises one, or a score is too large to train on.
+        """
+        log = RewardLog(int(responses.token_ids.shape[0]))
+        (called,) = call_by_workers(
+            self.workers,
+            [self.function],
+            episodes,
+            responses,
+            state,
+            log,
+            self.timeout,
+            self.group_size,
+        )
+        # NaN means that the function does not apply.
+        applies, scores = ~np.isnan(called), np.nan_to_num(called)
+        require_finite_scores(scores, f"The reward `{self._name}`")
+        if not (applies.all() or self._has_unscored):
+            self._has_unscored = True
+            unscored.warn(~applies, [self.function])
+        if not self._has_unscored:
+            return Scores(scores, {}, None, None, log)
+        return Scores(unscored.filled(scores, applies, self.group_size), {}, None, ~applies, log)
+
+
 def call_reward(
     function: Callable,
     episodes: Episodes,
@@ -272,6 +383,8 @@ def call_reward(
         trainer_state             `TrainerState`
         log_metric(name, value)   adds `reward/<name>` to the iteration's statistics, as a mean
         log_extra(column, values) adds a column to the episodes
+        messages, replies         of a dialogue: all its messages, and the texts of the replies;
+                                  `completions` are the messages after the prompt
 
     and the other columns of the records. A function with other names is called as
     `function(prompts, responses)`. An `async def` runs to completion, also in a notebook.
@@ -324,6 +437,52 @@ def call_rewards(
     columns = _columns(episodes, sampled, state, log or RewardLog(rows))
     results = call_all(functions, columns, timeout)
     return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
+
+
+def call_by_workers(
+    workers: Workers | None,
+    functions: Sequence[Callable],
+    episodes: Episodes,
+    sampled: Responses,
+    state: TrainerState,
+    log: RewardLog,
+    timeout: float | None,
+    group_size: int,
+) -> list[np.ndarray]:
+    """Calls reward functions in every worker for its own part of the responses.
+
+    Args:
+        workers: `Workers`, or None for this process alone.
+        functions: as in `call_rewards`.
+        episodes: as in `call_rewards`.
+        sampled: as in `call_rewards`.
+        state: as in `call_rewards`.
+        log: `RewardLog` that receives what the functions log in all workers.
+        timeout: as in `call_rewards`.
+        group_size: int. Consecutive responses that stay together.
+
+    Returns:
+        List of arrays as in `call_reward`, the scores of all workers, one for each function.
+
+    Raises:
+        RuntimeError: If a function fails in another worker.
+    """
+    if workers is None or workers.count == 1:
+        return call_rewards(functions, episodes, sampled, state, log, timeout)
+    own = workers.own_part(log.rows // group_size)
+    part = slice(own.start * group_size, own.stop * group_size)
+    own_log = RewardLog(part.stop - part.start)
+
+    def score() -> tuple[list[np.ndarray], RewardLog]:
+        if not own_log.rows:
+            return [np.zeros((0,), "float32") for _ in functions], own_log
+        rows = Responses(*(None if x is None else x[part] for x in sampled))
+        mine = episodes.rows(part)
+        return call_rewards(functions, mine, rows, state, own_log, timeout), own_log
+
+    answers = workers.together("scoring its responses", score)
+    log.join([log for _, log in answers])
+    return [np.concatenate(parts) for parts in zip(*(x for x, _ in answers), strict=True)]
 
 
 def call_all(
@@ -393,7 +552,29 @@ def text_columns(episodes: Episodes) -> dict[str, Callable[[], Any]]:
     if responses is not None:
         columns["responses"] = _returning(responses)
         columns["completions"] = functools.partial(_completions, responses, conversations)
+    if episodes.dialogues is not None:
+        columns |= _dialogue_columns(conversations, episodes.dialogues)
     return columns
+
+
+def _dialogue_columns(
+    conversations: Sequence[list[dict] | None], dialogues: list[list[dict]]
+) -> dict[str, Callable[[], Any]]:
+    """Returns the columns of dialogues: what followed the prompts, all of it, and the replies."""
+
+    def copied(messages: Sequence[dict]) -> list[dict]:
+        return [{**m} for m in messages]
+
+    return {
+        "completions": lambda: [copied(messages) for messages in dialogues],
+        "messages": lambda: [
+            copied([*(prompt or []), *messages])
+            for prompt, messages in zip(conversations, dialogues, strict=True)
+        ],
+        "replies": lambda: [
+            [m["content"] for m in messages if m["role"] == "assistant"] for messages in dialogues
+        ],
+    }
 
 
 def _columns(
@@ -401,13 +582,27 @@ def _columns(
 ) -> dict[str, Callable[[], Any]]:
     """Returns a function for every argument by name, which creates its value on demand."""
     ids, inside = np.asarray(sampled.token_ids), np.asarray(sampled.response_mask)
-    before = np.asarray(sampled.padding_mask) & ~inside
+    # Before the first reply: between replies of a dialogue are the user's turns.
+    before = np.asarray(sampled.padding_mask).astype(bool) & (np.cumsum(inside, axis=1) == 0)
     columns = text_columns(episodes)
-    response_ids = functools.partial(tokens.masked_rows, ids, inside)
+    response_ids = functools.partial(masked_rows, ids, inside)
     columns |= {"response_ids": response_ids, "completion_ids": response_ids}
-    columns["prompt_ids"] = functools.partial(tokens.masked_rows, ids, before)
+    columns["prompt_ids"] = functools.partial(masked_rows, ids, before)
     columns |= {"log_metric": _returning(log.metric), "log_extra": _returning(log.extra)}
     return columns | {"trainer_state": _returning(state)}
+
+
+def per_response(scores: np.ndarray) -> np.ndarray:
+    """Returns one score per response, `(batch,)`: the sum of scores per token.
+
+    Args:
+        scores: float `(batch,)` or `(batch, length)`.
+
+    Example:
+        >>> per_response(np.array([[1.0, 2.0], [0.0, 4.0]])).tolist()
+        [3.0, 4.0]
+    """
+    return scores.reshape(len(scores), -1).sum(axis=1)
 
 
 def _returning(value: Any) -> Callable[[], Any]:
@@ -502,7 +697,8 @@ def _checked(result: Any, rows: int, function: Callable) -> np.ndarray:
         array = np.asarray(value)
         # Float, integer, unsigned or bool; anything else stays NaN and is reported.
         if array.size == 1 and array.dtype.kind in "fiub":
-            scores[row] = float(array.reshape(()))
+            # The sum makes a negative zero positive.
+            scores[row] = float(array.reshape(())) + 0.0
     applies = np.array([value is not None for value in values])
     bad = np.flatnonzero(applies & ~np.isfinite(scores))
     if bad.size:

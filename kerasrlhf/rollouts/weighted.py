@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kerasrlhf import tokens
+from kerasrlhf.data.limits import same_tokenizer
 from kerasrlhf.functional import masking
+from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.scorer import Scored, Scorer
-from kerasrlhf.rollouts import calling, scoring
-from kerasrlhf.types import Responses, Tensor, require_finite_scores, require_number
+from kerasrlhf.rollouts import calling, scoring, unscored
+from kerasrlhf.rollouts.scoring import FunctionReward, Reward, Scores, per_response
+from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores, require_number
 from kerasrlhf.workers import Workers
 
 
@@ -31,26 +32,6 @@ class Part(NamedTuple):
     name: str
     reward: Scorer | Callable
     weight: float
-
-
-class Scores(NamedTuple):
-    """The scores of a batch, and details about them. Arrays are float32.
-
-    total: `(batch,)`, the weighted sum; `(batch, length)` if a part scores every token.
-    by_part: dict from name to `(batch,)`, without weights, NaN where a part does not apply; empty
-        for a reward that is not a list or dict.
-    spread: `(batch,)`, standard deviation between the members of a `RewardEnsemble`; for several
-        ensembles, the root of the sum of weighted squares. None without an ensemble.
-    unscored: bool `(batch,)`, whether no part applies to a response. None before the first such
-        response.
-    log: `RewardLog` of the functions.
-    """
-
-    total: np.ndarray
-    by_part: dict[str, np.ndarray]
-    spread: np.ndarray | None
-    unscored: np.ndarray | None
-    log: scoring.RewardLog
 
 
 def parts_of(reward: Any) -> list[Part]:
@@ -179,6 +160,40 @@ def _unique(names: list[str]) -> list[str]:
     return [*taken]
 
 
+def shares_tokens(reward: Scorer, causal_lm: Any) -> bool:
+    """Returns whether a reward model scores the token ids of `causal_lm` as they are (M12).
+
+    A reward model with another tokenizer, or with the same tokens under other ids, scores texts.
+
+    Args:
+        reward: `Scorer`.
+        causal_lm: keras-hub `CausalLM`.
+
+    Raises:
+        ValueError: If there is no tokenizer to compare and the actor has more token ids, or if a
+            reward model with another tokenizer scores every token.
+    """
+    ours = getattr(causal_lm.preprocessor, "tokenizer", None)
+    theirs = getattr(reward.preprocessor, "tokenizer", None)
+    if ours is None or theirs is None:
+        sizes = lm_adapter.vocabulary_size(causal_lm), reward.vocabulary_size
+        if sizes[0] > sizes[1]:
+            raise ValueError(
+                "Without tokenizers the reward model scores the actor's token ids, so both need "
+                f"one vocabulary. Received an actor with {sizes[0]} entries and a reward model "
+                f"with {sizes[1]}. Give both their preprocessors to score through text."
+            )
+        return True
+    shared = same_tokenizer(ours, theirs)
+    if reward.is_per_token and not shared:
+        raise ValueError(
+            "A process reward model scores the actor's own tokens, so both need one tokenizer. "
+            f"Received a {type(theirs).__name__} for an actor with a {type(ours).__name__} of "
+            "another vocabulary. Train it from a model of the actor's family."
+        )
+    return shared
+
+
 class Reading(NamedTuple):
     """The scores of one part of a reward for a batch.
 
@@ -276,7 +291,7 @@ class TextReader:
         # The model appends its own end token to responses that ended.
         ended = batch.episodes.ended
         if ended is None:
-            rows = tokens.masked_rows(responses.token_ids, responses.response_mask)
+            rows = masked_rows(responses.token_ids, responses.response_mask)
             ended = self.actor.ended(rows)
         readings = {}
         for name, model in self.models.items():
@@ -285,7 +300,9 @@ class TextReader:
             prompts = batch.episodes.guarded_prompts
             if prompts is None:
                 prompts = [tokens.guarded(text, tokenizer) for text in prompt_texts]
-            texts = [tokens.guarded(text, tokenizer) for text in response_texts]
+            texts = batch.episodes.guarded_responses
+            if texts is None:
+                texts = [tokens.guarded(text, tokenizer) for text in response_texts]
             scored = model.read_texts(prompts, texts, ended=ended, parse_special=True)
             readings[name] = _reading(model, scored)
         return readings
@@ -298,7 +315,7 @@ class FunctionReader:
         functions: dict from name to callable.
         timeout: float or None. Seconds that each may take for a batch.
         group_size: int. Consecutive responses that one worker scores.
-        workers: `Workers`. Each scores a part of the batch, and all get all scores.
+        workers: `Workers`, as in `scoring.call_by_workers`, or None for this process alone.
     """
 
     def __init__(
@@ -306,7 +323,7 @@ class FunctionReader:
         functions: dict[str, Callable],
         timeout: float | None,
         group_size: int,
-        workers: Workers,
+        workers: Workers | None,
     ) -> None:
         self.functions, self.timeout = functions, timeout
         self.group_size, self.workers = group_size, workers
@@ -315,40 +332,42 @@ class FunctionReader:
         """Calls each function; returns the scores by name."""
         if not self.functions:
             return {}
-        if self.workers.count == 1:
-            called = self._called(batch, batch.log)
-        else:
-            called = self._called_by_all(batch)
+        called = scoring.call_by_workers(
+            self.workers,
+            [*self.functions.values()],
+            batch.episodes,
+            batch.responses,
+            batch.state,
+            batch.log,
+            self.timeout,
+            self.group_size,
+        )
         return {
             # NaN means that the function does not apply: it adds 0 to the sum.
             name: Reading(np.nan_to_num(scores), ~np.isnan(scores))
             for name, scores in zip(self.functions, called, strict=True)
         }
 
-    def _called(self, batch: Scorable, log: scoring.RewardLog) -> list[np.ndarray]:
-        functions = [*self.functions.values()]
-        return scoring.call_rewards(
-            functions, batch.episodes, batch.responses, batch.state, log, self.timeout
-        )
 
-    def _called_by_all(self, batch: Scorable) -> list[np.ndarray]:
-        """Calls the functions for this worker's groups; returns the scores of all workers."""
-        own = self.workers.own_part(batch.log.rows // self.group_size)
-        part = slice(own.start * self.group_size, own.stop * self.group_size)
-        log = scoring.RewardLog(part.stop - part.start)
+def reward_of(
+    reward: Any,
+    actor: ActorCritic,
+    group_size: int = 1,
+    timeout: float | None = None,
+    workers: Workers | None = None,
+) -> Reward:
+    """Returns what scores the responses of a collector: one function, or a weighted sum.
 
-        def score() -> tuple[list[np.ndarray], scoring.RewardLog]:
-            if not log.rows:
-                return [np.zeros((0,), "float32") for _ in self.functions], log
-            mine = batch._replace(
-                responses=tf.nest.map_structure(lambda x: x[part], batch.responses),
-                episodes=batch.episodes.rows(part),
-            )
-            return self._called(mine, log), log
-
-        answers = self.workers.together("scoring its responses", score)
-        batch.log.join([log for _, log in answers])
-        return [np.concatenate(parts) for parts in zip(*(x for x, _ in answers), strict=True)]
+    Args:
+        reward: as `parts_of` describes.
+        actor: as in `WeightedReward`.
+        group_size: as in `WeightedReward`. Defaults to 1.
+        timeout: as in `WeightedReward`. Defaults to None.
+        workers: as in `WeightedReward`. Defaults to None.
+    """
+    if isinstance(reward, (list, dict, Scorer)):
+        return WeightedReward(reward, actor, group_size, timeout, workers)
+    return FunctionReward(_checked(reward, "`reward`"), group_size, timeout, workers)
 
 
 class WeightedReward:
@@ -369,7 +388,7 @@ class WeightedReward:
             None: this process alone.
 
     Raises:
-        ValueError: If `parts_of` or `scoring.shares_tokens` raises one.
+        ValueError: If `parts_of` or `shares_tokens` raises one.
     """
 
     def __init__(
@@ -380,7 +399,6 @@ class WeightedReward:
         timeout: float | None = None,
         workers: Workers | None = None,
     ) -> None:
-        workers = workers or Workers(tf.distribute.get_strategy())
         self.parts = parts_of(reward)
         self.group_size = group_size
         self._is_named = isinstance(reward, (list, dict))
@@ -392,13 +410,23 @@ class WeightedReward:
         for name, part, _ in self.parts:
             if not isinstance(part, Scorer):
                 functions[name] = part
-            elif scoring.shares_tokens(part, actor.causal_lm):
+            elif shares_tokens(part, actor.causal_lm):
                 of_tokens[name] = part
             else:
                 of_texts[name] = part
         self.tokens = TokenReader(of_tokens)
         self.functions = FunctionReader(functions, timeout, group_size, workers)
         self.readers: list[Reader] = [self.tokens, TextReader(of_texts, actor), self.functions]
+
+    def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:
+        """Returns the scores of reward models with the actor's tokenizer; pure, compiled.
+
+        Args:
+            token_ids: int32 `(batch, length)`, right-padded.
+            padding_mask: bool `(batch, length)`.
+            prompt_lengths: int32 `(batch,)`, in tokens.
+        """
+        return self.tokens.read(token_ids, padding_mask, prompt_lengths)
 
     def score(
         self,
@@ -412,7 +440,7 @@ class WeightedReward:
         Args:
             responses: `Responses`.
             episodes: `Episodes`, the texts of the responses.
-            read: list of `Scored` from `tokens.read`.
+            read: list of `Scored` from `read`.
             state: `TrainerState`, the argument `trainer_state` of functions. Defaults to that of
                 iteration 0.
 
@@ -433,9 +461,9 @@ class WeightedReward:
             require_finite_scores(reading.scores, f"The reward `{name}`")
         # Sum the parts, and fill in responses without a score.
         total = self._summed(readings, responses)
-        unscored = self._unscored(readings)
-        if unscored is not None:
-            total = filled(total, ~unscored, self.group_size)
+        missing = self._unscored(readings)
+        if missing is not None:
+            total = unscored.filled(total, ~missing, self.group_size)
         # A single reward has no statistics per part.
         by_part = {}
         if self._is_named:
@@ -447,7 +475,7 @@ class WeightedReward:
                 "`reward`: both would be `reward/<name>`. Rename one of them, for example with "
                 "the keys of a dict."
             )
-        return Scores(total, by_part, self._spread(readings), unscored, log)
+        return Scores(total, by_part, self._spread(readings), missing, log)
 
     def _summed(self, readings: dict[str, Reading], responses: Responses) -> np.ndarray:
         """Returns the weighted sum; if a part scores tokens, others count at the last token."""
@@ -466,21 +494,13 @@ class WeightedReward:
         """Returns which responses no part applies to; warns about the first ones."""
         # Parts of weight 0 are only logged and do not count.
         counted = [readings[part.name].applies for part in self.parts if part.weight]
-        unscored = ~np.any(counted, axis=0)
-        if unscored.any() and not self._has_unscored:
+        missing = ~np.any(counted, axis=0)
+        if missing.any() and not self._has_unscored:
             self._has_unscored = True
             counting = {part.name for part in self.parts if part.weight}
             functions = [f for name, f in self.functions.functions.items() if name in counting]
-            names = ", ".join(f"`{calling.name_of(function)}`" for function in functions)
-            warnings.warn(
-                f"{unscored.sum()} of {len(unscored)} responses have no score: {names} returned "
-                "None for them. They get the mean score of their group, or of the batch, so that "
-                "they count as neither good nor bad. The statistic `objective/unscored` is their "
-                "fraction; this warning appears once.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return unscored if self._has_unscored else None
+            unscored.warn(missing, functions)
+        return missing if self._has_unscored else None
 
     def _spread(self, readings: dict[str, Reading]) -> np.ndarray | None:
         weighted = [
@@ -495,40 +515,3 @@ def _reading(reward: Scorer, scored: Scored) -> Reading:
     scores, spread = (np.asarray(x, "float32") for x in (scored.scores, scored.spread))
     has_spread = isinstance(reward, RewardEnsemble)
     return Reading(scores, np.ones(len(scores), bool), per_response(spread) if has_spread else None)
-
-
-def per_response(scores: np.ndarray) -> np.ndarray:
-    """Returns one score per response, `(batch,)`: the sum of scores per token.
-
-    Args:
-        scores: float `(batch,)` or `(batch, length)`.
-
-    Example:
-        >>> per_response(np.array([[1.0, 2.0], [0.0, 4.0]])).tolist()
-        [3.0, 4.0]
-    """
-    return scores.reshape(len(scores), -1).sum(axis=1)
-
-
-def filled(scores: np.ndarray, applies: np.ndarray, group_size: int = 1) -> np.ndarray:
-    """Returns scores in which responses without a score get the mean of the others.
-
-    The mean is that of the group, or of the batch if the group has no score, or 0.
-
-    Args:
-        scores: float32 `(batch,)`.
-        applies: bool `(batch,)`. True where there is a score.
-        group_size: int, at least 1. Consecutive rows of a group. Defaults to 1.
-
-    Example:
-        >>> scores, applies = np.array([1.0, 0.0, 0.0, 0.0]), np.array([True, False, False, False])
-        >>> filled(scores, applies, group_size=2).tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
-    # One row per group, `(groups, group_size)`.
-    groups, known = (x.reshape(-1, group_size) for x in (scores, applies))
-    batch_mean = scores[applies].mean() if applies.any() else 0.0
-    counts = known.sum(axis=1)
-    sums = np.where(known, groups, 0.0).sum(axis=1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), batch_mean)
-    return np.where(known, groups, means[:, None]).reshape(-1).astype("float32")

@@ -15,8 +15,7 @@ from kerasrlhf.data.limits import Limits
 from kerasrlhf.functional import direct_losses
 from kerasrlhf.metrics import PreferenceAccuracy
 from kerasrlhf.models import fitting, lm_adapter
-from kerasrlhf.models.reference import Reference
-from kerasrlhf.models.windows import window_logprobs
+from kerasrlhf.models.windows import Reference, window_logprobs
 from kerasrlhf.types import Tensor, require_int
 
 _KEYS = ("token_ids", "padding_mask", "response_mask")

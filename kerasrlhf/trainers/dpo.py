@@ -8,7 +8,7 @@ import keras
 
 from kerasrlhf.functional import direct_losses
 from kerasrlhf.losses import BradleyTerry, IPOLoss
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.trainers.direct import DirectTrainer
 from kerasrlhf.types import Tensor, require_number
 

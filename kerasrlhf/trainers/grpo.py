@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from kerasrlhf.functional import baselines, policy_losses
+from kerasrlhf.functional import baselines, on_policy_losses
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import require_group
@@ -83,7 +84,7 @@ class GRPO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,
@@ -129,7 +130,7 @@ class GRPO(OnPolicyTrainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the clipped policy loss."""
         # DeepSeekMath, eq. 3, without the KL, which the trainer adds.
-        loss, clipped = policy_losses.clipped_policy_loss(
+        loss, clipped = on_policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,
             minibatch.advantages,

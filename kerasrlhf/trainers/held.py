@@ -13,10 +13,11 @@ from kerasrlhf import signatures
 from kerasrlhf.adapters import AdaptedModel, adapted_layers
 from kerasrlhf.models import fitting
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.collector import Collected
+from kerasrlhf.rollouts.environments import TextEnvironment
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers import settings, summaries
@@ -43,16 +44,23 @@ class HeldTrainer(AdaptedModel):
         # Keras does not look into a `SimpleNamespace`.
         self._held = types.SimpleNamespace(shows_frozen=False, statistics={}, last=None)
 
-    def hold(self, reward: Any, reference: Reference, given_reference: Any) -> None:
+    def hold(
+        self,
+        reward: Any,
+        reference: Reference,
+        given_reference: Any,
+        environment: TextEnvironment | None = None,
+    ) -> None:
         """Keeps the frozen networks.
 
         Args:
             reward: as `rollouts.weighted.parts_of` describes.
             reference: `Reference`.
             given_reference: CausalLM that `reference` was made from, or None.
+            environment: `TextEnvironment` that the reward belongs to. Defaults to None.
         """
         self._held.reward, self._held.reference = reward, reference
-        self._held.given_reference = given_reference
+        self._held.given_reference, self._held.environment = given_reference, environment
 
     @property
     def reference(self) -> Reference:
@@ -61,8 +69,13 @@ class HeldTrainer(AdaptedModel):
 
     @property
     def reward(self) -> Any:
-        """The reward, as passed by the user."""
+        """The reward, as passed by the user: of an environment, its reward."""
         return self._held.reward
+
+    @property
+    def environment(self) -> TextEnvironment | None:
+        """The environment that was passed in place of a reward, or None."""
+        return self._held.environment
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -91,8 +104,14 @@ class HeldTrainer(AdaptedModel):
                 "optimizer": settings.describe(self.optimizer),
                 "reward": settings.describe_rewards(self.reward),
                 "reference": settings.fingerprint(frozen),
+                **self._environment_settings(),
             }
         )
+
+    def _environment_settings(self) -> dict[str, Any]:
+        if self.environment is None:
+            return {}
+        return {"environment": settings.describe(self.environment.settings())}
 
     def summary(self, print_fn: Callable[[str], Any] | None = None) -> None:
         """Prints actor, critic, reference and rewards: parameters, trained or frozen, and bytes.
@@ -155,14 +174,17 @@ class HeldTrainer(AdaptedModel):
     def check_savable(self) -> None:
         """Raises a `ValueError` for parts that a `.keras` file cannot hold.
 
-        These are LoRA adapters of the actor, the dataset of `texts`, and rewards that Keras cannot
-        serialize: ensembles, process reward models, and objects without `get_config`.
+        These are LoRA adapters of the actor, the dataset of `texts`, an environment, and rewards
+        that Keras cannot serialize: ensembles, process reward models, and objects without
+        `get_config`.
         """
         reason = None
         if adapted_layers(self.actor):
             reason = "of its LoRA adapters"
         elif self.texts is not None:
             reason = "`texts` has a dataset"
+        elif self.environment is not None:
+            reason = "its environment has prompts"
         else:
             try:
                 self.get_config()

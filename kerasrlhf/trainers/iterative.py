@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import cluster, replica
+from kerasrlhf import cluster, replica, signatures
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
 from kerasrlhf.data.whole import WholeBatches
@@ -33,6 +33,8 @@ class IterativeModel(HeldTrainer):
     methods check arguments, so that a mistake is found before the first batch, let signals end
     `fit` between iterations, and call Keras.
     """
+
+    seed: int
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -97,9 +99,14 @@ class IterativeModel(HeldTrainer):
         super().compile(*args, **kwargs)
         self._check_scope()
 
-    @functools.wraps(keras.Model.fit)
+    @signatures.shown_as(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Runs one iteration per batch of prompts; arguments are those of `keras.Model.fit`."""
+        """Runs one iteration per batch of prompts; arguments are those of `keras.Model.fit`.
+
+        With an environment, the prompts are its own: leave out `x`. Records then have batches of
+        `batch_size`.
+        """
+        args, kwargs = self._with_prompts(super().fit, args, kwargs)
         # Check arguments before the first, expensive iteration.
         fitting.check_fit(self, super().fit, args, kwargs, "prompts")
         self._check_scope()
@@ -119,14 +126,18 @@ class IterativeModel(HeldTrainer):
             # Also after an error: the next `fit` must not skip iterations.
             self.replay.stop()
 
-    @functools.wraps(keras.Model.evaluate)
+    @signatures.shown_as(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Samples and scores prompts; arguments are those of `keras.Model.evaluate`.
+
+        With an environment, `x` may be left out: the prompts are its own.
 
         Returns:
             Mean score, KL and length, then the metrics of `compile`; or a dict of these in this
             order with `return_dict=True`.
         """
+        if not args and kwargs.get("x") is None:
+            args, kwargs = self._with_prompts(super().evaluate, args, kwargs)
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         given = inspect.signature(super().evaluate).bind(*args, **kwargs)
@@ -148,6 +159,23 @@ class IterativeModel(HeldTrainer):
             data = given.arguments.get(name)
             if isinstance(data, tf.data.Dataset):
                 given.arguments[name] = WholeBatches(data)
+
+    def _with_prompts(
+        self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments of `fit` or `evaluate`, with the prompts of an environment."""
+        if self.environment is None:
+            return args, kwargs
+        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+        if given.get("x") is not None:
+            raise ValueError(
+                f"The environment {type(self.environment).__name__} has its own prompts. Received "
+                "others too: leave out `x`, or pass the reward instead of the environment and "
+                "keep `x`."
+            )
+        kwargs = {**given.pop("kwargs", {}), **given}
+        batches = self.environment.batches(kwargs.pop("batch_size", None), self.seed)
+        return (), {**kwargs, "x": batches}
 
     def call(self, inputs: Any) -> None:
         """Raises a `ValueError`: a trainer has no outputs."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kerasrlhf.functional.kl import ESTIMATORS
+from kerasrlhf.functional.logprobs import ESTIMATORS
 from kerasrlhf.types import require_number
 
 _USUAL = {"reward": "k1", "loss": "k2"}

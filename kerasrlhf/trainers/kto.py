@@ -10,7 +10,7 @@ from keras import ops
 from kerasrlhf import replica
 from kerasrlhf.functional import direct_losses
 from kerasrlhf.losses import KTOLoss
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.trainers.direct import DirectTrainer
 from kerasrlhf.types import Tensor, require_number
 

@@ -13,16 +13,18 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasrlhf import replica, signatures, tokens
+from kerasrlhf import replica, signatures
 from kerasrlhf.data.limits import Limits
-from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking, policy_losses, returns
+from kerasrlhf.functional import masking, on_policy_losses, returns
+from kerasrlhf.functional.logprobs import ESTIMATORS
 from kerasrlhf.models import fitting, lm_adapter, precision
 from kerasrlhf.models.actor_critic import ActorCritic, require_actor
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.scorer import Scorer
-from kerasrlhf.rollouts import scoring, weighted
+from kerasrlhf.models.windows import Reference
+from kerasrlhf.rollouts import environments, scoring, weighted
 from kerasrlhf.rollouts.collector import Collected, Collector, prompt_batch
+from kerasrlhf.rollouts.dialogues import Dialogue
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.shaping import RewardShaping, RunningMoments
 from kerasrlhf.trainers import soundness, statistics
@@ -38,6 +40,7 @@ from kerasrlhf.types import (
     Sampler,
     Tensor,
     TokenStats,
+    masked_rows,
     require_bool,
     require_choice,
     require_constant_sampler,
@@ -86,7 +89,9 @@ class OnPolicyTrainer(IterativeModel):
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, or a callable as `rollouts.scoring.call_reward` describes; or a list
             of these, or a dict from names to them, each alone or as `(reward, weight)`. The score
-            is the weighted sum, and the mean of each part is the statistic `reward/<name>`.
+            is the weighted sum, and the mean of each part is the statistic `reward/<name>`. Or an
+            environment of `rlhf.environment`, whose reward and prompts are used: `fit` then takes
+            no prompts.
         reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler` without filters, with temperatures above 0.
@@ -139,6 +144,8 @@ class OnPolicyTrainer(IterativeModel):
 
     collector: Collector
     """Samples and scores; made by `compile`."""
+    dialogue: Dialogue | None = None
+    """The turns between replies, of a `DialogueEnv`; None if a response is one reply."""
     validation_sampler: Sampler | None = None
     """The sampler of responses that metrics measure; an argument of `compile`."""
 
@@ -155,7 +162,7 @@ class OnPolicyTrainer(IterativeModel):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,
@@ -181,6 +188,10 @@ class OnPolicyTrainer(IterativeModel):
         super().__init__()
         # Check the networks and how the rewards use them.
         self.actor = require_actor(actor)
+        environment = environments.environment_of(reward)
+        if environment is not None:
+            environment.check_agent(actor, require_sampler(sampler))
+            self.dialogue, reward = environment.dialogue, environment.reward
         weighted.parts_of(reward)
         weighted.check_fixed(reward, actor.trainable_variables)
         self._check_critic()
@@ -214,7 +225,7 @@ class OnPolicyTrainer(IterativeModel):
         dtypes = precision.compute_dtypes(self._trained_networks())
         self.loss_scale = LossScale() if "float16" in dtypes else None
         # Hold the frozen networks where Keras does not track them.
-        self.hold(reward, Reference.of(actor.causal_lm, reference), reference)
+        self.hold(reward, Reference.of(actor.causal_lm, reference), reference, environment)
         self._text_batches = self._new_text_batches()
         self.built = True
 
@@ -234,13 +245,23 @@ class OnPolicyTrainer(IterativeModel):
                 f"differ and the KL can turn negative. Received: {sampler}."
             )
         can_end = bool(self.actor.stop_token_ids(sampler) or sampler.stop_strings)
-        self.shaping.check_sampler(sampler.length, can_end)
+        self.shaping.check_sampler(self._spoken(sampler), can_end)
         if self.mask_overlong and not can_end:
             raise ValueError(
                 "`mask_overlong` leaves out responses without a stop token, and the sampler has no "
                 "stop tokens. Set `Sampler(stop_token_ids=...)` or `mask_overlong=False`."
             )
         return sampler
+
+    def _spoken(self, sampler: Sampler) -> int:
+        """Returns the tokens of a response at most: of all replies of a dialogue."""
+        dialogue = self.dialogue
+        return sampler.length if dialogue is None else dialogue.tokens(sampler.length)
+
+    def _columns(self, sampler: Sampler) -> int:
+        """Returns the tokens after a prompt at most, the user's included."""
+        dialogue = self.dialogue
+        return sampler.length if dialogue is None else dialogue.columns(sampler.length)
 
     # The two hooks that an algorithm defines, and their helpers.
 
@@ -265,7 +286,7 @@ class OnPolicyTrainer(IterativeModel):
             rollout.ref_logprobs,
             rollout.response_mask,
             rollout.kl_coef if self.kl_place == "reward" else 0.0,
-            kl_estimators.ESTIMATORS[self.kl_estimator],
+            ESTIMATORS[self.kl_estimator],
         )
 
     def experience(
@@ -286,12 +307,12 @@ class OnPolicyTrainer(IterativeModel):
         weights = ops.ones(mask.shape)
         if self.reweighs:
             # Per token: training over sampling probability, both of the policy that sampled.
-            weights = policy_losses.importance_weights(
+            weights = on_policy_losses.importance_weights(
                 sampled, rollout.behavior_logprobs, self.importance_cap
             )
         if is_old:
             # Per response: the current policy over the policy that sampled.
-            whole = policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
+            whole = on_policy_losses.response_weights(rollout.logprobs, sampled, mask)[:, None]
             weights = whole * weights
             if targets is not None:
                 # Weight the critic's errors alike, so that values estimate the current policy's
@@ -396,7 +417,7 @@ class OnPolicyTrainer(IterativeModel):
         self.collector = Collector(
             self.actor,
             self.reference,
-            weighted.WeightedReward(
+            weighted.reward_of(
                 self.reward, self.actor, self.group_size, self.reward_timeout, self.workers
             ),
             self.sampler,
@@ -405,6 +426,8 @@ class OnPolicyTrainer(IterativeModel):
             recompute=self.importance_cap is not None,
             prompt_reward=0.0 if prediction is None else prediction.reward,
             decoder=self.validation_sampler,
+            dialogue=self.dialogue,
+            workers=self.workers,
         )
         # Gradients get XLA; row selection is a small graph that gains nothing from it.
         step = self.update_step()
@@ -424,7 +447,8 @@ class OnPolicyTrainer(IterativeModel):
             self.actor,
             self.objective,
             self.trainable_variables,
-            length=self.sampler.length,
+            length=self._spoken(self.sampler),
+            columns=self._columns(self.sampler),
             micro_batches=self.micro_batches,
             loss_reduction=self.loss_reduction,
             kl_estimator=self.kl_estimator,
@@ -618,7 +642,7 @@ class OnPolicyTrainer(IterativeModel):
         if decoder is None or batch is None:
             return collected.episodes
         rows = int(batch["token_ids"].shape[0])
-        uniforms = replica.uniforms(self.seed, -1 - index, rows, decoder.length)
+        uniforms = replica.uniforms(self.seed, -1 - index, rows, self._spoken(decoder))
         return self.collector.decode(batch, uniforms)
 
     def generate(self, prompts: Any, seed: int = 0, **kwargs: Any) -> Any:
@@ -665,7 +689,7 @@ class OnPolicyTrainer(IterativeModel):
     def _uniforms(self, stream: int, batch: dict[str, Any]) -> Tensor:
         """Returns the random numbers of an iteration, or of `collect` for a negative stream."""
         rows = int(batch["token_ids"].shape[0]) * self.group_size
-        return replica.uniforms(self.seed, stream, rows, self.sampler.length)
+        return replica.uniforms(self.seed, stream, rows, self._spoken(self.sampler))
 
     def _temperature(self, iteration: int) -> Tensor:
         return tf.constant(self.sampler.temperature_at(iteration), tf.float32)
@@ -685,13 +709,13 @@ class OnPolicyTrainer(IterativeModel):
             responses = None
             # Copy token ids to the host only if a rule needs them.
             if shaping.counts_tokens:
-                responses = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+                responses = masked_rows(rollout.token_ids, rollout.response_mask)
             scores = shaping.apply(
                 scores,
                 rollout.ended.numpy(),
                 masking.last_true_mask(rollout.response_mask).numpy(),
                 responses,
-                self.sampler.length,
+                self._spoken(self.sampler),
                 moments.std if shaping.running_scale else 1.0,
             )
         # Check after shaping too: weights and scales can overflow.
@@ -755,12 +779,9 @@ class OnPolicyTrainer(IterativeModel):
 
     def limits(self) -> Limits:
         """Returns the limits on prompts that the actor can process and answer."""
-        limits = self.actor.limits(self.sampler)
         # Responses of both samplers have to fit.
-        if self.validation_sampler is not None:
-            longest = max(self.sampler.length, self.validation_sampler.length)
-            limits = limits._replace(sampled=longest)
-        return limits
+        samplers = filter(None, (self.sampler, self.validation_sampler))
+        return self.actor.limits()._replace(sampled=max(map(self._columns, samplers)))
 
     def reset(self, seed: int = 0) -> None:
         """Starts a run with another seed: iteration 0, no running moments, an empty memory.

@@ -11,6 +11,7 @@ from keras import ops
 from kerasrlhf.functional import masking
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import require_group
@@ -61,7 +62,7 @@ class OnlineDPO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,

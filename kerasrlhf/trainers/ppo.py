@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from kerasrlhf.functional import masking, policy_losses, returns, value_losses
+from kerasrlhf.functional import masking, on_policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import CriticWarmup
@@ -37,7 +38,7 @@ class PPO(OnPolicyTrainer):
     Args:
         actor: `ActorCritic`. Its trunk, value head and separate critic are trained.
         reward: `RewardModel`, a function of prompts and responses, or a list or dict of these with
-            weights (`OnPolicyTrainer`).
+            weights (`OnPolicyTrainer`). Or an environment, with its own prompts.
         reference: CausalLM of the same vocabulary. Defaults to None: the actor at
             construction, frozen.
         sampler: `Sampler`. Its temperature divides the logits everywhere (N10).
@@ -91,7 +92,7 @@ class PPO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,
@@ -157,7 +158,7 @@ class PPO(OnPolicyTrainer):
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes clipped policy and value losses; during the warmup, the loss of the critic."""
-        policy_loss, policy_clipped = policy_losses.clipped_policy_loss(  # N20
+        policy_loss, policy_clipped = on_policy_losses.clipped_policy_loss(  # N20
             stats.logprobs,
             minibatch.logprobs,
             minibatch.advantages,
@@ -165,13 +166,13 @@ class PPO(OnPolicyTrainer):
             self.cliprange_high,
             self.dual_clip,
         )
-        value_loss, value_clipped = value_losses.clipped_value_loss(  # N20
+        value_loss, value_clipped = on_policy_losses.clipped_value_loss(  # N20
             stats.values, minibatch.values, minibatch.returns, self.cliprange_value
         )
         loss = policy_loss + self.vf_coef * value_loss
         # The flag is `(batch,)`, the losses are `(batch, length)`.
         if self.warmup is not None:
-            warmup_loss = value_losses.critic_warmup_loss(
+            warmup_loss = on_policy_losses.critic_warmup_loss(
                 stats.values,
                 minibatch.returns,
                 stats.logprobs,

@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from kerasrlhf.functional import baselines, masking, policy_losses, returns
+from kerasrlhf.functional import baselines, masking, on_policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import require_group
@@ -75,7 +76,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,
@@ -116,7 +117,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
             scores = baselines.group_mean(rollout.total_scores, self.group_size)
             rollout = rollout._replace(scores=scores)
         # `(batch, length)`: sum of the rewards from each token on.
-        to_come = returns.discounted_sums(self.rewards(rollout), self.gamma)
+        to_come = returns.discounted_sums(self.rewards(rollout), self.gamma, mask)
         # Whiten over all tokens of the batch: the only baseline without groups.
         return self.experience(rollout, masking.whiten(to_come, mask))
 
@@ -124,7 +125,7 @@ class REINFORCEPlusPlus(OnPolicyTrainer):
         self, stats: TokenStats, minibatch: Experience
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the clipped policy loss."""
-        loss, clipped = policy_losses.clipped_policy_loss(
+        loss, clipped = on_policy_losses.clipped_policy_loss(
             stats.logprobs,
             minibatch.logprobs,
             minibatch.advantages,

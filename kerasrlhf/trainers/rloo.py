@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from kerasrlhf.functional import baselines, policy_losses
+from kerasrlhf.functional import baselines, on_policy_losses
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.scorer import Scorer
+from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.on_policy import OnPolicyOptions, OnPolicyTrainer
 from kerasrlhf.trainers.options import require_group
@@ -61,7 +62,7 @@ class RLOO(OnPolicyTrainer):
     def __init__(
         self,
         actor: ActorCritic,
-        reward: Scorer | Callable | list | dict,
+        reward: Scorer | Callable | list | dict | Environment,
         reference: Any = None,
         *,
         sampler: Sampler,
@@ -101,7 +102,7 @@ class RLOO(OnPolicyTrainer):
         given = stats.logprobs, minibatch.logprobs, minibatch.advantages
         # With one update per rollout the ratio is 1, and clipping has no effect.
         if self.cliprange is None:
-            loss = policy_losses.policy_gradient_loss(*given)
+            loss = on_policy_losses.policy_gradient_loss(*given)
             return loss, {"loss/policy": loss}
-        loss, clipped = policy_losses.clipped_policy_loss(*given, self.cliprange)
+        loss, clipped = on_policy_losses.clipped_policy_loss(*given, self.cliprange)
         return loss, {"loss/policy": loss, "policy/clipfrac": ops.cast(clipped, "float32")}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kerasrlhf.functional import kl as kl_estimators
-from kerasrlhf.functional import masking, policy_losses, value_losses
+from kerasrlhf.functional import masking, on_policy_losses
+from kerasrlhf.functional.logprobs import k1
 from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.types import Experience
 
@@ -40,9 +40,9 @@ def rollout_statistics(collected: Collected) -> dict[str, float]:
     weights = 1.0
     if rollout.behavior_logprobs is not None:
         # Correct for exploration or another forward pass: 1 where both agree (M7).
-        weights = policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
+        weights = on_policy_losses.importance_weights(rollout.logprobs, rollout.behavior_logprobs)
     # Sum over the tokens of each response, `(batch,)` (N21, S2).
-    kl = kl_estimators.k1(rollout.logprobs, rollout.ref_logprobs)
+    kl = k1(rollout.logprobs, rollout.ref_logprobs)
     kl = masking.masked_sum(weights * kl, mask, axis=-1)
     entropy = masking.masked_sum(-weights * rollout.logprobs, mask, axis=-1)
     lengths = masking.masked_sum(ops.ones(mask.shape), mask, axis=-1)
@@ -119,7 +119,7 @@ def added_counts(statistics: dict[str, float], more: dict[str, float]) -> dict[s
 
 def value_statistics(experience: Experience) -> dict[str, float]:
     """Returns the fraction of the variance of returns that values before the updates explain."""
-    explained = value_losses.explained_variance(
+    explained = on_policy_losses.explained_variance(
         experience.values, experience.returns, experience.response_mask
     )
     return {"value/explained_variance": float(explained)}

@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras import ops
 
 from kerasrlhf import replica
-from kerasrlhf.functional import kl as kl_estimators
 from kerasrlhf.functional import masking
+from kerasrlhf.functional.logprobs import ESTIMATORS, k2
 from kerasrlhf.models import reverse
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.trainers.language_modeling import TextBatch
@@ -64,6 +64,7 @@ class UpdateStep:
             `Experience`.
         variables: list of Keras variables to train.
         length: int. Maximum number of tokens of a response.
+        columns: int. Maximum number of tokens after a prompt: in a dialogue more than `length`.
         micro_batches: int. Parts of a minibatch, computed one after the other.
         loss_reduction: str, as in `functional.masking.loss_weights`.
         kl_estimator: str, of the KL term of the loss.
@@ -79,6 +80,7 @@ class UpdateStep:
         variables: list[keras.Variable],
         *,
         length: int,
+        columns: int,
         micro_batches: int,
         loss_reduction: str,
         kl_estimator: str,
@@ -87,7 +89,7 @@ class UpdateStep:
         prompt_coef: float,
     ) -> None:
         self.actor, self.objective, self.variables = actor, objective, variables
-        self.length, self.micro_batches = length, micro_batches
+        self.length, self.columns, self.micro_batches = length, columns, micro_batches
         self.loss_reduction, self.kl_estimator = loss_reduction, kl_estimator
         self.entropy_coef, self.text_coef, self.prompt_coef = entropy_coef, text_coef, prompt_coef
 
@@ -173,7 +175,7 @@ class UpdateStep:
             minibatch.token_ids,
             minibatch.padding_mask,
             minibatch.prompt_lengths,
-            self.length,
+            self.columns,
             batch.temperature,
             entropy_gradient=self.entropy_coef > 0,
         )
@@ -223,7 +225,7 @@ class UpdateStep:
         counts_here = ops.logical_and(minibatch.response_mask, minibatch.kl_weights != 0)
         # Elsewhere k3 could overflow, and 0 times infinity is NaN.
         pair = (stats.logprobs, minibatch.ref_logprobs)
-        estimate = kl_estimators.ESTIMATORS[self.kl_estimator]
+        estimate = ESTIMATORS[self.kl_estimator]
         return minibatch.kl_weights * estimate(
             *(masking.zero_outside(x, counts_here) for x in pair)
         )
@@ -235,7 +237,7 @@ class UpdateStep:
             minibatch.token_ids,
             minibatch.padding_mask,
             minibatch.prompt_lengths,
-            minibatch.token_ids.shape[1] - self.length,
+            minibatch.token_ids.shape[1] - self.columns,
         )
         # `(batch, 1)`: false for rows without a response in the loss.
         counted = ops.any(minibatch.response_mask, axis=-1, keepdims=True)
@@ -247,7 +249,7 @@ def policy_logs(stats: TokenStats, minibatch: Experience) -> dict[str, Tensor]:
     ratio = ops.exp(stats.logprobs - minibatch.logprobs)
     return {
         "policy/entropy": stats.entropy,
-        "policy/approxkl": kl_estimators.k2(stats.logprobs, minibatch.logprobs),
+        "policy/approxkl": k2(stats.logprobs, minibatch.logprobs),
         "policy/ratio": ratio,
         "policy/ratio_error": ops.abs(ratio - 1.0),
     }

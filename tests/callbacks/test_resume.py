@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Crash, CrashIn
-from ppo_runs import Run, letters
+from ppo_runs import TEXTS, Run, letters
 
 import kerasrlhf as rlhf
 
@@ -54,6 +54,42 @@ def test_a_run_that_died_in_the_third_iteration(run, tmp_path, how, every):
         run.again(crashing_reward(3) if how == "reward" else None).fit(2, callbacks)
     assert json.loads((tmp_path / "resume.json").read_text())["iteration"] == 2
     assert_same(run.again().fit(2, [rlhf.callbacks.Resume(tmp_path, every=every)]), expected)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_on_a_stream_goes_on_in_the_middle_of_a_pass(run, tmp_path, every, monkeypatch):
+    """Six iterations of two epochs, each a pass over a file that is shuffled in a small buffer."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in [*TEXTS, "q", "rs"]))
+    preprocessor = run.trainer.actor.causal_lm.preprocessor
+    orders = []
+
+    def begun(iteration=None):
+        run.again()
+        orders.append([])
+
+        def reward(prompts, responses):
+            orders[-1].append(list(prompts))
+            if len(orders[-1]) == iteration:
+                raise Crash
+            return letters(prompts, responses)
+
+        run.reward = reward
+        stream = rlhf.data.Stream(file, buffer_size=3)
+        prompts = rlhf.data.prompts(stream, preprocessor, 4, drop_remainder=False, seed=1)
+        monkeypatch.setattr(run, "prompts", prompts)
+        return run
+
+    expected = begun().fit(2)
+    resume = rlhf.callbacks.Resume(tmp_path / "state", every=every)
+    with pytest.raises(Crash):
+        begun(5).fit(2, [resume])
+    again = begun().fit(2, [rlhf.callbacks.Resume(tmp_path / "state", every=every)])
+    assert_same(again, expected)
+    # The file is read in another order in each pass, and the rest of the second one once more.
+    whole, _, rest = orders
+    assert len(whole) == 6 and whole[:3] != whole[3:]
+    assert rest == whole[4:]
 
 
 def test_the_same_epochs_again_do_nothing_but_show_the_history(run, tmp_path):

@@ -14,10 +14,10 @@ from kerasrlhf import tokens
 from kerasrlhf.functional import kl, logprobs, masking, policy_losses, returns
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts import weighted
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers.kl_control import AdaptiveKL, FixedKL
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, masked_rows
 
 BATCH = helpers.prompts([6, 4, 1, 3, 2, 5, 4, 6])
 SAMPLER = Sampler(length=6, stop_token_ids=(0, 4, 7))
@@ -203,7 +203,7 @@ def test_m8_what_was_sampled_is_what_is_trained_on():
     changed = [row for row in range(64) if again[row] != without_end[row]]
     assert changed, "some responses do not survive the way through text"
     experience = made.estimate(rollout)
-    kept = tokens.masked_rows(experience.token_ids, experience.response_mask)
+    kept = masked_rows(experience.token_ids, experience.response_mask)
     assert [list(row) for row in kept] == [list(row) for row in ids]
     stats = made.actor.token_stats(experience.token_ids, experience.padding_mask)
     forced = np.where(experience.response_mask, stats.logprobs, 0.0)
@@ -266,10 +266,10 @@ def test_m12_a_reward_model_with_another_tokenizer_gets_the_texts():
     reward = RewardModel(helpers.backbone(seed=2), preprocessor=theirs)
     helpers.filled(reward.score_head, seed=6)
     acting = helpers.actor(texts=True)
-    assert not scoring.shares_tokens(reward, acting.causal_lm)
+    assert not weighted.shares_tokens(reward, acting.causal_lm)
     collected = trainer(acting, reward).collect(BATCH)
     episodes, rollout = collected.episodes, collected.rollout
-    ended = acting.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+    ended = acting.ended(masked_rows(rollout.token_ids, rollout.response_mask))
     expected = reward.score(episodes.prompts, episodes.responses, ended=ended)
     np.testing.assert_allclose(rollout.scores, expected, atol=1e-5)
     ids = {"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask}

@@ -9,8 +9,8 @@ import pytest
 
 from kerasrlhf.functional import masking, policy_losses, returns, value_losses
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.trainers import update_step
 from kerasrlhf.trainers.kl_control import AdaptiveKL

@@ -8,7 +8,7 @@ import pytest
 from kerasrlhf import replica
 from kerasrlhf.models import lm_adapter
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.models.scalar_head import ScalarHead
+from kerasrlhf.models.windows import ScalarHead
 from kerasrlhf.types import Sampler
 
 BATCH = helpers.prompts([6, 4, 1])

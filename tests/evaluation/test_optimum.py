@@ -8,7 +8,7 @@ import pytest
 
 from kerasrlhf.evaluation import optimum
 from kerasrlhf.models import lm_adapter
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 
 LN2 = math.log(2.0)
 

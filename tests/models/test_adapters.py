@@ -7,7 +7,7 @@ import pytest
 
 import kerasrlhf as rlhf
 from kerasrlhf.models import lora
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 
 BATCH = helpers.prompts([3, 5])
 PAIRS = [{"prompt": "bc", "chosen": "de", "rejected": "fg"}] * 2

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from kerasrlhf.models import lm_adapter, lora
 from kerasrlhf.models.actor_critic import ActorCritic
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.types import Sampler
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/pages/families.md"

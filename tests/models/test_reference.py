@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasrlhf import tokens
 from kerasrlhf.models import lm_adapter, lora
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.trainers.dpo import DPO
 
 BATCH = helpers.prompts([6, 3, 2])

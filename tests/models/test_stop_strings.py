@@ -11,6 +11,7 @@ import pytest
 import kerasrlhf as rlhf
 from kerasrlhf import tokens
 from kerasrlhf.models import stop_strings
+from kerasrlhf.types import masked_rows
 
 LENGTH = 12
 BATCH = helpers.prompts([1, 2, 3, 4, 5, 6] * 12)
@@ -37,7 +38,7 @@ def drawn(sampler):
 
 
 def rows_of(found):
-    return tokens.masked_rows(found["token_ids"], found["response_mask"])
+    return masked_rows(found["token_ids"], found["response_mask"])
 
 
 def sampler(**options):
@@ -121,7 +122,7 @@ def test_texts_end_before_the_string(compiled):
     trainer = helpers.ppo(made, reward, sampler=chosen)
     trainer.compile("sgd", run_eagerly=True)
     collected = trainer.collect(BATCH)
-    rows = tokens.masked_rows(collected.rollout.token_ids, collected.rollout.response_mask)
+    rows = masked_rows(collected.rollout.token_ids, collected.rollout.response_mask)
     assert not any(s in text for text in collected.episodes.responses for s in STRINGS)
     ended = np.asarray(collected.rollout.ended)
     assert collected.episodes.ended.tolist() == ended.tolist()

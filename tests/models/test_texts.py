@@ -8,7 +8,7 @@ import kerasrlhf as rlhf
 from kerasrlhf import replica, tokens
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, masked_rows
 
 SAMPLER = Sampler(length=3, stop_token_ids=None)
 
@@ -52,7 +52,7 @@ def test_padding_changes_no_response(actor):
     together = actor.generate(prompts, SAMPLER, jit_compile=False)
     ids, mask = tokens.padded(tokens.encode(prompts, helpers.preprocessor()))
     samples = actor.generate({"token_ids": ids, "padding_mask": mask}, SAMPLER, jit_compile=False)
-    rows = tokens.masked_rows(samples.token_ids, samples.response_mask)
+    rows = masked_rows(samples.token_ids, samples.response_mask)
     assert [text.token_ids for text in together] == rows
 
 

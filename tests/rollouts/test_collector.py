@@ -6,16 +6,16 @@ import pytest
 import tensorflow as tf
 
 import kerasrlhf as rlhf
-from kerasrlhf import replica, tokens
-from kerasrlhf.models.reference import Reference
+from kerasrlhf import replica
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
-from kerasrlhf.rollouts.weighted import WeightedReward
+from kerasrlhf.rollouts.weighted import reward_of
 from kerasrlhf.trainers import update_step
 from kerasrlhf.trainers.kl_control import FixedKL
 from kerasrlhf.trainers.statistics import reward_statistics
-from kerasrlhf.types import Sampler
+from kerasrlhf.types import Sampler, masked_rows
 
 SAMPLER = Sampler(length=4, temperature=0.8, stop_token_ids=(3, 6))
 BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
@@ -28,7 +28,7 @@ TEMPERATURE = tf.constant(SAMPLER.temperature)
 
 def collect(actor, reward, reference=None, **options):
     reference = Reference.of(actor.causal_lm, reference)
-    reward = WeightedReward(reward, actor)
+    reward = reward_of(reward, actor)
     collector = Collector(actor, reference, reward, SAMPLER, EXECUTION, **options)
     return collector(BATCH, replica.uniforms(0, 0, 8, SAMPLER.length), TEMPERATURE)
 
@@ -112,7 +112,7 @@ def test_shaping_that_counts_tokens_counts_those_of_the_response(collected, name
     actor, _, _ = collected
     result = shaped(actor, lambda response_ids: [7.0] * 8, **SHAPINGS[name])
     mask = np.array(result.rollout.response_mask)
-    rows = [list(r) for r in tokens.masked_rows(np.array(result.rollout.token_ids), mask)]
+    rows = [list(r) for r in masked_rows(np.array(result.rollout.token_ids), mask)]
     expected = [7.0 + ROWS[name](row) for row in rows]
     assert len({len(row) for row in rows}) > 1 and len(set(expected)) > 1
     np.testing.assert_allclose(result.rollout.scores, expected, rtol=1e-5)
@@ -146,7 +146,7 @@ def test_a_reward_model_reads_ids_of_its_own_tokenizer_and_texts_otherwise(same,
         assert not texts
         expected = reward({"token_ids": rollout.token_ids, "padding_mask": rollout.padding_mask})
     else:
-        rows = tokens.masked_rows(rollout.token_ids, rollout.response_mask)
+        rows = masked_rows(rollout.token_ids, rollout.response_mask)
         ended = [row[-1] == 0 for row in rows]  # the tokenizer's end, not any stop token
         assert texts == [(result.episodes.prompts, result.episodes.responses, ended)]
         expected = original(*texts[0][:2], ended=ended).scores
@@ -171,11 +171,11 @@ def rewarded():
     """A function from rewards to the collector of groups of two with them, traced once."""
     actor = helpers.actor()
     reference = Reference.of(actor.causal_lm, None)
-    reward = WeightedReward(never, actor, group_size=2)
+    reward = reward_of(never, actor, group_size=2)
     collector = Collector(actor, reference, reward, SAMPLER, EXECUTION)
 
     def exchange(reward):
-        collector.reward = WeightedReward(reward, actor, group_size=2)
+        collector.reward = reward_of(reward, actor, group_size=2)
         return collector
 
     return exchange
@@ -217,6 +217,16 @@ def test_without_any_score_all_are_zero(rewarded):
         result = rewarded([never, ones, never])(BATCH, UNIFORMS, TEMPERATURE)
     assert not result.raw_scores.any() and result.unscored.all()
     assert reward_statistics(result) == {"reward/lambda": 1.0, "objective/unscored": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*responses have no score")
+@pytest.mark.parametrize("function", [half_longer, every_third, never])
+def test_a_function_alone_scores_as_the_only_part_of_a_sum_does(rewarded, function):
+    alone, part = (rewarded(x)(BATCH, UNIFORMS, TEMPERATURE) for x in (function, [function]))
+    np.testing.assert_array_equal(alone.raw_scores, part.raw_scores)
+    assert alone.raw_scores.dtype == part.raw_scores.dtype == "float32"
+    np.testing.assert_array_equal(alone.unscored, part.unscored)
+    assert alone.part_scores is None and [*part.part_scores] == [function.__name__]
 
 
 def test_functions_know_the_iteration_and_log(rewarded):

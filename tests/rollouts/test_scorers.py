@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasrlhf import data, replica, tokens
+from kerasrlhf import data, replica
 from kerasrlhf.models.actor_critic import ActorCritic
 from kerasrlhf.models.process_reward_model import ProcessRewardModel
-from kerasrlhf.models.reference import Reference
 from kerasrlhf.models.reward_ensemble import RewardEnsemble
 from kerasrlhf.models.reward_model import RewardModel
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.rollouts.collector import Collector
 from kerasrlhf.rollouts.shaping import RewardShaping
-from kerasrlhf.rollouts.weighted import WeightedReward, check_fixed, filled, parts_of
-from kerasrlhf.types import Sampler
+from kerasrlhf.rollouts.unscored import filled
+from kerasrlhf.rollouts.weighted import WeightedReward, check_fixed, parts_of
+from kerasrlhf.types import Sampler, masked_rows
 
 SAMPLER = Sampler(length=6, temperature=0.8, stop_token_ids=(0, 3, 6))
 BATCH = {name: tf.constant(x) for name, x in helpers.prompts([6, 3, 1, 4, 2, 5, 1, 3]).items()}
@@ -78,7 +79,7 @@ def test_an_ensemble_with_another_tokenizer_reads_the_texts(actor):
     other = RewardEnsemble([reward_model(seed=seed, vocab=22) for seed in (2, 3)])
     result = collect(actor, other)
     texts, rollout = result.episodes[:2], result.rollout
-    ended = actor.ended(tokens.masked_rows(rollout.token_ids, rollout.response_mask))
+    ended = actor.ended(masked_rows(rollout.token_ids, rollout.response_mask))
     np.testing.assert_allclose(result.raw_scores, other.score(*texts, ended=ended), atol=1e-5)
     np.testing.assert_allclose(result.spread, other.std(*texts, ended=ended), atol=1e-5)
 
@@ -208,7 +209,7 @@ def test_kinds_of_reward_are_summed_by_their_weights(actor, ensemble):
     parts = {"ours": (ours, 2.0), "texts": other, "length": (length, -0.25), "all": (ensemble, 0.5)}
     result = collect(actor, parts, parts=2)
     rows = {name: getattr(result.rollout, name) for name in ("token_ids", "padding_mask")}
-    responses = tokens.masked_rows(result.rollout.token_ids, result.rollout.response_mask)
+    responses = masked_rows(result.rollout.token_ids, result.rollout.response_mask)
     alone = {
         "ours": np.array(ours(rows)),
         "texts": other.score(*result.episodes[:2], ended=actor.ended(responses)),

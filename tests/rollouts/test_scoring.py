@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from kerasrlhf.models.reward_model import RewardModel
-from kerasrlhf.rollouts import scoring
+from kerasrlhf.rollouts import scoring, weighted
 from kerasrlhf.rollouts.scoring import Episodes, RewardLog, TrainerState
 from kerasrlhf.rollouts.shaping import RewardShaping
 from kerasrlhf.types import Responses
@@ -463,9 +463,9 @@ def test_who_shares_token_ids():
     same = RewardModel(helpers.lm(texts=True, seed=4))
     other = RewardModel(helpers.lm(texts=True, vocab=20))
     bare, narrow = RewardModel(helpers.backbone()), RewardModel(helpers.backbone(vocab=20))
-    assert scoring.shares_tokens(RewardModel.from_causal_lm(ours), ours)
-    assert scoring.shares_tokens(same, ours)
-    assert not scoring.shares_tokens(other, ours)
-    assert scoring.shares_tokens(bare, ours)
+    assert weighted.shares_tokens(RewardModel.from_causal_lm(ours), ours)
+    assert weighted.shares_tokens(same, ours)
+    assert not weighted.shares_tokens(other, ours)
+    assert weighted.shares_tokens(bare, ours)
     with pytest.raises(ValueError, match="actor with 23 entries and a reward model with 20"):
-        scoring.shares_tokens(narrow, ours)
+        weighted.shares_tokens(narrow, ours)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kerasrlhf as rlhf
-from kerasrlhf.models.reference import Reference
+from kerasrlhf.models.windows import Reference
 from kerasrlhf.trainers.kto import mismatched
 
 METHODS = {"dpo": rlhf.DPO, "ipo": rlhf.IPO, "kto": rlhf.KTO, "orpo": rlhf.ORPO}
