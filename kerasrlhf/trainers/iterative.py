@@ -89,8 +89,12 @@ class IterativeModel(HeldTrainer):
 
     def measured(self) -> dict[str, float]:
         """Returns the metrics of the responses of the last `evaluate` by name."""
-        # Metrics may be random, and callbacks of all workers have to see the same numbers.
+        # Metrics may be random, and all workers have to see the same numbers.
         return self.workers.by_chief("computing metrics", self._measurement.results)
+
+    def measured_here(self) -> dict[str, float]:
+        """Returns what `measured` returns in the first worker, without the others."""
+        return self._measurement.results()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles as Keras does, under the strategy that the networks were created under."""
@@ -262,7 +266,8 @@ class _ScoreFirst(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, _ordered(logs))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_test_end(_ordered({**(logs or {}), **self.model.measured()}))
+        # The bar is shown by the first worker alone.
+        super().on_test_end(_ordered({**(logs or {}), **self.model.measured_here()}))
 
 
 def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def fitted(name, folder, strategy=None):
                     on_train_batch_end=lambda batch, logs: seen.append(dict(made.statistics))
                 ),
             ],
-            verbose=0,
+            verbose=2,  # of the first worker alone
         ).history
     return made, reward, history, seen
 
