@@ -35,6 +35,7 @@ def parse_args():
     parser.add_argument("--rows", type=int, default=4, help="prompts of a worker")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--logical", action="store_true", help="logical devices of one process")
+    parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--update-epochs", type=int, default=4)
     parser.add_argument("--num-minibatches", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=4)
@@ -126,6 +127,8 @@ def build(args):
         max_sequence_length=1024,
         dropout=0.0,
     )
+    if args.lora_rank:
+        backbone.enable_lora(args.lora_rank)
     ppo = rlhf.PPO(
         rlhf.ActorCritic(keras_hub.models.GPT2CausalLM(backbone)),
         lambda response_ids: [len(set(row)) for row in response_ids],

@@ -226,7 +226,7 @@ def test_there_are_commands_for_every_recipe_and_benchmark():
     tasks = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
     recipes = ("quickstart", "sft", "reward_model", "ppo", "ppo_ray", *tasks)
     benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
-    benchmarks += ("clean_and_augment",)
+    benchmarks += ("clean_and_augment", "scaling")
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks
     }
