@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 from typing import Any
 
 import keras
@@ -176,9 +177,7 @@ def _workers_strategy() -> tf.distribute.Strategy:
             "--workers 2 -- COMMAND`, with `srun`, or with `TF_CONFIG` set in each. Found neither "
             "`TF_CONFIG` with several workers nor a SLURM step with several tasks."
         )
-    resolver = None
-    if not os.environ.get("TF_CONFIG"):
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+    resolver = None if os.environ.get("TF_CONFIG") else _slurm_resolver()
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except RuntimeError as error:
@@ -188,6 +187,15 @@ def _workers_strategy() -> tf.distribute.Strategy:
             "The strategy of several processes must be made before TensorFlow computes anything. "
             "Call `rlhf.cluster.strategy()` first, right after the imports."
         ) from error
+
+
+def _slurm_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
+    """Returns what finds the other tasks of the running SLURM step."""
+    options: dict[str, Any] = {}
+    if shutil.which("nvidia-smi") is None:
+        # On nodes without GPUs the resolver would divide by their number: name one per task.
+        options = {"gpus_per_node": _named_workers(), "gpus_per_task": 1, "auto_set_gpu": False}
+    return tf.distribute.cluster_resolver.SlurmClusterResolver(**options)
 
 
 def _tf_config() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework.ops import gradient_registry
 
 from kerasrlhf import cluster, shares
@@ -28,7 +29,6 @@ from kerasrlhf.shares import in_batches as in_batches
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_DEFAULT_STRATEGY = tf.distribute.get_strategy()
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
@@ -136,7 +136,9 @@ tracing = _Traces()
 
 def is_distributed(strategy: tf.distribute.Strategy) -> bool:
     """Whether code must run through the strategy (true even with one mirrored replica)."""
-    return not isinstance(strategy, type(_DEFAULT_STRATEGY))
+    # The class of the default strategy has no public name, and the current strategy may be another
+    # one while this module is imported.
+    return not isinstance(strategy, distribute_lib._DefaultDistributionStrategy)  # noqa: SLF001
 
 
 def replicas(strategy: tf.distribute.Strategy) -> int:

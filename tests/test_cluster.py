@@ -1,13 +1,16 @@
 """Which strategy is chosen, from the machine, from `TF_CONFIG` and by name."""
 
+import importlib.util
 import json
+import sys
 
+import helpers
 import keras
 import pytest
 import tensorflow as tf
 
 import kerasrlhf as rlhf
-from kerasrlhf import cluster
+from kerasrlhf import cluster, replica
 
 WORKERS = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
 
@@ -33,6 +36,18 @@ def test_a_kind_has_its_replicas(kind, replicas):
 def test_a_cluster_of_one_is_this_machine(monkeypatch):
     as_worker(monkeypatch, {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})
     assert rlhf.cluster.strategy().num_replicas_in_sync == 4
+
+
+def test_the_package_may_be_imported_in_a_scope(monkeypatch):
+    """As the commands do: what was the current strategy then is not taken for the default."""
+    strategy = rlhf.cluster.strategy("mirrored")
+    spec = importlib.util.spec_from_file_location("replica_in_a_scope", replica.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    with strategy.scope():
+        spec.loader.exec_module(module)
+    assert module.is_distributed(strategy)
+    assert not module.is_distributed(tf.distribute.get_strategy())
 
 
 def test_an_unknown_kind_is_refused():
@@ -77,6 +92,19 @@ def test_slurm_counts_the_tasks_of_a_step(monkeypatch, tasks, count):
     assert cluster._named_workers() == count
 
 
+def test_slurm_names_the_tasks(monkeypatch):
+    """Two on the first node, one on the second; without GPUs."""
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    step = {"NUM_TASKS": "3", "NODELIST": "node[1-2]", "TASKS_PER_NODE": "2,1"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_STEP_{name}", value)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    resolver = cluster._slurm_resolver()
+    hosts = ["node1:8888", "node1:8889", "node2:8888"]
+    assert resolver.cluster_spec().as_dict() == {"worker": hosts}
+    assert (resolver.task_type, resolver.task_id) == ("worker", 2)
+
+
 def test_keras_distribution_is_refused():
     """It trains on one device without a word."""
     devices = [device.name for device in tf.config.list_logical_devices()]
@@ -84,5 +112,8 @@ def test_keras_distribution_is_refused():
     try:
         with pytest.raises(ValueError, match=r"`keras.distribution` is set to a DataParallel"):
             rlhf.cluster.strategy()
+        for made in (helpers.ppo(), rlhf.RewardModel(helpers.lm())):
+            with pytest.raises(ValueError, match="one device"):
+                made.compile()
     finally:
         keras.distribution.set_distribution(None)

@@ -676,8 +676,10 @@ class OnPolicyTrainer(IterativeModel):
 
     def _check_workers(self, batch: dict[str, Any], iteration: int) -> None:
         """Raises a `RuntimeError` if other workers train something else."""
+        if self.workers.count == 1:
+            return
         self.workers.check_same(prompts=row_checksums(batch), iteration=iteration)
-        if self.workers.count > 1 and not self._has_compared:
+        if not self._has_compared:
             self._has_compared = True
             # Rewards may differ, as in the address of a server.
             settings = self.settings().items()
