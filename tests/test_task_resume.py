@@ -137,9 +137,9 @@ def test_each_call_of_a_step_has_a_state(tiny, tmp_path):
     run = start(resume=True)
     steps(run, [1.0, 2.0])
     run.add_stage("sampled", lambda records: ["other"] * 4)
-    assert run.stages[-1].responses == ["\ufffd"] * 4
-    found = rlhf.data.tokenize(run.stages[-1].responses, run.causal_lm.preprocessor)
-    assert found == [[103], [104], [105], [106]]
+    texts, tokenizer = run.stages[-1].responses, run.causal_lm.preprocessor.tokenizer
+    assert texts == ["\ufffd"] * 4 and all(text.tokenizer is tokenizer for text in texts)
+    assert [text.token_ids for text in texts] == [[103], [104], [105], [106]]
     # Started over, it has nothing of the run before.
     assert steps(start(overwrite=True), [3.0]) == ["3.0"]
     assert steps(start(resume=True), [3.0, 4.0]) == ["3.0", "4.0"]
