@@ -1,4 +1,7 @@
-"""Writes files and folders so that none is ever left half written."""
+"""Writes files and folders so that none is ever left half written.
+
+Of several processes that train together the first alone writes: the others would write the same.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import os
 import pathlib
 import re
 import shutil
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +48,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path; the file written there replaces `path` at the end.
 
     The file is flushed to disk before it is renamed. Temporary files of processes that were killed
-    are removed.
+    are removed. In a worker that is not the chief, `path` stays as it is.
 
     Args:
         path: str or path. File to create or replace.
@@ -59,6 +64,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('done', 1)
     """
+    if not writes():
+        with _discarded(pathlib.Path(path)) as temporary:
+            yield temporary
+        return
     with _temporary(pathlib.Path(path)) as temporary:
         yield temporary
         # On disk before the rename: a crash leaves the old file or the whole new one.
@@ -73,7 +82,8 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     In a folder that exists, only files of a preset are replaced: all others stay. Files of an
     earlier preset that the new one does not have are removed. The JSON files, which loading starts
-    with, are removed first and moved last, so a mixture of two presets can never be loaded.
+    with, are removed first and moved last, so a mixture of two presets can never be loaded. In a
+    worker that is not the chief, `folder` stays as it is.
 
     Args:
         folder: str or path. Preset folder to create or replace.
@@ -95,6 +105,11 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         ['config.json', 'notes.txt']
     """
     folder = pathlib.Path(os.path.abspath(folder))
+    if not writes():
+        with _discarded(folder) as temporary:
+            temporary.mkdir()
+            yield temporary
+        return
     _check_place(folder, is_folder=True)
     # Inside an existing folder, which may be a separate file system: a rename cannot cross it.
     place = folder / folder.name if folder.exists() else folder
@@ -111,6 +126,13 @@ def replacing_preset(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         sync(folder.parent)
 
 
+def writes() -> bool:
+    """Returns whether this process writes files: it is the first worker, or the only process."""
+    # Without this module, which imports TensorFlow, there are no workers.
+    cluster = sys.modules.get(f"{__package__}.cluster")
+    return cluster is None or cluster.is_chief()
+
+
 def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> None:
     """Removes temporary files and folders of processes that ended before they could do so.
 
@@ -118,6 +140,8 @@ def remove_leftovers(folder: str | os.PathLike[str], pattern: str) -> None:
         folder: str or path. Where to look; need not exist.
         pattern: str. Final names of the files, as for `fnmatch`.
     """
+    if not writes():
+        return  # The chief, on another machine, may be writing them.
     for path in pathlib.Path(folder).glob(".*"):
         # Temporary names begin with the number of the process that made them.
         match = re.fullmatch(r"\.(\d+)-[0-9a-f]{8}\.(.+)", path.name, re.DOTALL)
@@ -152,6 +176,12 @@ def _temporary(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def _discarded(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder) / path.name
 
 
 def _literal(name: str) -> str:

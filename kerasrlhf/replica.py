@@ -3,25 +3,28 @@
 Batches are whole tensors on the host. Under a `tf.distribute` strategy each replica takes its
 share of the rows and runs an XLA-compiled function on it, and the results are joined to whole
 tensors. Gradients are summed between compiled functions, because an optimizer cannot run inside
-one. Without a strategy the optimizer is compiled too.
+one. Without a strategy the optimizer is compiled too. Under a strategy of several processes every
+process has the whole batch, and the results of all are joined in one collective operation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import itertools
-import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.ops import gradient_registry
+
+from kerasrlhf import cluster, shares
+from kerasrlhf.shares import in_batches as in_batches
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -151,6 +154,11 @@ def gather(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(whole, values)
 
 
+def _first(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """Returns the values of this process' first replica, where all replicas have the same."""
+    return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], values)
+
+
 def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> tuple[Any, Any]:
     """Returns what Keras builds a model from, `(iterator, batch)`; on several replicas one batch.
 
@@ -164,39 +172,7 @@ def first_batch(strategy: tf.distribute.Strategy, iterator: Any, batch: Any) -> 
     return None, batch
 
 
-def check_division(
-    what: str,
-    rows: int,
-    *,
-    minibatches: int | None = None,
-    micro_batches: int | None = None,
-    replicas: int,
-) -> None:
-    """Raises a `ValueError` when rows cannot be divided into parts of equal size.
-
-    Args:
-        what: str, name of the rows, for the message.
-        rows: int, of a batch.
-        minibatches: int or None. Number of minibatches. Defaults to None: not divided.
-        micro_batches: int or None. Number of parts of each minibatch. Defaults to None.
-        replicas: int. Number of replicas that share each part.
-
-    Example:
-        >>> check_division("prompts", 8, minibatches=2, micro_batches=1, replicas=4)
-    """
-    given = {"minibatches": minibatches, "micro-batches": micro_batches}
-    counts = {name: count for name, count in given.items() if count is not None}
-    multiple = math.prod(counts.values()) * replicas
-    if rows % multiple:
-        into = " of ".join(f"{count} {name}" for name, count in counts.items())
-        into = f"into {into} on {replicas} replicas" if into else f"between {replicas} replicas"
-        raise ValueError(
-            f"A batch of {rows} {what} cannot be divided {into}. Use a batch size that is a "
-            f"multiple of {multiple}, and drop a smaller last batch (`drop_remainder=True`)."
-        )
-
-
-def _share(rows: Any, context: Any) -> Any:
+def _share(values: Any, context: Any) -> Any:
     """Returns the rows of the calling replica; scalars and None pass unchanged."""
     count = context.num_replicas_in_sync
     index = context.replica_id_in_sync_group
@@ -204,20 +180,59 @@ def _share(rows: Any, context: Any) -> Any:
     def part(x: Any) -> Any:
         if x is None or x.shape.rank == 0 or count == 1:
             return x
-        check_division("rows", x.shape[0] or 0, replicas=count)
-        size = tf.shape(x)[0] // count
+        size = x.shape[0] // count
         return x[index * size : (index + 1) * size]
 
-    return tf.nest.map_structure(part, rows)
+    return tf.nest.map_structure(part, values)
 
 
-def next_rows(rows: Any) -> Any:
+def _joined_by_all(values: Any, context: Any) -> Any:
+    """Returns the rows of the replicas of all processes, by one collective operation."""
+    packed, unpack = shares.packed(values)
+    return unpack(context.all_gather(packed, axis=0))
+
+
+def bytes_of_all(strategy: tf.distribute.Strategy) -> Callable[[bytes], list[bytes]]:
+    """Returns a function that passes bytes of any number to all workers, and returns theirs.
+
+    Every worker has to call it, and gets the bytes of all workers in their order.
+
+    Args:
+        strategy: `tf.distribute.MultiWorkerMirroredStrategy`.
+    """
+    workers = cluster.worker(strategy).count
+
+    def on_replica(words: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_gather(tf.identity(words), axis=0)
+
+    spec = tf.TensorSpec([None], tf.int32)
+    run = tf.function(lambda words: strategy.run(on_replica, (words,)), input_signature=[spec])
+
+    def exchange(own: bytes) -> list[bytes]:
+        # The number of bytes, then the bytes in words of four.
+        padded = own + bytes(-len(own) % 4)
+        words = np.frombuffer(len(own).to_bytes(4, "little") + padded, "<i4")
+        found = strategy.experimental_local_results(run(tf.constant(words)))[0].numpy()
+        parts, start = [], 0
+        while start < len(found):
+            size = int(found[start])
+            end = start + 1 + -(-size // 4)
+            parts.append(found[start + 1 : end].astype("<i4").tobytes()[:size])
+            start = end
+        # All replicas of a worker say the same.
+        return parts[:: len(parts) // workers]
+
+    return exchange
+
+
+def next_rows(values: Any) -> Any:
     """Returns the next row of each row in the batch of all replicas; the first follows the last.
 
     For a model that is called inside `strategy.run`, as Keras calls it in `fit`.
 
     Args:
-        rows: int32 tensor `(batch, ...)`, the calling replica's share.
+        values: int32 tensor `(batch, ...)`, the calling replica's share.
 
     Example:
         >>> next_rows(tf.constant([[1], [2], [3]])).numpy().tolist()
@@ -225,13 +240,13 @@ def next_rows(rows: Any) -> Any:
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        return tf.roll(rows, -1, axis=0)
-    own = tf.shape(rows)[0]
+        return tf.roll(values, -1, axis=0)
+    own = tf.shape(values)[0]
     # Rows before this replica's share: shares of a last batch may differ in size.
     counts = context.all_gather(own[None], axis=0)
     first = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
     # Roll the whole batch, and cut out the replica's own rows.
-    whole = context.all_gather(rows, axis=0)
+    whole = context.all_gather(values, axis=0)
     return tf.roll(whole, -1, axis=0)[first : first + own]
 
 
@@ -282,14 +297,14 @@ def whole_loss(loss: tf.Tensor, part: tf.Tensor | None) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, fixed) / count + own - fixed
 
 
-def batch_rows(rows: Any) -> tf.Tensor:
+def batch_rows(values: Any) -> tf.Tensor:
     """Returns the number of rows of a batch that replicas share, int32 scalar.
 
     Example:
         >>> int(batch_rows(tf.zeros((3, 2))))
         3
     """
-    own = tf.shape(rows)[0]
+    own = tf.shape(values)[0]
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return own
@@ -299,25 +314,37 @@ def batch_rows(rows: Any) -> tf.Tensor:
 def rowwise(function: Callable[..., R], execution: Execution) -> Callable[..., R]:
     """Compiles a function whose output rows depend only on the same input rows.
 
+    Rows that replicas cannot share equally are filled up with copies, whose results are dropped.
+
     Args:
         function: maps nested tensors `(rows, ...)` to nested tensors `(rows, ...)`. Scalar inputs
             go to every replica whole.
-        execution: `Execution`. The number of its replicas must divide the rows.
+        execution: `Execution`.
     """
     # XLA compiles what runs on one replica; joining the results stays outside.
     island = compiled(function, execution.jit_compile, execution.run_eagerly)
     if not execution.is_distributed:
         return island
     strategy = execution.strategy
+    are_several = cluster.worker(strategy).count > 1
 
     def on_replica(*args: Any) -> Any:
-        return island(*_share(args, tf.distribute.get_replica_context()))
+        context = tf.distribute.get_replica_context()
+        found = island(*_share(shares.padded(args, replicas(strategy)), context))
+        return _joined_by_all(found, context) if are_several else found
 
     def on_replicas(*args: Any) -> Any:
         return strategy.run(on_replica, args=args)
 
     run = compiled(on_replicas, jit_compile=False, run_eagerly=execution.run_eagerly)
-    return lambda *args: gather(strategy, run(*args))
+
+    def whole(*args: Any) -> Any:
+        found = (_first if are_several else gather)(strategy, run(*args))
+        units = shares.units(args) or 1
+        shared = -(-units // replicas(strategy)) * replicas(strategy)
+        return tf.nest.map_structure(lambda x: x[: x.shape[0] // shared * units], found)
+
+    return whole
 
 
 def dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, values: list[Any]) -> list[tf.Tensor]:
@@ -349,7 +376,8 @@ def update(
             replicas add up.
         optimizer: built on `variables`.
         variables: list of Keras variables to update.
-        execution: `Execution`. The rows of the batch are divided between its replicas.
+        execution: `Execution`. The rows of the batch are divided between its replicas, whose number
+            must divide them.
 
     Returns:
         A function of the whole batch that updates the variables and returns a dict of the summed
@@ -369,9 +397,8 @@ def update(
     def step(batch: Any) -> dict[str, Any]:
         # Two programs: a single one that may skip the update would hold all variables twice.
         gradients, sums = read(batch)
-        local = execution.strategy.experimental_local_results(gradients)[0]
         # All replicas hold the same sums: measure those of the first.
-        norm, is_sound = measure(local, sums)
+        norm, is_sound = measure(_first(execution.strategy, gradients), sums)
         sound = bool(is_sound)
         if sound:
             apply(gradients)
@@ -402,27 +429,44 @@ def _update_on_replicas(
         context = tf.distribute.get_replica_context()
         gradients, sums = island(_share(batch, context))
         # Sum outside the compiled function: XLA cannot reduce over replicas.
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients), sums
+        return _summed_by_all(context, gradients, sums)
 
     def apply_on_replica(gradients: list[tf.Tensor]) -> None:
-        # The optimizer clips and then sums over replicas again. Clip the sum here and pass an equal
-        # share on each replica, on which the second clipping has no effect.
-        count = tf.distribute.get_replica_context().num_replicas_in_sync
-        clipped = optimizer._clip_gradients(gradients)  # noqa: SLF001 (no public way)
-        optimizer.apply([g / count for g in clipped], variables)
+        with _as_summed(optimizer):
+            optimizer.apply(gradients, variables)
 
     def read(batch: Any) -> Any:
         gradients, sums = strategy.run(read_on_replica, args=(batch,))
-        sums = tf.nest.map_structure(
-            lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None), sums
-        )
-        return gradients, sums
+        return gradients, _first(strategy, sums)
 
     def apply(gradients: list[tf.Tensor]) -> None:
         strategy.run(apply_on_replica, args=(gradients,))
 
     graph = functools.partial(compiled, jit_compile=False, run_eagerly=eager)
     return graph(read), graph(apply)
+
+
+def _summed_by_all(
+    context: Any, gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]
+) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns the sums over all replicas, by one collective operation of one dtype."""
+    parts = [tf.cast(x, tf.float32) for x in [*gradients, *sums.values()]]
+    whole = context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+    totals = [tf.cast(x, g.dtype) for x, g in zip(whole, gradients, strict=False)]
+    return totals, dict(zip(sums, whole[len(gradients) :], strict=True))
+
+
+@contextlib.contextmanager
+def _as_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Makes an optimizer take gradients as they are: Keras would sum them over replicas again."""
+    # Keras has no public way. An attribute of the instance takes precedence over the method.
+    name = "_all_reduce_sum_gradients"
+    object.__setattr__(optimizer, name, list)
+    try:
+        yield
+    finally:
+        # Replicas trace in threads that take turns: another one may have removed it.
+        vars(optimizer).pop(name, None)
 
 
 def _norm_and_soundness(
@@ -501,50 +545,3 @@ def accumulated(gradients_and_sums: Callable, parts: int) -> tuple[list[tf.Tenso
 
     # A loop, not an unrolled sum: only one part's activations are in memory.
     return tf.while_loop(lambda index, _: index < parts, body, (tf.constant(1), total))[1]
-
-
-def in_batches(function: Callable, rows: Any, size: int) -> Any:
-    """Applies a function to batches of one size and joins the results.
-
-    The last batch is filled up with copies of its first row, so that a compiled function has one
-    shape; results of the copies are dropped.
-
-    Args:
-        function: Maps a batch of every column to a list, an array or a tensor with one entry per
-            row, or to a tuple of these.
-        rows: A column, or a tuple of columns of equal length, with at least one row. The function
-            gets lists of a column that is a list, and tensors of a column that is an array.
-        size: int, at least 1. Rows of a batch.
-
-    Returns:
-        A list where the function returns lists, else an array; a tuple where it returns tuples.
-
-    Example:
-        >>> in_batches(lambda x: 2 * x, np.array([1, 2, 3]), size=2).tolist()
-        [2, 4, 6]
-        >>> in_batches(lambda words: [len(words)] * 2, ["a", "b", "c"], size=2)
-        [2, 2, 2]
-    """
-    columns = rows if isinstance(rows, tuple) else (rows,)
-    count = len(columns[0])
-    # Row numbers, rounded up to whole batches; the rest repeats one row.
-    order = np.arange(-(-count // size) * size)
-    order[count:] = order[-size]
-    found = [
-        function(*(_picked(column, part) for column in columns)) for part in order.reshape(-1, size)
-    ]
-    if isinstance(found[0], tuple):
-        return tuple(_joined(parts, count) for parts in zip(*found, strict=True))
-    return _joined(found, count)
-
-
-def _picked(column: Any, part: np.ndarray) -> Any:
-    if isinstance(column, list):
-        return [column[index] for index in part]
-    return tf.convert_to_tensor(np.asarray(column)[part])
-
-
-def _joined(parts: Sequence[Any], count: int) -> Any:
-    if isinstance(parts[0], list):
-        return list(itertools.chain.from_iterable(parts))[:count]
-    return np.concatenate([np.asarray(part) for part in parts])[:count]

@@ -51,6 +51,8 @@ class Config:
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         resume: Keep a backup of every epoch, and continue from it if there is one.
         overwrite: Remove the results of an earlier run in output.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -76,6 +78,7 @@ class Config:
     dtype: str | None = None
     resume: bool = False
     overwrite: bool = False
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     jit_compile: bool = True
     seed: int = 0
 
@@ -243,7 +246,8 @@ def build(config, causal_lm, response_length, updates):
         keras.optimizers.Adam(rate, epsilon=1e-5),
         loss=loss,
         metrics=[rlhf.metrics.PreferenceAccuracy(), rlhf.metrics.PreferenceMargin()],
-        jit_compile=config.jit_compile,
+        # Keras cannot compile with XLA around several replicas.
+        jit_compile=config.jit_compile and rlhf.cluster.replicas() == 1,
     )
     return trainer
 

@@ -62,6 +62,8 @@ class Config:
         overwrite: Remove the results of an earlier run in output.
         on_change: What to do if settings are not those of the run that is resumed, such as more
             iterations, over which the learning rate falls to 0.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -93,6 +95,7 @@ class Config:
     resume: bool = False
     overwrite: bool = False
     on_change: Literal["refuse", "warn"] = "refuse"
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     jit_compile: bool = True
     seed: int = 0
 

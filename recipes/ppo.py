@@ -10,7 +10,6 @@ again with `--resume`, an interrupted run continues as if nothing had happened. 
 `python recipes/ppo.py --preset smoke`.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import ClassVar, Literal
@@ -56,7 +55,8 @@ class Config:
         lora_rank: Rank of LoRA adapters, merged when the policy is saved; 0 to train all weights.
         dtype: Of the weights, such as mixed_bfloat16; none for the preset's own.
         samples: Responses shown at every validation.
-        distribute: One replica a GPU.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         resume: Continue from the state in output.
         overwrite: Remove the results of an earlier run in output.
         on_change: What to do if settings are not those of the run that is resumed, such as more
@@ -92,7 +92,7 @@ class Config:
     lora_rank: int = 0
     dtype: str | None = None
     samples: int = 3
-    distribute: bool = False
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     resume: bool = False
     overwrite: bool = False
     on_change: Literal["refuse", "warn"] = "refuse"
@@ -142,28 +142,26 @@ def main(config):
         config.samples, every=config.validate_every, path=config.output / "samples.jsonl"
     )
     curves = rlhf.callbacks.TensorBoard(config.output / "logs", samples=config.samples)
-    # Under a strategy, everything is built and trained inside one scope.
-    with rlhf.cluster.strategy().scope() if config.distribute else contextlib.nullcontext():
-        # 2. The trainer, prompts to train on, and others to measure on.
-        ppo = build(config)
-        prompts, unseen = read_prompts(config, ppo.actor.causal_lm.preprocessor)
-        progress.step("Held-out prompts before training")
-        # 3. Figures before training. On a resume, `fit` loads the state only afterward.
-        before, shown_before = measure(ppo, unseen, progress.verbose)
-        # 4. Train: each batch of prompts is one iteration, and an epoch ends with a validation.
-        progress.step("Training")
-        ppo.fit(
-            prompts.repeat(),
-            steps_per_epoch=config.validate_every,
-            epochs=config.iterations // config.validate_every,
-            validation_data=unseen,
-            shuffle=False,  # the dataset shuffles itself
-            callbacks=[resume, curves, samples],
-            verbose=progress.verbose,
-        )
-        # 5. Measure again on the same prompts, with the same random numbers.
-        progress.step("Held-out prompts after training")
-        after, shown_after = measure(ppo, unseen, progress.verbose)
+    # 2. The trainer, prompts to train on, and others to measure on.
+    ppo = build(config)
+    prompts, unseen = read_prompts(config, ppo.actor.causal_lm.preprocessor)
+    progress.step("Held-out prompts before training")
+    # 3. Figures before training. On a resume, `fit` loads the state only afterward.
+    before, shown_before = measure(ppo, unseen, progress.verbose)
+    # 4. Train: each batch of prompts is one iteration, and an epoch ends with a validation.
+    progress.step("Training")
+    ppo.fit(
+        prompts.repeat(),
+        steps_per_epoch=config.validate_every,
+        epochs=config.iterations // config.validate_every,
+        validation_data=unseen,
+        shuffle=False,  # the dataset shuffles itself
+        callbacks=[resume, curves, samples],
+        verbose=progress.verbose,
+    )
+    # 5. Measure again on the same prompts, with the same random numbers.
+    progress.step("Held-out prompts after training")
+    after, shown_after = measure(ppo, unseen, progress.verbose)
     # 6. Save the policy with its critic, and report.
     ppo.actor.save_to_preset(config.output / "model")
     report = {"config": dataclasses.asdict(config), "before": before, "after": after}

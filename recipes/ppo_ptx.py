@@ -15,7 +15,7 @@ TensorBoard (`logs`). A trial of seconds: `python recipes/ppo_ptx.py --preset sm
 
 import dataclasses
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from kerasrlhf.cli.recipe import Progress, check_ranges, run
 
@@ -56,6 +56,8 @@ class Config:
         kl_coef: Score units per nat of KL from the initial policy.
         update_epochs: Passes over the responses of an iteration.
         overwrite: Remove the results of an earlier run in output.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -82,6 +84,7 @@ class Config:
     kl_coef: float = 0.05
     update_epochs: int = 2
     overwrite: bool = False
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     jit_compile: bool = True
     seed: int = 0
 

@@ -46,6 +46,8 @@ class Config:
         temperature: Theirs.
         resume: Keep a backup of every epoch, and continue from it if there is one.
         overwrite: Remove the results of an earlier run in output.
+        strategy: The devices to train on: one, all of this machine (mirrored), those of other
+            processes too (workers), or what there is (auto).
         jit_compile: Compile with XLA.
         seed: Of everything random.
     """
@@ -70,6 +72,7 @@ class Config:
     temperature: float = 0.7
     resume: bool = False
     overwrite: bool = False
+    strategy: Literal["auto", "one", "mirrored", "workers"] = "auto"
     jit_compile: bool = True
     seed: int = 0
 
@@ -140,7 +143,8 @@ def main(config):
     progress.step("Held-out demonstrations after training")
     nats, after = measure()
     # 5. Save the model, and report.
-    lm.save_to_preset(config.output / "model")
+    with rlhf.files.replacing_preset(config.output / "model") as folder:
+        lm.save_to_preset(str(folder))
     report = {
         "config": dataclasses.asdict(config),
         "nats_per_token": {"before": nats_before, "after": nats},
@@ -189,7 +193,8 @@ def compile_lm(config, lm, updates):
         weighted_metrics=[
             keras.metrics.SparseCategoricalCrossentropy(name="nats", from_logits=True)
         ],
-        jit_compile=config.jit_compile,
+        # Keras cannot compile with XLA around several replicas.
+        jit_compile=config.jit_compile and rlhf.cluster.replicas() == 1,
     )
 
 

@@ -34,7 +34,7 @@ NAMES = {
     """,
     rlhf.applications: "Stage Table TaskRun read_records",
     rlhf.callbacks: "Resume Samples TensorBoard",
-    rlhf.cluster: "strategy",
+    rlhf.cluster: "Worker check_distribution is_chief replicas strategy worker",
     rlhf.data: """
         demonstrations preferences unpaired_preferences prompts stepwise
         read Stream to_tfds split mix records dialogue ChatTemplate tokenize detokenize

@@ -224,9 +224,9 @@ def test_a_script_takes_the_options_of_its_command(words, monkeypatch):
 def test_there_are_commands_for_every_recipe_and_benchmark():
     named = {words[0] for words in SCRIPTS.values()}
     tasks = ("sentiment", "classification", "ner", "summarization", "dialogue", "arithmetic")
-    recipes = ("quickstart", "sft", "reward_model", "ppo", *tasks)
+    recipes = ("quickstart", "sft", "reward_model", "ppo", "ppo_ray", *tasks)
     benchmarks = ("ppo_iteration", "known_optimum", "algorithms", "language_modeling", "audit")
-    benchmarks += ("clean_and_augment",)
+    benchmarks += ("clean_and_augment", "scaling")
     assert named == {f"recipes/{name}.py" for name in recipes} | {
         f"benchmarks/{name}.py" for name in benchmarks
     }

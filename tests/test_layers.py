@@ -12,7 +12,7 @@ PACKAGE = "kerasrlhf"
 ORDER = [
     ["functional"],
     ["types", "losses", "metrics", "cli"],
-    ["replica"],
+    ["replica", "workers"],
     ["data"],
     ["models"],
     ["rollouts"],
@@ -32,6 +32,7 @@ ALONE = {
     "files",
     "intervals",
     "presets",
+    "shares",
     "signatures",
     "special_tokens",
     "tokens",

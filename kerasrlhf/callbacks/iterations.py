@@ -14,6 +14,7 @@ from kerasrlhf.rollouts.collector import Collected
 from kerasrlhf.trainers import summaries
 from kerasrlhf.trainers.on_policy import OnPolicyTrainer
 from kerasrlhf.types import require_int
+from kerasrlhf.workers import Workers
 
 
 class IterationCallback(keras.callbacks.Callback):
@@ -49,6 +50,11 @@ class IterationCallback(keras.callbacks.Callback):
                 f"Received a model of type {type(self.model).__name__}."
             )
         return self.model
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that train together."""
+        return Workers(self.model.distribute_strategy)
 
     def on_iteration_end(self, iteration: int) -> None:
         """Handles the end of an iteration.

@@ -27,6 +27,7 @@ ON_POLICY = {
         "gradient norm": ("policy/grad_norm",),
         "learning rate": ("policy/learning_rate",),
         "updates": ("policy/updates", "policy/skipped_updates"),
+        "loss scale": ("policy/loss_scale",),
     },
     "Value": {
         "explained variance": ("value/explained_variance",),

@@ -42,6 +42,9 @@ class Resume(iterations.IterationCallback):
     arrives during updates waits for their end, unless nothing would be lost; a second one does not
     wait.
 
+    Of several workers the first writes, and all read the state in a folder that they share. They
+    may be more or fewer than before, or one process.
+
     Args:
         directory: str or path. Where the state is kept: `resume.json` and a file of arrays that it
             names, and the state before it, `resume-former.json`. A new state is complete and on
@@ -99,13 +102,16 @@ class Resume(iterations.IterationCallback):
                 f"{type(self.model).__name__}: use `keras.callbacks.BackupAndRestore` for it."
             )
         # Before hours of training, not after them.
-        self._files.check_writable()
+        self.workers.by_chief("opening the folder of its state", self._files.check_writable)
+        self._check_shared()
         self._saved, self._has_other_prompts = None, False
         self._settings = self.trainer.settings()
-        if self.has_state:
+        if self.workers.by_chief("looking for a state", lambda: self.has_state):
             self._load(*self._files.read())
         else:
             self.trainer.replay.start([])
+        # No state is replaced before all have read it.
+        self.workers.check_same(iteration_of_the_state=int(self.trainer.iteration.numpy()))
         self.trainer.interruption.save_with(self._save_last, self._is_saved)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -124,16 +130,31 @@ class Resume(iterations.IterationCallback):
         if not validated or self.trainer.replay.active:
             return
         self.trainer.replay.record_validation(validated)
-        if self._is_saved():
+        if self._is_saved() and self.workers.is_chief:
             # The weights are saved already; only the validation is new.
             self._files.rewrite(self._state())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the end of the run."""
         # Other callbacks may change weights at the end, as early stopping does.
-        if not self._is_saved() or not self._files.holds(self._arrays()):
+        if self.workers.is_chief and not (self._is_saved() and self._files.holds(self._arrays())):
             self._save()
         self.trainer.replay.stop()
+
+    def _check_shared(self) -> None:
+        """Raises a `ValueError` if workers do not see what the first one writes."""
+        if self.workers.count == 1:
+            return
+        name = self.workers.by_chief("writing to the folder of its state", self._files.mark)
+        sees = self.workers.exchange((self.directory / name).exists())
+        if self.workers.is_chief:
+            (self.directory / name).unlink()
+        if not all(sees):
+            raise ValueError(
+                f"Worker {sees.index(False)} does not see the files that worker 0 writes to "
+                f"{str(self.directory)!r}. All workers need one folder for the state: pass one on "
+                "a file system that they share."
+            )
 
     def _is_saved(self) -> bool:
         return self._saved == int(self.trainer.iteration.numpy())
@@ -170,7 +191,8 @@ class Resume(iterations.IterationCallback):
 
     def _save(self) -> None:
         state = self._state()
-        self._files.write(state, self._arrays())
+        if self.workers.is_chief:
+            self._files.write(state, self._arrays())
         self._saved = state["iteration"]
 
     def _load(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

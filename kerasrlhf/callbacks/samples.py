@@ -70,7 +70,7 @@ class Samples(iterations.IterationCallback):
 
     def on_first_iteration(self, done: int) -> None:
         """Removes lines from the file that are not of the iterations before this one."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None or not self.workers.is_chief or not self.path.is_file():
             return
         # Split the lines at the iterations that this run continues from.
         kept: list[bytes] = []
@@ -112,6 +112,9 @@ class Samples(iterations.IterationCallback):
         if collected is None:
             raise ValueError("There is no iteration to show yet. Pass `Samples(prompts=...)`.")
         rows = iterations.sample_rows(collected, iteration, count)
+        # All workers sample, and one shows.
+        if not model.workers.is_chief:
+            return rows
         printer = self.printer or _write_line
         printer(f"Samples after iteration {iteration}:")
         for row in rows:

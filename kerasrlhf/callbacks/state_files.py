@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
+import uuid
 import warnings
 from typing import Any
 
@@ -70,6 +71,12 @@ class StateFiles:
                 f"The state of the run cannot be written to {str(self.directory)!r}: {error}. Make "
                 "it a folder that this user may write to, on a disk with space, or pass another."
             ) from error
+
+    def mark(self) -> str:
+        """Writes an empty file with a new name; returns its name."""
+        name = f".shared-{uuid.uuid4().hex}"
+        (self.directory / name).touch()
+        return name
 
     def read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Returns the newest state that is whole, and its arrays; warns where one is damaged.

@@ -92,7 +92,7 @@ TAGS = {
     "policy/ratio_error": Tag(
         "Mean of `abs(ratio - 1)` in the first update, where the policy is the one that sampled",
         "1",
-        "about 1e-6 (bfloat16: a few percent)",
+        "about 1e-6 (float16: up to 0.02, bfloat16: up to 0.1)",
     ),
     "policy/grad_norm": Tag(
         "Global norm of the gradient before any clipping, mean over the updates",
@@ -110,7 +110,14 @@ TAGS = {
         "`update_epochs * num_minibatches`; fewer where `target_kl` ends an iteration",
     ),
     "policy/skipped_updates": Tag(
-        "Updates that were skipped because a loss or gradient was not finite", "count", "0"
+        "Updates that were skipped because a loss or gradient was not finite",
+        "count",
+        "0; in float16 some at the start, which lower the loss scale, and one now and then",
+    ),
+    "policy/loss_scale": Tag(
+        "Factor of the loss, so that its gradients do not vanish; with float16 only",
+        "1",
+        "1000 or more; it halves with each skipped update",
     ),
     "policy/accuracy": Tag(
         "Pairs of responses that the policy orders as the score does; with `rlhf.OnlineDPO`",

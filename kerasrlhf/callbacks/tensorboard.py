@@ -84,7 +84,11 @@ class TensorBoard(iterations.IterationCallback):
         self._write_text("settings", cards.settings_table(settings), 1)
         summary = functools.partial(cards.hyperparameters, settings)
         self._write_summary(hparams_metadata.SESSION_START_INFO_TAG, summary)
-        self._first_answers = cards.FirstAnswers.read(self._answers_path) if done else None
+        # One decision for all workers: further answers are sampled by all of them.
+        self._first_answers = self.workers.by_chief(
+            "reading the first answers",
+            lambda: cards.FirstAnswers.read(self._answers_path) if done else None,
+        )
 
     def on_iteration_end(self, iteration: int) -> None:
         """Writes the statistics and the samples that are due."""
@@ -186,7 +190,12 @@ class TensorBoard(iterations.IterationCallback):
         if self._writer is None:
             # A resumed run reads which steps are written; a new one hides those of an older run.
             first = (self._before or 0) + 1 if self.is_on_policy else self._optimizer_step()
-            self._last_steps = last_steps(self.log_dir) if first > 1 else {}
+            self._last_steps = self.workers.by_chief(
+                "reading the event files", lambda: last_steps(self.log_dir) if first > 1 else {}
+            )
+            if not self.workers.is_chief:
+                self._writer = tf.summary.create_noop_writer()
+                return self._writer
             _await_later_name(self.log_dir)
             self._writer = tf.summary.create_file_writer(self.log_dir)
             if first == 1:

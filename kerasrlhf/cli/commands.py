@@ -7,6 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from kerasrlhf.cli import launching
 from kerasrlhf.cli.kinds import nearest
 from kerasrlhf.cli.running import load_file, run
 from kerasrlhf.version import __version__
@@ -41,6 +42,8 @@ COMMANDS = {
     "dialogue": Command("dialogue", "a task: replies that people prefer"),
     "arithmetic": Command("arithmetic", "a task: word problems; PPO and GRPO side by side"),
 }
+# Runs another command instead of a recipe.
+_LAUNCH = "launch"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name == "--version":
         sys.stdout.write(f"kerasrlhf {__version__}\n")
         raise SystemExit(0)
+    if name == _LAUNCH:
+        launching.main(arguments)
     if name not in COMMANDS:
-        problem = f"unknown command {name!r}.{nearest(name, COMMANDS)}" if name else "no command."
+        known = [*COMMANDS, _LAUNCH]
+        problem = f"unknown command {name!r}.{nearest(name, known)}" if name else "no command."
         sys.stderr.write(f"kerasrlhf: error: {problem} `kerasrlhf --help` lists them.\n")
         raise SystemExit(2)
     # Loaded only now: `--help` and a wrong name take no time.
@@ -112,6 +118,7 @@ def _help() -> str:
             "",
             "commands:",
             *lines,
+            f"  {_LAUNCH:<16}another command in several processes that train together",
             "",
             "`kerasrlhf COMMAND --help` lists the options of a command, and `--preset smoke` is a",
             "trial of seconds. `kerasrlhf --version` prints the version.",

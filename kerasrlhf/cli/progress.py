@@ -25,7 +25,8 @@ _MEMBERS = "member_*"  # of an ensemble, each with its logs and state
 class Progress:
     """Announces the steps of a run, and looks after the folder of its results.
 
-    Every recipe uses the same names in it, such as `model`, `report.json`, `logs` and `state`.
+    Every recipe uses the same names in it, such as `model`, `report.json`, `logs` and `state`. Of
+    several workers the first announces and writes.
 
     Args:
         output: str or path. The folder.
@@ -71,6 +72,8 @@ class Progress:
     @property
     def verbose(self) -> int:
         """How Keras shows its progress: a bar on a terminal, or else a line an epoch."""
+        if not files.writes():
+            return 0
         return 1 if sys.stdout.isatty() else 2
 
     def step(self, text: str) -> None:
@@ -80,6 +83,8 @@ class Progress:
 
     def finish(self, report: dict[str, Any]) -> None:
         """Writes `report.json`, and prints what the folder holds."""
+        if not files.writes():
+            return
         self._clear()
         files.write_json(self.output / "report.json", report)
         seconds = time.perf_counter() - self._start
@@ -92,7 +97,7 @@ class Progress:
 
     def _clear(self) -> None:
         """Removes what recipes wrote before this run, once, and nothing else."""
-        if not self._replaces:
+        if not self._replaces or not files.writes():
             return
         self._replaces = False
         for path in [self.output / name for name in _CONTENTS] + [*self.output.glob(_MEMBERS)]:
@@ -102,5 +107,7 @@ class Progress:
                 path.unlink(missing_ok=True)
 
     def _write(self, text: str) -> None:
+        if not files.writes():
+            return
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Runs a recipe from the command line, and finds functions named there."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -30,6 +31,9 @@ def run(
     A `ValueError` raised by this package or by the recipe itself says how to correct the input, so
     it is shown without a traceback. Errors raised inside other libraries keep theirs.
 
+    If the dataclass has a field `strategy`, `main` runs in the scope of `rlhf.cluster.strategy` of
+    that kind: on several devices everything has to be built in one scope.
+
     Args:
         main: function of one `config_class`.
         config_class: dataclass, as in `parse`.
@@ -53,7 +57,7 @@ def run(
     # Options first: wrong ones are reported without loading TensorFlow.
     config = parse(config_class, argv, program)
     try:
-        with quiet_tensorflow():
+        with quiet_tensorflow(), _scope(getattr(config, "strategy", None)):
             return main(config)
     except ValueError as error:
         if not _is_ours(error, main):
@@ -61,6 +65,14 @@ def run(
         name = program or pathlib.Path(sys.argv[0]).name
         sys.stderr.write(f"{name}: error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
+
+
+def _scope(kind: str | None) -> contextlib.AbstractContextManager:
+    """Returns the scope of a kind of strategy; None for none."""
+    if kind is None:
+        return contextlib.nullcontext()
+    # Only now: it imports TensorFlow.
+    return importlib.import_module(f"{_PACKAGE}.cluster").strategy(kind).scope()
 
 
 def _is_ours(error: Exception, main: Callable[..., Any]) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from kerasrlhf import adapters, replica
+from kerasrlhf import adapters, cluster, replica
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.types import Tensor
 
 if TYPE_CHECKING:
     from kerasrlhf.data.tokenized import TokenizedDataset
+
+# The versions of Keras whose `fit` is mended for several processes.
+_MENDED = "3.15."
 
 
 def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
@@ -41,7 +46,58 @@ def prepared(model: keras.Model, dataset: TokenizedDataset) -> TokenizedDataset:
     _free_graphs_with(model)
     if replica.is_distributed(model.distribute_strategy):
         _train_whole_batches(model)
-    return in_step(model, dataset)
+    return shared_by_workers(model, in_step(model, dataset))
+
+
+def shared_by_workers(model: keras.Model, dataset: Any) -> Any:
+    """Returns a dataset whose batches `fit` of Keras divides between several processes.
+
+    Args:
+        model: The compiled model.
+        dataset: `tf.data.Dataset`, the same in every process.
+
+    Raises:
+        ValueError: If this version of Keras cannot train in several processes, or with XLA on CPUs.
+    """
+    if cluster.worker(model.distribute_strategy).count == 1:
+        return dataset
+    if getattr(model, "jit_compile", False) and not tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            "XLA cannot sum over processes on CPUs. Compile the model with `jit_compile=False`."
+        )
+    _reduce_in_each_worker()
+    options = tf.data.Options()
+    # Rows of every batch, not whole files or batches, so that all have the same batches.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options)
+
+
+@functools.cache
+def _reduce_in_each_worker() -> None:
+    """Makes Keras average the logs of a step over the replicas of a process.
+
+    Its own way fails for scalars under a strategy of several processes. The metrics of an epoch are
+    those of all replicas either way.
+    """
+    if not keras.__version__.startswith(_MENDED):
+        raise ValueError(
+            f"`fit` of Keras {keras.__version__} was not tried with several processes, and that of "
+            f"{_MENDED}* needs a correction. Train this model in one process, with "
+            '`rlhf.cluster.strategy("mirrored")` on its GPUs.'
+        )
+    module: Any = importlib.import_module("keras.src.backend.tensorflow.trainer")
+    reduce = module.reduce_per_replica
+
+    def reduce_in_each_worker(values: Any, strategy: Any, reduction: str) -> Any:
+        is_mean = reduction in ("auto", "mean")
+        if not is_mean or cluster.worker(strategy).count == 1:
+            return reduce(values, strategy, reduction)
+        return tf.nest.map_structure(
+            lambda v: tf.reduce_mean(tf.stack(strategy.experimental_local_results(v)), axis=0),
+            values,
+        )
+
+    module.reduce_per_replica = reduce_in_each_worker
 
 
 def build_optimizer(model: keras.Model) -> None:

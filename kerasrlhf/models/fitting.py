@@ -10,13 +10,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasrlhf import adapters, replica
+from kerasrlhf import adapters, cluster, replica
 from kerasrlhf.data import kinds
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
-from kerasrlhf.data.training import build_optimizer, in_step, whole_batch_loss
+from kerasrlhf.data.training import (
+    build_optimizer,
+    in_step,
+    shared_by_workers,
+    whole_batch_loss,
+)
 from kerasrlhf.models import lm_adapter, precision
 from kerasrlhf.types import Tensor, require_int
+from kerasrlhf.workers import Workers
 
 
 class FittedModel(adapters.AdaptedModel):
@@ -59,6 +65,7 @@ class FittedModel(adapters.AdaptedModel):
             ValueError: If the optimizer cannot train the weights in their dtype, the variables
                 belong to another distribution strategy, or `enable_lora` adapted no layer.
         """
+        cluster.check_distribution()
         for backbone in self.backbones():
             lm_adapter.check_adapters(backbone)
         strategy = self.distribute_strategy
@@ -95,7 +102,11 @@ class FittedModel(adapters.AdaptedModel):
                 data = guard.checked(given.arguments[name])
                 # Our datasets follow the optimizer's steps: a resumed run gets the same batches.
                 is_ours = isinstance(data, TokenizedDataset)
-                given.arguments[name] = in_step(self, data) if is_ours else data
+                data = in_step(self, data) if is_ours else data
+                if isinstance(data, tf.data.Dataset):
+                    data = shared_by_workers(self, data)
+                given.arguments[name] = data
+        for_worker(given, Workers(self.distribute_strategy))
         # A bad batch is found while `function` runs; raise its error, not TensorFlow's around it.
         with guard.raising():
             return function(*given.args, **given.kwargs)
@@ -271,6 +282,45 @@ def last_callbacks_last(fit: Callable, args: tuple, kwargs: dict) -> inspect.Bou
     elif callbacks is not None:
         bound.arguments["callbacks"] = sorted(tf.nest.flatten(callbacks), key=is_last)
     return bound
+
+
+def for_worker(given: inspect.BoundArguments, workers: Workers) -> None:
+    """Changes arguments of `fit` or `evaluate`, so that one process shows progress and writes.
+
+    Args:
+        given: the arguments, checked.
+        workers: the processes that train together.
+
+    Raises:
+        ValueError: If a callback or an argument cannot work in several processes.
+    """
+    if workers.count == 1:
+        return
+    for name in ("x", "validation_data"):
+        data = given.arguments.get(name)
+        if data is not None and not isinstance(data, tf.data.Dataset):
+            raise ValueError(
+                f"Several workers need a dataset as `{name}`, as the functions of `rlhf.data` "
+                f"return it. Received: {type(data).__name__}."
+            )
+    callbacks = given.arguments.get("callbacks")
+    listed = tf.nest.flatten(getattr(callbacks, "callbacks", callbacks) or [])
+    if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in listed):
+        raise ValueError(
+            "`BackupAndRestore` works in one process. Several workers resume with "
+            "`rlhf.callbacks.Resume` of on-policy trainers, or from saved weights."
+        )
+    if workers.is_chief:
+        return
+    given.arguments["verbose"] = 0
+    if callbacks is not None and not isinstance(callbacks, keras.callbacks.CallbackList):
+        writers = (
+            keras.callbacks.CSVLogger,
+            keras.callbacks.ModelCheckpoint,
+            keras.callbacks.ProgbarLogger,
+            keras.callbacks.TensorBoard,
+        )
+        given.arguments["callbacks"] = [x for x in listed if not isinstance(x, writers)]
 
 
 def saving_advice(model: keras.Model) -> str:

@@ -65,22 +65,33 @@ def check_replicated(networks: list[keras.Model], jit_compile: Any) -> None:
         )
 
 
-def check_unscaled(networks: list[keras.Model], optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises a `ValueError` for float16: its gradients vanish unless a loss is scaled up first.
+def compute_dtypes(networks: list[keras.Model]) -> set[str]:
+    """Returns the dtypes that networks compute in.
+
+    Args:
+        networks: list of keras-hub backbones.
+    """
+    return {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
+
+
+def check_unscaled(networks: list[keras.Model], optimizer: Any) -> None:
+    """Raises a `ValueError` for float16 weights, and for an optimizer that scales losses.
 
     Args:
         networks: list of backbones that are trained.
         optimizer: Keras optimizer.
     """
-    dtypes = {keras.dtype_policies.get(x.dtype_policy).compute_dtype for x in networks}
-    # Under a global float16 policy, Keras wraps the optimizer itself.
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if "float16" in dtypes or scales:
+    dtypes = {keras.dtype_policies.get(x.dtype_policy).variable_dtype for x in networks}
+    if "float16" in dtypes:
         raise ValueError(
-            "On-policy training does not scale losses, which float16 needs. Received networks that "
-            f"compute in {sorted(dtypes)} and an optimizer {type(optimizer).__name__} (a "
-            'global policy "mixed_float16" makes it one). Load the model with '
-            '`dtype="mixed_bfloat16"`, under a global policy of float32 or bfloat16.'
+            "Weights in float16 are too coarse for small steps. Received networks with weights in "
+            f'{sorted(dtypes)}. Load the model with `dtype="mixed_float16"`, which computes in '
+            'float16 and keeps weights in float32, or with "mixed_bfloat16".'
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "On-policy training scales losses itself where float16 needs it. Received a "
+            "LossScaleOptimizer: pass its inner optimizer instead."
         )
 
 
@@ -102,6 +113,6 @@ def check_steps(optimizer: keras.optimizers.Optimizer) -> None:
     if factor is not None:
         raise ValueError(
             f"The optimizer divides gradients by a `loss_scale_factor` of {factor}, and on-policy "
-            "training does not scale losses, so that updates would be too small by the factor. "
-            "Leave it out."
+            "training undoes its own scaling of losses, so that updates would be too small by the "
+            "factor. Leave it out."
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import replica, shares
 from kerasrlhf.data import kinds
 from kerasrlhf.functional import masking
 from kerasrlhf.models import reverse, windows
@@ -22,6 +22,7 @@ from kerasrlhf.rollouts import scoring
 from kerasrlhf.rollouts.dialogues import Dialogue, Dialogues
 from kerasrlhf.rollouts.scoring import Reward, per_response
 from kerasrlhf.types import Responses, Rollout, Sampler, Tensor
+from kerasrlhf.workers import Workers
 
 
 class Collected(NamedTuple):
@@ -109,6 +110,8 @@ class Collector:
         decoder: `Sampler` of `decode`. Defaults to None: there are no such responses.
         dialogue: `Dialogue`. A response is then several replies with a user's turns between them,
             each sampled by `sampler`. Defaults to None: a response is one reply.
+        workers: `Workers`, of which the first asks the user of a dialogue. Defaults to None: this
+            process alone.
     """
 
     def __init__(
@@ -124,7 +127,9 @@ class Collector:
         prompt_reward: float = 0.0,
         decoder: Sampler | None = None,
         dialogue: Dialogue | None = None,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers
         self.actor, self.reference, self.reward, self.sampler = actor, reference, reward, sampler
         self.parts, self.recompute, self.prompt_reward = parts, recompute, prompt_reward
         # What ends a response is read from the tokenizer once.
@@ -250,7 +255,9 @@ class Collector:
     def _dialogues_of(self, sampler: Sampler, ending: Ending) -> Dialogues | None:
         if self.dialogue is None:
             return None
-        return Dialogues(self.dialogue, self.actor.causal_lm, sampler.length, ending.strings)
+        return Dialogues(
+            self.dialogue, self.actor.causal_lm, sampler.length, ending.strings, self.workers
+        )
 
     def _read_episodes(
         self, responses: Responses, strings: dict[str, Any], ending: Ending
@@ -327,14 +334,16 @@ class Collector:
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
 
     def _read_in_parts(self, responses: Responses, temperature: Tensor) -> Readings:
-        # Parts of equal size share one compiled function.
-        rows = responses.token_ids.shape[0] // self.parts
+        # Parts of equal size share one compiled function; the last is filled up with copies.
+        count = responses.token_ids.shape[0]
+        filled = shares.padded(responses, self.parts)
+        rows = filled.token_ids.shape[0] // self.parts
         parts = [
-            tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], responses)
+            tf.nest.map_structure(lambda x, i=i: x[i * rows : (i + 1) * rows], filled)
             for i in range(self.parts)
         ]
         readings = [self._read(part, temperature) for part in parts]
-        return tf.nest.map_structure(lambda *xs: tf.concat(xs, axis=0), *readings)
+        return tf.nest.map_structure(lambda *xs: tf.concat(xs, axis=0)[:count], *readings)
 
     def _reread_rows(self, rollout: Rollout, temperature: Tensor) -> Reread:
         rows = rollout.token_ids, rollout.padding_mask, rollout.prompt_lengths

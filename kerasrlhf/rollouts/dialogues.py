@@ -23,6 +23,7 @@ from kerasrlhf.data.dialogue import Message, Template
 from kerasrlhf.models.stop_strings import StopStrings, finished
 from kerasrlhf.rollouts import calling, scoring
 from kerasrlhf.types import Responses, Tensor, masked_rows, require_int
+from kerasrlhf.workers import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Dialogues:
         causal_lm: keras-hub `CausalLM` with a preprocessor.
         length: int. Tokens of a reply at most.
         stops: `StopStrings` that end a reply, or None.
+        workers: `Workers`, of which the first asks the user. Defaults to None: this process alone.
 
     Raises:
         ValueError: If the model has no preprocessor.
@@ -152,7 +154,9 @@ class Dialogues:
         causal_lm: keras.Model,
         length: int,
         stops: StopStrings | None = None,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers or Workers(tf.distribute.get_strategy())
         if causal_lm.preprocessor is None:
             raise ValueError(
                 "A dialogue needs a tokenizer, and the model has no preprocessor. Attach one."
@@ -257,9 +261,14 @@ class Dialogues:
                 does not render a dialogue as a continuation of its prompt.
         """
         going = [t for t in transcripts if t.stopped is None]
-        asked = [self.dialogue.ask(t.messages, t.columns) for t in going]
-        # Asynchronous users answer at the same time.
-        answers = calling.awaited(asked, [self.dialogue.user] * len(asked))
+
+        def ask() -> list[Any]:
+            asked = [self.dialogue.ask(t.messages, t.columns) for t in going]
+            # Asynchronous users answer at the same time.
+            return calling.awaited(asked, [self.dialogue.user] * len(asked))
+
+        # A user may be random, and all workers carry on the same dialogues.
+        answers = self.workers.by_chief("asking the user of a dialogue", ask)
         texts = [self._between(t, answer) for t, answer in zip(going, answers, strict=True)]
         said = [text for text in texts if text is not None]
         rows = iter(tokens.following(said, self.preprocessor) if said else [])

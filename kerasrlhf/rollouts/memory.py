@@ -30,7 +30,8 @@ class RolloutMemory:
     Args:
         capacity: int, at least 1. Number of most recent rollouts to sample from.
         directory: path or None. Where to write them; None keeps them in memory. `callbacks.Resume`
-            saves them with its state either way. Defaults to None.
+            saves them with its state either way. Of several workers the first writes, and the
+            others keep them in memory. Defaults to None.
         reuse: int, at least 0. Older rollouts that an iteration trains on, after the fresh one; 0
             keeps them for inspection only. Defaults to 1.
 
@@ -55,6 +56,7 @@ class RolloutMemory:
         self.reuse = require_int("reuse", reuse, minimum=0)
         self.directory = pathlib.Path(directory) if directory is not None else None
         self._kept: dict[int, dict[str, np.ndarray]] = {}
+        self._has_read = False
 
     def add(self, iteration: int, rollout: Rollout) -> None:
         """Stores the rollout of an iteration and drops those that are too old to be sampled.
@@ -160,27 +162,48 @@ class RolloutMemory:
         return f"RolloutMemory(capacity={self.capacity}{where}, reuse={self.reuse})"
 
     def _store(self, iteration: int, arrays: dict[str, Any]) -> None:
-        if self.directory is None:
+        folder = self._folder()
+        if folder is None:
             self._kept[iteration] = arrays
             return
         # Replace the file as a whole, so that a reader never sees half of it.
-        with files.replacing(self.directory / _NAME.format(iteration=iteration)) as temporary:
+        with files.replacing(folder / _NAME.format(iteration=iteration)) as temporary:
             np.savez(temporary, **arrays)
 
     def _load(self, iteration: int) -> dict[str, np.ndarray]:
-        if self.directory is None:
+        folder = self._folder()
+        if folder is None:
             return self._kept[iteration]
-        with np.load(self.directory / _NAME.format(iteration=iteration)) as stored:
-            return {name: stored[name] for name in stored.files}
+        return _read(folder / _NAME.format(iteration=iteration))
 
     def _all(self) -> list[int]:
-        if self.directory is None:
-            return sorted(self._kept)
-        found = (re.fullmatch(r"rollout-(\d+)\.npz", p.name) for p in self.directory.glob("*.npz"))
-        return sorted(int(match[1]) for match in found if match)
+        folder = self._folder()
+        return sorted(self._kept) if folder is None else _stored(folder)
 
     def _drop(self, iteration: int) -> None:
-        if self.directory is None:
+        folder = self._folder()
+        if folder is None:
             del self._kept[iteration]
         else:
-            (self.directory / _NAME.format(iteration=iteration)).unlink()
+            (folder / _NAME.format(iteration=iteration)).unlink()
+
+    def _folder(self) -> pathlib.Path | None:
+        """Returns where this process keeps rollouts, or None for in memory."""
+        if self.directory is None or files.writes():
+            return self.directory
+        # A worker that does not write starts with what is there.
+        if not self._has_read:
+            self._has_read = True
+            for iteration in _stored(self.directory):
+                self._kept[iteration] = _read(self.directory / _NAME.format(iteration=iteration))
+        return None
+
+
+def _stored(folder: pathlib.Path) -> list[int]:
+    found = (re.fullmatch(r"rollout-(\d+)\.npz", path.name) for path in folder.glob("*.npz"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from kerasrlhf.models.scorer import Scored
 from kerasrlhf.models.stop_strings import StopStrings, finished
 from kerasrlhf.rollouts import calling, unscored
 from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores
+from kerasrlhf.workers import Workers
 
 
 class Episodes(NamedTuple):
@@ -46,6 +48,19 @@ class Episodes(NamedTuple):
     ended: np.ndarray | None = None
     guarded_responses: list[str] | None = None
     dialogues: list[list[dict]] | None = None
+
+    def rows(self, part: slice) -> Episodes:
+        """Returns some of the episodes.
+
+        Example:
+            >>> Episodes(["a", "b"], ["c", "d"], {"n": [1, 2]}).rows(slice(1, 2)).columns
+            {'n': [2]}
+        """
+        columns = {name: values[part] for name, values in self.columns.items()}
+        others = {
+            k: None if v is None else v[part] for k, v in self._asdict().items() if k != "columns"
+        }
+        return Episodes(columns=columns, **others)
 
     @property
     def texts(self) -> tuple[list[str], list[str]]:
@@ -224,6 +239,19 @@ class RewardLog:
             )
         self.columns[str(column)] = values
 
+    def join(self, parts: Sequence[RewardLog]) -> None:
+        """Adds the logs of consecutive parts of the batch; None where a part lacks a column.
+
+        Args:
+            parts: list of `RewardLog`.
+        """
+        for part in parts:
+            for name, values in part.metrics.items():
+                self.metrics.setdefault(name, []).extend(values)
+        for column in dict.fromkeys(name for part in parts for name in part.columns):
+            entries = (part.columns.get(column, [None] * part.rows) for part in parts)
+            self.columns[column] = list(itertools.chain.from_iterable(entries))
+
 
 class Scores(NamedTuple):
     """The scores of a batch, and details about them. Arrays are float32.
@@ -276,12 +304,19 @@ class FunctionReward:
         function: callable, as `call_reward` describes.
         group_size: int. Consecutive responses to each prompt. Defaults to 1.
         timeout: float or None. Seconds that the function may take for a batch. Defaults to None.
+        workers: `Workers`, each of which calls the function for a part of the batch. Defaults to
+            None: this process alone.
     """
 
     def __init__(
-        self, function: Callable, group_size: int = 1, timeout: float | None = None
+        self,
+        function: Callable,
+        group_size: int = 1,
+        timeout: float | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.function, self.group_size, self.timeout = function, group_size, timeout
+        self.workers = workers
         self._name = calling.name_of(function)
         self._has_unscored = False
 
@@ -308,7 +343,16 @@ class FunctionReward:
             ValueError: If `call_reward` raises one, or a score is too large to train on.
         """
         log = RewardLog(int(responses.token_ids.shape[0]))
-        (called,) = call_rewards([self.function], episodes, responses, state, log, self.timeout)
+        (called,) = call_by_workers(
+            self.workers,
+            [self.function],
+            episodes,
+            responses,
+            state,
+            log,
+            self.timeout,
+            self.group_size,
+        )
         # NaN means that the function does not apply.
         applies, scores = ~np.isnan(called), np.nan_to_num(called)
         require_finite_scores(scores, f"The reward `{self._name}`")
@@ -393,6 +437,52 @@ def call_rewards(
     columns = _columns(episodes, sampled, state, log or RewardLog(rows))
     results = call_all(functions, columns, timeout)
     return [_checked(x, rows, f) for x, f in zip(results, functions, strict=True)]
+
+
+def call_by_workers(
+    workers: Workers | None,
+    functions: Sequence[Callable],
+    episodes: Episodes,
+    sampled: Responses,
+    state: TrainerState,
+    log: RewardLog,
+    timeout: float | None,
+    group_size: int,
+) -> list[np.ndarray]:
+    """Calls reward functions in every worker for its own part of the responses.
+
+    Args:
+        workers: `Workers`, or None for this process alone.
+        functions: as in `call_rewards`.
+        episodes: as in `call_rewards`.
+        sampled: as in `call_rewards`.
+        state: as in `call_rewards`.
+        log: `RewardLog` that receives what the functions log in all workers.
+        timeout: as in `call_rewards`.
+        group_size: int. Consecutive responses that stay together.
+
+    Returns:
+        List of arrays as in `call_reward`, the scores of all workers, one for each function.
+
+    Raises:
+        RuntimeError: If a function fails in another worker.
+    """
+    if workers is None or workers.count == 1:
+        return call_rewards(functions, episodes, sampled, state, log, timeout)
+    own = workers.own_part(log.rows // group_size)
+    part = slice(own.start * group_size, own.stop * group_size)
+    own_log = RewardLog(part.stop - part.start)
+
+    def score() -> tuple[list[np.ndarray], RewardLog]:
+        if not own_log.rows:
+            return [np.zeros((0,), "float32") for _ in functions], own_log
+        rows = Responses(*(None if x is None else x[part] for x in sampled))
+        mine = episodes.rows(part)
+        return call_rewards(functions, mine, rows, state, own_log, timeout), own_log
+
+    answers = workers.together("scoring its responses", score)
+    log.join([log for _, log in answers])
+    return [np.concatenate(parts) for parts in zip(*(x for x, _ in answers), strict=True)]
 
 
 def call_all(

@@ -18,6 +18,7 @@ from kerasrlhf.models.scorer import Scored, Scorer
 from kerasrlhf.rollouts import calling, scoring, unscored
 from kerasrlhf.rollouts.scoring import FunctionReward, Reward, Scores, per_response
 from kerasrlhf.types import Responses, Tensor, masked_rows, require_finite_scores, require_number
+from kerasrlhf.workers import Workers
 
 
 class Part(NamedTuple):
@@ -313,20 +314,33 @@ class FunctionReader:
     Args:
         functions: dict from name to callable.
         timeout: float or None. Seconds that each may take for a batch.
+        group_size: int. Consecutive responses that one worker scores.
+        workers: `Workers`, as in `scoring.call_by_workers`, or None for this process alone.
     """
 
-    def __init__(self, functions: dict[str, Callable], timeout: float | None) -> None:
+    def __init__(
+        self,
+        functions: dict[str, Callable],
+        timeout: float | None,
+        group_size: int,
+        workers: Workers | None,
+    ) -> None:
         self.functions, self.timeout = functions, timeout
+        self.group_size, self.workers = group_size, workers
 
     def score(self, batch: Scorable) -> dict[str, Reading]:
         """Calls each function; returns the scores by name."""
-        called = scoring.call_rewards(
+        if not self.functions:
+            return {}
+        called = scoring.call_by_workers(
+            self.workers,
             [*self.functions.values()],
             batch.episodes,
             batch.responses,
             batch.state,
             batch.log,
             self.timeout,
+            self.group_size,
         )
         return {
             # NaN means that the function does not apply: it adds 0 to the sum.
@@ -336,7 +350,11 @@ class FunctionReader:
 
 
 def reward_of(
-    reward: Any, actor: ActorCritic, group_size: int = 1, timeout: float | None = None
+    reward: Any,
+    actor: ActorCritic,
+    group_size: int = 1,
+    timeout: float | None = None,
+    workers: Workers | None = None,
 ) -> Reward:
     """Returns what scores the responses of a collector: one function, or a weighted sum.
 
@@ -345,10 +363,11 @@ def reward_of(
         actor: as in `WeightedReward`.
         group_size: as in `WeightedReward`. Defaults to 1.
         timeout: as in `WeightedReward`. Defaults to None.
+        workers: as in `WeightedReward`. Defaults to None.
     """
     if isinstance(reward, (list, dict, Scorer)):
-        return WeightedReward(reward, actor, group_size, timeout)
-    return FunctionReward(_checked(reward, "`reward`"), group_size, timeout)
+        return WeightedReward(reward, actor, group_size, timeout, workers)
+    return FunctionReward(_checked(reward, "`reward`"), group_size, timeout, workers)
 
 
 class WeightedReward:
@@ -365,13 +384,20 @@ class WeightedReward:
         actor: `ActorCritic`.
         group_size: int. Consecutive responses to each prompt. Defaults to 1.
         timeout: float or None. Seconds that a function may take for a batch. Defaults to None.
+        workers: `Workers`, each of which calls the functions for a part of the batch. Defaults to
+            None: this process alone.
 
     Raises:
         ValueError: If `parts_of` or `shares_tokens` raises one.
     """
 
     def __init__(
-        self, reward: Any, actor: ActorCritic, group_size: int = 1, timeout: float | None = None
+        self,
+        reward: Any,
+        actor: ActorCritic,
+        group_size: int = 1,
+        timeout: float | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.parts = parts_of(reward)
         self.group_size = group_size
@@ -389,7 +415,7 @@ class WeightedReward:
             else:
                 of_texts[name] = part
         self.tokens = TokenReader(of_tokens)
-        self.functions = FunctionReader(functions, timeout)
+        self.functions = FunctionReader(functions, timeout, group_size, workers)
         self.readers: list[Reader] = [self.tokens, TextReader(of_texts, actor), self.functions]
 
     def read(self, token_ids: Tensor, padding_mask: Tensor, prompt_lengths: Tensor) -> list[Scored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,15 +12,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica, signatures
+from kerasrlhf import cluster, replica, signatures
 from kerasrlhf.data.limits import Limits
 from kerasrlhf.data.tokenized import TokenizedDataset
+from kerasrlhf.data.whole import WholeBatches
 from kerasrlhf.models import fitting
 from kerasrlhf.rollouts.measuring import Measurement, metrics_of
 from kerasrlhf.rollouts.scoring import Episodes
 from kerasrlhf.trainers import statistics
 from kerasrlhf.trainers.held import HeldTrainer
 from kerasrlhf.trainers.interruption import Interruption
+from kerasrlhf.workers import Workers
 
 
 class IterativeModel(HeldTrainer):
@@ -39,6 +42,11 @@ class IterativeModel(HeldTrainer):
         self._validation = _Means(statistics.VALIDATED)
         self._measurement = Measurement({})
         self.replay, self.interruption = Replay(), Interruption()
+
+    @functools.cached_property
+    def workers(self) -> Workers:
+        """The processes that train together."""
+        return Workers(self.distribute_strategy)
 
     def iterate(self, batch: dict) -> dict[str, float]:
         """Runs one iteration on a batch of prompts; returns its statistics by name."""
@@ -81,10 +89,16 @@ class IterativeModel(HeldTrainer):
 
     def measured(self) -> dict[str, float]:
         """Returns the metrics of the responses of the last `evaluate` by name."""
+        # Metrics may be random, and all workers have to see the same numbers.
+        return self.workers.by_chief("computing metrics", self._measurement.results)
+
+    def measured_here(self) -> dict[str, float]:
+        """Returns what `measured` returns in the first worker, without the others."""
         return self._measurement.results()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles as Keras does, under the strategy that the networks were created under."""
+        cluster.check_distribution()
         self._check_scope()
         super().compile(*args, **kwargs)
         self._check_scope()
@@ -103,12 +117,14 @@ class IterativeModel(HeldTrainer):
         # Bind the arguments to their names, to change some of them.
         given = fitting.last_callbacks_last(super().fit, args, kwargs)
         fitting.set_modes(given.arguments.get("callbacks"), statistics.MODES)
+        fitting.for_worker(given, self.workers)
         _show_score_first(given)
         if isinstance(given.arguments.get("x"), TokenizedDataset):
             # Shuffling depends on the pass: align a dataset that was read before with this run.
             given.arguments["x"] = given.arguments["x"].in_step_with(self._batches_before)
+        self._give_whole_batches(given)
         try:
-            with self.interruption.watching():
+            with self.workers.explaining(), self.interruption.watching():
                 return super().fit(*given.args, **given.kwargs)
         finally:
             # Also after an error: the next `fit` must not skip iterations.
@@ -129,14 +145,24 @@ class IterativeModel(HeldTrainer):
         fitting.check_fit(self, super().evaluate, args, kwargs, "prompts")
         self._check_scope()
         given = inspect.signature(super().evaluate).bind(*args, **kwargs)
+        fitting.for_worker(given, self.workers)
         _show_score_first(given)
-        result = super().evaluate(*given.args, **given.kwargs)
-        measured = self.measured()
+        self._give_whole_batches(given)
+        with self.workers.explaining():
+            result = super().evaluate(*given.args, **given.kwargs)
+            measured = self.measured()
         if not isinstance(result, dict):
             return [*result, *measured.values()] if measured else result
         result = {**result, **measured}
         order = [*statistics.VALIDATED, *result]  # Keras sorts by name
         return {name: result[name] for name in dict.fromkeys(order) if name in result}
+
+    def _give_whole_batches(self, given: inspect.BoundArguments) -> None:
+        """Makes Keras pass batches of datasets on whole; an iteration divides them itself."""
+        for name in ("x", "validation_data"):
+            data = given.arguments.get(name)
+            if isinstance(data, tf.data.Dataset):
+                given.arguments[name] = WholeBatches(data)
 
     def _with_prompts(
         self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -240,7 +266,8 @@ class _ScoreFirst(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, _ordered(logs))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_test_end(_ordered({**(logs or {}), **self.model.measured()}))
+        # The bar is shown by the first worker alone.
+        super().on_test_end(_ordered({**(logs or {}), **self.model.measured_here()}))
 
 
 def _ordered(logs: dict[str, Any] | None) -> dict[str, Any]:
@@ -268,16 +295,16 @@ class _Means:
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._by_name = {name: keras.metrics.Mean(name=name) for name in names}
+        self._by_name = {name: _Mean(name=name) for name in names}
 
     @property
-    def metrics(self) -> list[keras.metrics.Mean]:
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [self._by_name[name] for name in statistics.SHOWN if name in self._by_name]
 
     def update(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             if name not in self._by_name:
-                self._by_name[name] = keras.metrics.Mean(name=name)
+                self._by_name[name] = _Mean(name=name)
             self._by_name[name].update_state(value)
 
     def results(self) -> dict[str, Any]:
@@ -286,6 +313,23 @@ class _Means:
     def reset(self) -> None:
         for mean in self.metrics:
             mean.reset_state()
+
+
+class _Mean(keras.metrics.Metric):
+    """A mean of Python numbers: Keras would add up its variables over all replicas."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.reset_state()
+
+    def reset_state(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def update_state(self, value: float) -> None:
+        self._total, self._count = self._total + float(value), self._count + 1
+
+    def result(self) -> float:
+        return self._total / max(self._count, 1)
 
 
 class Replay:

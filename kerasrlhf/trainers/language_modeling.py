@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from kerasrlhf import replica
+from kerasrlhf import shares
 from kerasrlhf.data.limits import Guard, Limits
 from kerasrlhf.types import Tensor, require_int, require_number
 
@@ -82,12 +83,14 @@ class TextBatch(NamedTuple):
 
     inputs, targets, weights: as `data.demonstrations` returns them.
     weight_sum: float32 scalar, the sum of all weights, at least 1.
+    loss_scale: float32 scalar, as in `update_step.UpdateBatch`; None for 1.
     """
 
     inputs: dict[str, Tensor]
     targets: Tensor
     weights: Tensor
     weight_sum: Tensor
+    loss_scale: Tensor | None = None
 
 
 class TextBatches:
@@ -110,22 +113,22 @@ class TextBatches:
             replicas: int, at least 1. Divides them further.
 
         Raises:
-            ValueError: If there are no texts, or rows cannot be divided into parts of equal size.
+            ValueError: If there are no texts.
         """
-        batches = [self._next() for _ in range(count)]
-        # Check divisibility on the host, before an update is compiled.
-        for _, _, weights in batches:
-            replica.check_division(
-                "texts of `LanguageModeling`",
-                int(weights.shape[0]),
-                micro_batches=micro_batches,
-                replicas=replicas,
-            )
-        return [
-            # Sum the weights of the whole batch, before parts are taken (M3).
-            TextBatch(*batch, weight_sum=tf.maximum(tf.reduce_sum(batch[-1]), 1.0))
-            for batch in batches
-        ]
+        return [self._padded(self._next(), micro_batches * replicas) for _ in range(count)]
+
+    def _padded(self, batch: Any, parts: int) -> TextBatch:
+        """Returns a batch whose rows can be divided; those that are added weigh nothing."""
+        count = int(batch[-1].shape[0])
+        # Sum the weights of the whole batch, before parts are taken (M3).
+        weight_sum = tf.maximum(tf.reduce_sum(batch[-1]), 1.0)
+        order = shares.padding(count, parts)
+        if len(order) > count:
+            batch = tf.nest.map_structure(lambda x: tf.gather(x, order), batch)
+            is_real = tf.cast(np.arange(len(order)) < count, batch[-1].dtype)
+            batch = (*batch[:-1], batch[-1] * is_real[:, None])
+        inputs, targets, weights = batch
+        return TextBatch(inputs, targets, weights, weight_sum)
 
     def skip(self, count: int) -> None:
         """Skips the batches of updates that were made before a resume."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
@@ -27,9 +28,10 @@ from kerasrlhf.rollouts.environments import Environment
 from kerasrlhf.rollouts.memory import RolloutMemory
 from kerasrlhf.rollouts.shaping import RewardShaping, RunningMoments
 from kerasrlhf.trainers import soundness, statistics
-from kerasrlhf.trainers.iterative import IterativeModel
+from kerasrlhf.trainers.iterative import IterativeModel, row_checksums
 from kerasrlhf.trainers.kl_control import KLController
 from kerasrlhf.trainers.language_modeling import LanguageModeling, TextBatch, TextBatches
+from kerasrlhf.trainers.loss_scale import LossScale
 from kerasrlhf.trainers.options import PromptPrediction
 from kerasrlhf.trainers.update_step import UpdateBatch, UpdateStep, permutations
 from kerasrlhf.types import (
@@ -220,6 +222,8 @@ class OnPolicyTrainer(IterativeModel):
         self.score_moments = keras.Variable(
             np.zeros(3), dtype="float32", trainable=False, name="score_moments"
         )
+        dtypes = precision.compute_dtypes(self._trained_networks())
+        self.loss_scale = LossScale() if "float16" in dtypes else None
         # Hold the frozen networks where Keras does not track them.
         self.hold(reward, Reference.of(actor.causal_lm, reference), reference, environment)
         self._text_batches = self._new_text_batches()
@@ -375,10 +379,16 @@ class OnPolicyTrainer(IterativeModel):
             optimizer = keras.optimizers.Adam(1e-5, epsilon=1e-5)
         precision.check_optimizer(optimizer, self.trainable_variables)
         jit_compile = jit_compile and not run_eagerly
-        super().compile(optimizer, jit_compile=jit_compile, run_eagerly=run_eagerly)
+        if run_eagerly and self.workers.count > 1:
+            raise ValueError(
+                "`run_eagerly=True` works in one process. Debug there, or compile without it."
+            )
+        precision.check_unscaled(self._trained_networks(), optimizer)
+        # The trainer scales losses itself: the optimizer of Keras cannot, on several devices.
+        super().compile(
+            optimizer, jit_compile=jit_compile, run_eagerly=run_eagerly, auto_scale_loss=False
+        )
         self._check_networks()
-        # After `super().compile`: Keras may have wrapped the optimizer to scale losses.
-        precision.check_unscaled(self._trained_networks(), self.optimizer)
         precision.check_steps(self.optimizer)
         # Create the optimizer's variables outside the compiled functions.
         with self.distribute_strategy.scope():
@@ -407,7 +417,9 @@ class OnPolicyTrainer(IterativeModel):
         self.collector = Collector(
             self.actor,
             self.reference,
-            weighted.reward_of(self.reward, self.actor, self.group_size, self.reward_timeout),
+            weighted.reward_of(
+                self.reward, self.actor, self.group_size, self.reward_timeout, self.workers
+            ),
             self.sampler,
             execution,
             parts=self.num_minibatches,
@@ -415,6 +427,7 @@ class OnPolicyTrainer(IterativeModel):
             prompt_reward=0.0 if prediction is None else prediction.reward,
             decoder=self.validation_sampler,
             dialogue=self.dialogue,
+            workers=self.workers,
         )
         # Gradients get XLA; row selection is a small graph that gains nothing from it.
         step = self.update_step()
@@ -424,6 +437,7 @@ class OnPolicyTrainer(IterativeModel):
         self._take = replica.compiled(step.batch, jit_compile=False, run_eagerly=eager)
         self._update = replica.update(step.gradients, *trained)
         self._update_on_text = replica.update(step.text_gradients, *trained)
+        self._has_compared = False
         self._are_finite = replica.all_finite(self.trainable_variables, execution)
         self._skipped = soundness.SkippedUpdates(self.max_skipped_updates)
 
@@ -456,6 +470,7 @@ class OnPolicyTrainer(IterativeModel):
         """
         self._assert_compile_called("iterate")
         batch, iteration = self._check_batch(batch), int(self.iteration.numpy())
+        self._check_workers(batch, iteration)
         temperature = self._temperature(iteration)
         update_texts, texts = self._next_texts(iteration)
         start = time.perf_counter()
@@ -465,6 +480,10 @@ class OnPolicyTrainer(IterativeModel):
         collected = self.collector(batch, uniforms, temperature, iteration=iteration)
         moments = self._moments(collected.raw_scores)
         collected = self._shaped(collected, moments)
+        # A judge that is random, or another model, would make workers learn different things.
+        self.workers.check_same(
+            sampled_tokens=collected.rollout.token_ids, scores=collected.rollout.scores
+        )
         logs = statistics.rollout_statistics(collected)
         soundness.check_rollout(logs, iteration)
         logs["policy/learning_rate"] = float(ops.convert_to_numpy(self.optimizer.learning_rate))
@@ -487,6 +506,9 @@ class OnPolicyTrainer(IterativeModel):
         if texts:
             logs["loss/lm"] = float(np.mean([self._learn_text(x, iteration) for x in texts]))
         soundness.check_weights(self._are_finite(), iteration)
+
+        if self.loss_scale is not None:
+            logs["policy/loss_scale"] = float(self.loss_scale.scale.numpy())
 
         # 4. Adjust the KL coefficient, count the iteration, and report.
         episodes = len(collected.raw_scores)
@@ -528,13 +550,16 @@ class OnPolicyTrainer(IterativeModel):
             self.num_minibatches,
             self.group_size,
             reuse,
+            parts=self._parts,
         )
         updates: list[dict[str, Any]] = []
         is_far = False
         for index in order:
-            update = self._take(experience, tf.constant(index), next(texts), temperature)
+            scale = self._scale()
+            text = self._with_scale(next(texts), scale)
+            update = self._take(experience, tf.constant(index), text, temperature, scale)
             updates.append(self.train_step(update))
-            self._skipped.after(updates[-1], iteration)
+            self._after_update(updates[-1], iteration)
             is_far = self._exceeds_target_kl(updates)
             if is_far:
                 break
@@ -552,9 +577,22 @@ class OnPolicyTrainer(IterativeModel):
 
     def _learn_text(self, text: TextBatch, iteration: int) -> float:
         """Makes one optimizer step on the language-modeling loss alone; returns the loss."""
-        logs = self._update_on_text(text)
-        self._skipped.after(logs, iteration)
+        logs = self._update_on_text(self._with_scale(text, self._scale()))
+        self._after_update(logs, iteration)
         return float(logs["loss/ptx"])
+
+    def _scale(self) -> Tensor | None:
+        """Returns the factor of the loss, float32 scalar; None for 1."""
+        return None if self.loss_scale is None else tf.constant(self.loss_scale.scale.numpy())
+
+    def _with_scale(self, text: TextBatch | None, scale: Tensor | None) -> TextBatch | None:
+        return text if text is None else text._replace(loss_scale=scale)
+
+    def _after_update(self, logs: dict[str, Any], iteration: int) -> None:
+        """Counts a skipped update, unless a smaller loss scale mends it."""
+        is_sound = not logs["policy/skipped"]
+        if self.loss_scale is None or not self.loss_scale.update(is_sound):
+            self._skipped.after(logs, iteration)
 
     def _rollouts(self, rollout: Rollout, temperature: Tensor) -> Iterator[Rollout]:
         """Yields the iteration's rollout, then older ones, evaluated with current weights."""
@@ -622,14 +660,31 @@ class OnPolicyTrainer(IterativeModel):
         """Returns the whole batch, checked against sampler, minibatches and replicas."""
         batch = prompt_batch(replica.gather(self.distribute_strategy, batch))
         self.limits().check_batch(batch)
-        replica.check_division(
-            "prompts",
-            int(batch["token_ids"].shape[0]),
-            minibatches=self.num_minibatches,
-            micro_batches=self.micro_batches,
-            replicas=replica.replicas(self.distribute_strategy),
-        )
+        count = int(batch["token_ids"].shape[0])
+        if count < self.num_minibatches:
+            raise ValueError(
+                f"A batch of {count} prompts cannot be divided into {self.num_minibatches} "
+                "minibatches. Use a larger batch size, and drop a smaller last batch "
+                "(`drop_remainder=True`), or set a smaller `num_minibatches`."
+            )
         return batch
+
+    @property
+    def _parts(self) -> int:
+        """Parts of equal size that the rows of an update are divided into."""
+        return self.micro_batches * replica.replicas(self.distribute_strategy)
+
+    def _check_workers(self, batch: dict[str, Any], iteration: int) -> None:
+        """Raises a `RuntimeError` if other workers train something else."""
+        self.workers.check_same(prompts=row_checksums(batch), iteration=iteration)
+        if self.workers.count > 1 and not self._has_compared:
+            self._has_compared = True
+            # Rewards may differ, as in the address of a server.
+            settings = self.settings().items()
+            self.workers.check_same(
+                settings={k: v for k, v in settings if not k.startswith("reward.")},
+                initial_weights=[zlib.crc32(np.asarray(v).tobytes()) for v in self.variables],
+            )
 
     def _uniforms(self, stream: int, batch: dict[str, Any]) -> Tensor:
         """Returns the random numbers of an iteration, or of `collect` for a negative stream."""

@@ -11,7 +11,7 @@ _REMEDIES = (
     "`callbacks.Resume` and checkpoints have the states before."
 )
 # Mean |ratio - 1| that rounding alone may cause in a first update.
-_RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+_RATIO_TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
 class SkippedUpdates:

@@ -39,12 +39,15 @@ class UpdateBatch(NamedTuple):
     counts: `Counts` of the whole minibatch.
     text: `TextBatch` of language modeling, or None.
     temperature: float32 scalar, of the sampler in this iteration.
+    loss_scale: float32 scalar. The loss is multiplied by it, and its gradients are divided by it,
+        so that they do not vanish in float16; None for 1.
     """
 
     minibatch: Experience
     counts: Counts
     text: TextBatch | None
     temperature: Tensor
+    loss_scale: Tensor | None = None
 
 
 class UpdateStep:
@@ -91,20 +94,46 @@ class UpdateStep:
         self.entropy_coef, self.text_coef, self.prompt_coef = entropy_coef, text_coef, prompt_coef
 
     def batch(
-        self, experience: Experience, rows: Tensor, text: TextBatch | None, temperature: Tensor
+        self,
+        experience: Experience,
+        rows: Tensor,
+        text: TextBatch | None,
+        temperature: Tensor,
+        loss_scale: Tensor | None = None,
     ) -> UpdateBatch:
-        """Returns the given rows of an experience as an `UpdateBatch`."""
-        # Count before rows are divided into micro-batches and replicas (M3).
-        minibatch = take(experience, rows)
-        return UpdateBatch(minibatch, self.counts(minibatch), text, temperature)
+        """Returns rows of an experience as an `UpdateBatch`.
 
-    def counts(self, minibatch: Experience) -> Counts:
-        """Returns the counts of a whole minibatch."""
+        Args:
+            experience: `Experience`.
+            rows: int32 `(minibatch,)`. Negative numbers are padding, which changes nothing.
+            text: `TextBatch` or None.
+            temperature: float32 scalar.
+            loss_scale: float32 scalar. Defaults to None: 1.
+        """
+        # Count before rows are divided into micro-batches and replicas (M3).
+        is_real = rows >= 0
+        minibatch = take(experience, ops.maximum(rows, 0))
+        mask = ops.logical_and(minibatch.response_mask, is_real[:, None])
+        minibatch = minibatch._replace(response_mask=mask)
+        counts = self.counts(minibatch, is_real)
+        return UpdateBatch(minibatch, counts, text, temperature, loss_scale)
+
+    def counts(self, minibatch: Experience, is_real: Tensor | None = None) -> Counts:
+        """Returns the counts of a whole minibatch.
+
+        Args:
+            minibatch: `Experience`.
+            is_real: bool `(minibatch,)`. False for padding. Defaults to None: no row is.
+        """
         mask = minibatch.response_mask
+        weights = masking.loss_weights(mask, self.loss_reduction, self.length)
+        # Two of the reductions divide by the number of rows, and padding is none.
+        if is_real is not None and self.loss_reduction != "token":
+            weights = weights * (mask.shape[0] / ops.sum(ops.cast(is_real, "float32")))
         # Rows that `mask_overlong` emptied have no prompt in the loss either.
         counted = ops.where(ops.any(mask, axis=-1), minibatch.prompt_lengths, 0)
         return Counts(
-            weights=masking.loss_weights(mask, self.loss_reduction, self.length),
+            weights=weights,
             tokens=ops.maximum(ops.sum(ops.cast(mask, "float32")), 1.0),
             prompt_tokens=ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0),
         )
@@ -127,7 +156,8 @@ class UpdateStep:
             # Watch only the variables to train; frozen networks need no gradient.
             tape.watch(values)
             loss, sums = self.loss(part)
-        gradients = replica.dense_gradients(tape, loss, values)
+            scaled = _scaled(loss, part.loss_scale)
+        gradients = _unscaled(replica.dense_gradients(tape, scaled, values), part.loss_scale)
         if part.text is None:
             return gradients, sums
         # Use a second tape, so that the activations of both are never in memory together.
@@ -186,7 +216,9 @@ class UpdateStep:
             # `targets` are shifted by the data: `logits[:, t]` predict `targets[:, t]`.
             losses = ops.sparse_categorical_crossentropy(part.targets, logits, from_logits=True)
             loss = ops.sum(losses * ops.cast(part.weights, "float32")) / part.weight_sum
-        return replica.dense_gradients(tape, loss, values), {"loss/ptx": loss}
+            scaled = _scaled(loss, part.loss_scale)
+        gradients = _unscaled(replica.dense_gradients(tape, scaled, values), part.loss_scale)
+        return gradients, {"loss/ptx": loss}
 
     def _kl(self, stats: TokenStats, minibatch: Experience) -> Tensor:
         """The KL term of the loss, float32 `(batch, length)`."""
@@ -231,23 +263,26 @@ def permutations(
     num_minibatches: int,
     group_size: int = 1,
     reuse: int = 0,
+    parts: int = 1,
 ) -> np.ndarray:
     """Returns the rows of every update of a rollout: a fresh permutation each epoch (detail N17).
 
-    The rows of a group stay together, in their order.
+    The rows of a group stay together, in their order. Updates of fewer groups than others, or of a
+    number that `parts` does not divide, are filled up with -1.
 
     Args:
         seed: int, of the run.
         iteration: int.
-        rows: int, divisible by `num_minibatches * group_size`.
+        rows: int, divisible by `group_size`, of at least `num_minibatches` groups.
         update_epochs: int. Passes over the rows.
         num_minibatches: int. Updates per pass.
         group_size: int. Consecutive rows that belong together. Defaults to 1.
         reuse: int. Index of the rollout in the iteration; 0 is the fresh one. Defaults to 0.
+        parts: int. Parts of equal size that an update is divided into. Defaults to 1.
 
     Returns:
-        Int32 `(update_epochs * num_minibatches, rows / num_minibatches)`, determined by the
-        arguments.
+        Int32 `(update_epochs * num_minibatches, rows of an update)`, determined by the arguments;
+        the order does not depend on `parts`.
 
     Example:
         >>> order = permutations(0, 1, rows=6, update_epochs=2, num_minibatches=3)
@@ -255,15 +290,34 @@ def permutations(
         ((6, 2), [0, 1, 2, 3, 4, 5])
     """
     generator = np.random.default_rng((seed, iteration, reuse) if reuse else (seed, iteration))
-    # Permute groups, then list the rows of each: `(groups, group_size)` per epoch.
-    groups = [generator.permutation(rows // group_size) for _ in range(update_epochs)]
-    epochs = [order[:, None] * group_size + np.arange(group_size) for order in groups]
-    return np.stack(epochs).reshape(update_epochs * num_minibatches, -1).astype("int32")
+    # Permute groups and divide them, `(updates, groups of an update)`, filled up with -1.
+    groups = rows // group_size
+    size = -(-groups // num_minibatches)
+    size = -(-size // parts) * parts
+    order = np.full((update_epochs * num_minibatches, size), -1)
+    for epoch in range(update_epochs):
+        for part, chosen in enumerate(
+            np.array_split(generator.permutation(groups), num_minibatches)
+        ):
+            order[epoch * num_minibatches + part, : len(chosen)] = chosen
+    # The rows of each group.
+    listed = order[:, :, None] * group_size + np.arange(group_size)
+    listed = np.where(order[:, :, None] < 0, -1, listed)
+    return listed.reshape(len(order), -1).astype("int32")
 
 
 def take(experience: Experience, rows: Tensor) -> Experience:
     """Returns the given rows of every tensor of an experience."""
     return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), experience)
+
+
+def _scaled(loss: Tensor, scale: Tensor | None) -> Tensor:
+    return loss if scale is None else loss * scale
+
+
+def _unscaled(gradients: list[Tensor], scale: Tensor | None) -> list[Tensor]:
+    # Gradients have the dtype of the weights, which is float32 in mixed precision.
+    return gradients if scale is None else [g / ops.cast(scale, g.dtype) for g in gradients]
 
 
 def _part(batch: Any, index: Tensor, parts: int) -> Any:

@@ -129,27 +129,34 @@ def test_resumed_is_uninterrupted(request, tmp_path, case):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rows", "parts", "replicas"), [(3, 2, 1), (3, 1, 2), (2, 2, 2)], ids=str)
-def test_parts_must_divide_the_text_too(rows, parts, replicas):
-    """Before anything is sampled."""
+SEVEN = [{name: x[:7] for name, x in batch.items()} for batch in trajectories.BATCHES]
+UNEQUAL = [("token", 2, 1), ("sequence", 2, 2), ("fixed", 1, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("reduction", "replicas", "parts"), UNEQUAL, ids=str)
+def test_rows_that_do_not_divide_are_padded(reduction, replicas, parts):
+    """Minibatches of four and three prompts, and three texts, change nothing when divided."""
+
+    def options():
+        texts = rlhf.LanguageModeling(trajectories.texts(3), coef=0.5)
+        return {"loss_reduction": reduction, "texts": texts}
+
     strategy = None
     if replicas > 1:
         strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-    texts = rlhf.LanguageModeling(trajectories.texts(rows), coef=0.5)
-    made = trainer(strategy=strategy, micro_batches=parts, texts=texts)
-    made.collector = None
-    message = (
-        f"{rows} texts of `LanguageModeling` cannot be divided into {parts} micro-batches on "
-        f"{replicas} replicas.*multiple of {parts * replicas}"
-    )
-    with pytest.raises(ValueError, match=message):
-        made.iterate(dict(trajectories.BATCHES[0]))
+    divided = trainer(strategy=strategy, micro_batches=parts, **options())
+    alone = trainer(**options())
+    assert_same(run(divided, SEVEN), run(alone, SEVEN))
+    unseen = tf.data.Dataset.from_tensor_slices(SEVEN[0]).batch(5)
+    validation = [made.evaluate(unseen, verbose=0) for made in (divided, alone)]
+    np.testing.assert_allclose(*validation, rtol=1e-4)
 
 
-def test_rows_that_replicas_cannot_share_are_refused():
+def test_rows_of_units_are_shared_in_order():
+    """Two rows a unit, of three units between two replicas; scalars go to both."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     execution = replica.Execution(strategy, jit_compile=False)
-    double = replica.rowwise(lambda x: 2 * x, execution)
-    assert double(tf.constant([1, 2])).numpy().tolist() == [2, 4]
-    with pytest.raises(ValueError, match="3 rows cannot be divided between 2 replicas"):
-        double(tf.constant([1, 2, 3]))
+    add = replica.rowwise(lambda x, pairs, c: (x + c, pairs + c), execution)
+    found = add(tf.constant([1, 2, 3]), tf.range(6), tf.constant(10))
+    assert [x.numpy().tolist() for x in found] == [[11, 12, 13], [*range(10, 16)]]

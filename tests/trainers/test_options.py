@@ -263,7 +263,7 @@ def untouched(acting):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({k: x[:5] for k, x in BATCH.items()}, "5 prompts cannot be divided into 2 minibatches"),
+        ({k: x[:1] for k, x in BATCH.items()}, "1 prompts cannot be divided into 2 minibatches"),
         (helpers.prompts([1, 29], columns=29), "need 33 positions; the model has 32"),
         ({"token_ids": BATCH["token_ids"]}, "padding_mask"),
         ({**BATCH, "padding_mask": BATCH["padding_mask"][:, ::-1]}, r"Rows \[0, 1, 2, 3, 4\]"),
@@ -289,18 +289,16 @@ def test_a_forgotten_compile_is_named(make):
         make().fit(tf.data.Dataset.from_tensors(BATCH))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "mixed_float16"])
-def test_float16_is_refused(dtype):
-    half = helpers.backbone(dtype=dtype)
-    for actor in (helpers.actor(dtype=dtype), helpers.actor(critic=half)):
-        with pytest.raises(ValueError, match=r"does not scale losses.*'float16'.*bfloat16"):
+def test_float16_weights_are_refused():
+    half = helpers.backbone(dtype="float16")
+    for actor in (helpers.actor(dtype="float16"), helpers.actor(critic=half)):
+        with pytest.raises(ValueError, match=r"Weights in float16.*'float16'.*mixed_float16"):
             helpers.ppo(actor).compile()
 
 
 def test_an_optimizer_that_scales_is_refused(acting):
-    """Keras makes one of any optimizer under a global policy of "mixed_float16"."""
     made = helpers.ppo(acting)
-    with pytest.raises(ValueError, match="an optimizer LossScaleOptimizer"):
+    with pytest.raises(ValueError, match="Received a LossScaleOptimizer"):
         made.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
 
 
@@ -315,15 +313,13 @@ def test_a_reward_that_training_would_change_is_refused():
     helpers.ppo(ActorCritic(lm, critic=reward), reward)
 
 
-def test_replicas_must_divide_the_batch():
+def test_direct_methods_refuse_float16_on_replicas():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         trainer = helpers.ppo(num_minibatches=2)
         trainer.compile(jit_compile=False)
         with pytest.raises(ValueError, match="float16 does not work under a distribution"):
             DPO(helpers.lm(dtype="float16")).compile()
-    with pytest.raises(ValueError, match=r"on 2 replicas\. .*multiple of 4"):
-        trainer.iterate(BATCH)
 
 
 def test_the_skeleton_is_abstract(acting):
