@@ -13,7 +13,7 @@ import pytest
 import kerasrlhf as rlhf
 
 PREFIX = f"{pathlib.Path(rlhf.__file__).parent}/"
-# They refuse what cannot be trained on, compare processes, or hold signals back, and compute nothing.
+# They refuse bad input, compare processes or hold signals back, and compute nothing.
 GUARDS = {
     "data/kinds.py",
     "data/limits.py",
