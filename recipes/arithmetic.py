@@ -9,8 +9,10 @@ some. The model is fine-tuned on a few solutions. Then PPO and GRPO each start f
 many responses: a right answer scores 1. The report compares the start, the fine-tuned model, the
 best of eight of its responses (which the answers choose: what the model solves at least once), PPO
 and GRPO, on held-out problems. Records of `--data` have `question`, `answer` (a number) and
-`solution`. `output` receives the model after GRPO (`model`, a keras-hub preset), `report.json` and
-curves for TensorBoard (`logs`). A trial of seconds: `python recipes/arithmetic.py --preset smoke`.
+`solution`. `output` receives the model after GRPO (`model`, a keras-hub preset), `report.json`,
+curves for TensorBoard (`logs`) and the state of the run (`state`): started again with `--resume`,
+an interrupted run continues after the last finished step or state. A trial of seconds:
+`python recipes/arithmetic.py --preset smoke`.
 """
 
 import dataclasses
@@ -65,7 +67,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Problems, and the task.
     learned, held_out = read_problems(config)

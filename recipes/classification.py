@@ -9,8 +9,9 @@ Records have `text` and `label`. The model is fine-tuned on a few of them, and r
 a response with the right label scores 1. The report compares, on held-out records, the start, the
 fine-tuned model, the best of eight of its responses (which the labels choose, so this is what the
 model could answer), its answers where it may only answer with labels, and the model after PPO, free
-and with labels only. `output` receives the model (`model`, a keras-hub preset), `report.json` and
-curves for TensorBoard (`logs`). A trial of seconds:
+and with labels only. `output` receives the model (`model`, a keras-hub preset), `report.json`,
+curves for TensorBoard (`logs`) and the state of the run (`state`): started again with `--resume`,
+an interrupted run continues after the last finished step or state. A trial of seconds:
 `python recipes/classification.py --preset smoke`.
 """
 
@@ -63,7 +64,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. The task, with the labels of the data.
     learned, held_out = rlhf.applications.read_records(
@@ -106,15 +107,18 @@ def labels(records, words):
 def answer_with_labels(task_run, name):
     """Adds a stage in which the model may only answer with a label."""
     task, config = task_run.task, task_run.config
-    logprobs = rlhf.evaluation.choice_logprobs(
-        task_run.causal_lm,
-        [record["prompt"] for record in task.prompts(task_run.held_out)],
-        task.choices,
-        batch_size=config.batch_size,
-        jit_compile=config.jit_compile,
-    )
-    stage = rlhf.applications.Stage(name, task_run.held_out, task.chosen(logprobs))
-    task_run.stages.append(stage)
+
+    def answer(records):
+        logprobs = rlhf.evaluation.choice_logprobs(
+            task_run.causal_lm,
+            [record["prompt"] for record in task.prompts(records)],
+            task.choices,
+            batch_size=config.batch_size,
+            jit_compile=config.jit_compile,
+        )
+        return task.chosen(logprobs)
+
+    task_run.add_stage(name, answer)
 
 
 if __name__ == "__main__":

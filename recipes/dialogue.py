@@ -10,8 +10,10 @@ one is the reward of PPO, and the other, which nothing is trained against, is th
 report. So a policy that only finds errors of its reward gains nothing there. The report compares
 the start, the fine-tuned model, the best of eight of its replies (by the reward) and the model
 after PPO, on held-out prompts; `win` is how often the judge scores a reply above the chosen one.
-`output` receives the model (`model`, a keras-hub preset), `report.json` and curves for TensorBoard
-(`logs`). A trial of seconds: `python recipes/dialogue.py --preset smoke`.
+`output` receives the model (`model`, a keras-hub preset), `report.json`, curves for TensorBoard
+(`logs`) and the state of the run (`state`): started again with `--resume`, an interrupted run
+continues after the last finished step or state. A trial of seconds:
+`python recipes/dialogue.py --preset smoke`.
 """
 
 import dataclasses
@@ -75,7 +77,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Short dialogues, and the task; its reward models come later.
     learned, held_out = rlhf.applications.read_records(
@@ -95,16 +97,12 @@ def main(config):
     task_run.fine_tune(learned[: config.demonstrations])
     task_run.measure("SFT")
     # 4. A reward model, and a judge that learns from other pairs.
-    replies = task_run.stages[-1].responses
     count = min(config.pairs or len(learned), len(learned) // 2)
     models, accuracies = [], {}
     for name, pairs in (("reward", learned[:count]), ("judge", learned[-count:])):
         progress.step(f"Model of preferences: {name}")
-        model = learn_preferences(config, task, task_run.causal_lm, pairs, progress.verbose)
-        accuracies[name] = accuracy(task, model, held_out)
-        # Scores of the fine-tuned model have mean 0 and variance 1 (N9).
-        model.normalize([row["prompt"] for row in held_out], responses=replies)
-        models.append(model)
+        models.append(learn_preferences(task_run, name, pairs))
+        accuracies[name] = accuracy(task, models[-1], held_out)
     task = task_run.task = rlhf.tasks.Dialogue(*models, length=config.length)
     task_run.measure_best_of(f"best of {config.best_of} (SFT)")
     # 5. Reinforcement.
@@ -119,21 +117,30 @@ def main(config):
     return report
 
 
-def learn_preferences(config, task, lm, records, verbose):
+def learn_preferences(task_run, name, records):
     """Returns a reward model that starts from the fine-tuned model and learns from pairs."""
-    model = rlhf.RewardModel.from_causal_lm(lm)
+    task, config = task_run.task, task_run.config
+    model = rlhf.RewardModel.from_causal_lm(task_run.causal_lm)
     if config.lora_rank:
         model.backbone.enable_lora(config.lora_rank)
     pairs = rlhf.data.preferences(
         task.preferences(records),
-        lm.preprocessor,
+        model.preprocessor,
         min(config.reward_batch_size, len(records)),
         seed=config.seed,
         drop_remainder=True,
     )
     optimizer = keras.optimizers.Adam(config.reward_learning_rate)
     model.compile(optimizer, jit_compile=config.jit_compile)
-    model.fit(pairs, epochs=config.reward_epochs, shuffle=False, verbose=verbose)
+
+    def fit():
+        model.fit(pairs, epochs=config.reward_epochs, shuffle=False, verbose=task_run.verbose)
+        # Scores of the fine-tuned model have mean 0 and variance 1 (N9).
+        prompts = [row["prompt"] for row in task_run.held_out]
+        model.normalize(prompts, responses=task_run.stages[-1].responses)
+
+    # A run that is resumed loads the weights instead.
+    task_run.train(name, model, fit)
     return model
 
 

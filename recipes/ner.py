@@ -9,8 +9,9 @@ Records have `tokens` and `tags` (BIO). A response is `person: Anna Smith; locat
 all: the score is the F1 of the sentence. The report compares the start, the fine-tuned model, the
 best of eight of its responses (which the tags choose, so this is what the model could answer) and
 the model after PPO, on held-out sentences. `output` receives the model (`model`, a keras-hub
-preset), `report.json` and curves for TensorBoard (`logs`). A trial of seconds:
-`python recipes/ner.py --preset smoke`.
+preset), `report.json`, curves for TensorBoard (`logs`) and the state of the run (`state`): started
+again with `--resume`, an interrupted run continues after the last finished step or state. A trial
+of seconds: `python recipes/ner.py --preset smoke`.
 """
 
 import dataclasses
@@ -58,7 +59,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Sentences, and the task with their types of entities.
     learned, held_out = rlhf.applications.read_records(

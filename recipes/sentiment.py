@@ -8,8 +8,9 @@ Records have `text`, whose first words are the prompt, or `prompt` and `response
 fine-tuned on the texts as they are, happy and unhappy ones, and then reinforced. The report
 compares four stages on held-out prompts: the start, after fine-tuning, the best of eight responses
 of the fine-tuned model, and after PPO. `output` receives the model (`model`, a keras-hub preset),
-`report.json` and curves for TensorBoard (`logs`). A trial of seconds:
-`python recipes/sentiment.py --preset smoke`.
+`report.json`, curves for TensorBoard (`logs`) and the state of the run (`state`): started again
+with `--resume`, an interrupted run continues after the last finished step or state. A trial of
+seconds: `python recipes/sentiment.py --preset smoke`.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. The task, and records with more words than a prompt.
     named = config.reward in ("vader", "words")

@@ -9,8 +9,10 @@ them, and reinforced on all: the score is ROUGE-L, less penalties for a wrong le
 repeated words. ROUGE rewards shared words and nothing else, so read the samples too. The report
 compares the start, the fine-tuned model, the best of eight of its responses (which the references
 choose, so this is what the model could answer) and the model after PPO, on held-out documents.
-`output` receives the model (`model`, a keras-hub preset), `report.json` and curves for TensorBoard
-(`logs`). A trial of seconds: `python recipes/summarization.py --preset smoke`.
+`output` receives the model (`model`, a keras-hub preset), `report.json`, curves for TensorBoard
+(`logs`) and the state of the run (`state`): started again with `--resume`, an interrupted run
+continues after the last finished step or state. A trial of seconds:
+`python recipes/summarization.py --preset smoke`.
 """
 
 import dataclasses
@@ -58,7 +60,7 @@ class Config(TaskConfig):
 
 
 def main(config):
-    progress = Progress(config.output, overwrite=config.overwrite)
+    progress = Progress(config.output, config.resume, config.overwrite)
     keras.utils.set_random_seed(config.seed)
     # 1. Documents, and the task.
     learned, held_out = rlhf.applications.read_records(config, SAMPLE)

@@ -13,13 +13,14 @@ import pytest
 import kerasrlhf as rlhf
 
 PREFIX = f"{pathlib.Path(rlhf.__file__).parent}/"
-# They refuse what cannot be trained on, or hold signals back, and compute nothing.
+# They refuse bad input, compare processes or hold signals back, and compute nothing.
 GUARDS = {
     "data/kinds.py",
     "data/limits.py",
     "functional/_inputs.py",
     "trainers/interruption.py",
     "trainers/soundness.py",
+    "workers.py",
 }
 
 

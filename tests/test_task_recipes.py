@@ -67,7 +67,7 @@ def test_a_task_of_files_is_measured_on_records_of_the_test_file(tiny, tmp_path)
     assert asked <= {f"Text: {row['text']}\nLabel:" for row in rows[20:]}
 
 
-def test_training_is_watched_on_records_without_demonstrations(tiny, monkeypatch):
+def test_training_is_watched_on_records_without_demonstrations(tiny, tmp_path, monkeypatch):
     """Recipes demonstrate the first records."""
     seen = {}
 
@@ -81,9 +81,8 @@ def test_training_is_watched_on_records_without_demonstrations(tiny, monkeypatch
 
     records = [{"text": f"Text {i}", "label": "a"} for i in range(8)]
     task = rlhf.tasks.Classification(["a", "b"], template="{text}", length=2)
-    config = TaskConfig(
-        model=tiny, iterations=6, validate_every=6, batch_size=2, validation=2, jit_compile=False
-    )
+    sizes = {"iterations": 6, "validate_every": 6, "batch_size": 2, "validation": 2}
+    config = TaskConfig(model=tiny, output=tmp_path, jit_compile=False, **sizes)
     run = rlhf.applications.TaskRun(task, config, records[:2])
     monkeypatch.setattr(run, "_trainer", lambda algorithm, options: Trainer())
     run.reinforce(records)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import os
+import pathlib
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from kerasrlhf import data, evaluation
+from kerasrlhf.applications import run_state
 from kerasrlhf.applications.tables import Stage, Table
-from kerasrlhf.callbacks import TensorBoard
+from kerasrlhf.callbacks import Resume, TensorBoard
 from kerasrlhf.cli.task_config import TaskConfig
 from kerasrlhf.data.records import Record, Records
 from kerasrlhf.models.actor_critic import ActorCritic
@@ -30,6 +35,8 @@ from kerasrlhf.types import require_choice
 # Texts for the perplexity: how many, their words, and tokens at most.
 _TEXTS, _TEXT_WORDS, _TEXT_TOKENS = 32, 120, 200
 _MULTIPLE = 8
+# Fields that do not change what a run finds.
+_FREE = {"output", "resume", "overwrite", "save_every", "samples"}
 
 
 class TaskRun:
@@ -38,6 +45,12 @@ class TaskRun:
     Each method is a step, in the order of a recipe. `measure` answers the held-out prompts with the
     most likely tokens and keeps the answers; metrics are computed at the end. So a task may get its
     rewards on the way, as one with a reward model does: set `task` then.
+
+    What a step has found is kept under `state` in the folder `config.output`. A run that is
+    started again with `config.resume`, with the same steps in the same order, takes it from there,
+    continues a `reinforce` that was interrupted, and ends with the table and the weights of a run
+    that nothing interrupted. Every step ends with new seeds of Python, NumPy and the backend, so
+    that what comes next does not depend on whether the step was done or loaded.
 
     Args:
         task: `Task`.
@@ -49,13 +62,19 @@ class TaskRun:
         task: the task.
         causal_lm: keras-hub `CausalLM` that is trained.
         stages: list of `Stage`, the answers so far.
-        seconds: dict from steps to how long they took.
+        seconds: dict from steps to how long they took in this process: about 0 for what was
+            loaded, and without the iterations of an earlier process.
+
+    Raises:
+        ValueError: If the run to continue had other settings, apart from `output`, `overwrite`,
+            `save_every` and `samples`, or other held-out prompts.
 
     Example:
+        >>> import tempfile
         >>> from kerasrlhf.cli.recipe import TaskConfig
         >>> task = rlhf.tasks.Classification(["cat", "dog"], template="{text}", length=2)
         >>> records = [{"text": "It barks.", "label": "dog"}] * 2
-        >>> config = TaskConfig(jit_compile=False, best_of=2)
+        >>> config = TaskConfig(output=tempfile.mkdtemp(), jit_compile=False, best_of=2)
         >>> run = rlhf.applications.TaskRun(task, config, records)
         >>> run.measure("start", perplexity=False)
         >>> list(run.table().rows)
@@ -64,6 +83,13 @@ class TaskRun:
 
     def __init__(self, task: Task, config: TaskConfig, held_out: Records, verbose: int = 0) -> None:
         self.task, self.config, self.held_out, self.verbose = task, config, held_out, verbose
+        # Before the model is loaded: settings that differ are an error.
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+        settings["held-out prompts"] = run_state.checksum_of(task.prompts(held_out))
+        self._folder = pathlib.Path(config.output)
+        self._state = run_state.RunState(
+            self._folder / "state", settings, config.resume, config.overwrite
+        )
         options = {"dtype": config.dtype} if config.dtype else {}
         actor = ActorCritic.from_preset(config.model, **options)
         self.causal_lm = actor.causal_lm
@@ -75,6 +101,7 @@ class TaskRun:
         self.seconds: dict[str, float] = {}
         self._texts: list[str] | None = None
         self._tuned: list[tuple[keras.Variable, np.ndarray]] = []
+        self._counts: collections.Counter[str] = collections.Counter()
 
     # What a stage answers.
 
@@ -85,15 +112,7 @@ class TaskRun:
             name: str, of the stage.
             perplexity: bool. Whether to compute the perplexity of other texts. Defaults to True.
         """
-        with _Timer(self.seconds, f"measure {name}"):
-            responses = self._answering.generate(
-                [record["prompt"] for record in self.task.prompts(self.held_out)],
-                self.task.decoder(),
-                batch_size=self.config.batch_size,
-                jit_compile=self.config.jit_compile,
-            )
-            nats = self._perplexity() if perplexity else None
-        self.stages.append(Stage(name, self.held_out, responses, nats))
+        self.add_stage(name, self._most_likely, perplexity=perplexity)
 
     def measure_best_of(self, name: str) -> None:
         """Samples several answers to held-out prompts, and keeps the best as a stage.
@@ -104,20 +123,58 @@ class TaskRun:
         Args:
             name: str, of the stage.
         """
+        self.add_stage(name, self._best, self.held_out[: self.config.best_of_prompts])
+
+    def add_stage(
+        self,
+        name: str,
+        answer: Callable[[Records], list[str]],
+        records: Records | None = None,
+        perplexity: bool = False,
+    ) -> None:
+        """Answers the held-out prompts with a function, and keeps the answers as a stage.
+
+        Args:
+            name: str, of the stage.
+            answer: function of records that returns a response to each. It is not called if the
+                run that is resumed has this stage.
+            records: list of dict, the first of the held-out records. Defaults to None: all.
+            perplexity: bool. Whether to compute the perplexity of other texts. Defaults to False.
+
+        Raises:
+            ValueError: If the run that is resumed had another stage here.
+        """
+        records = self.held_out if records is None else records
+        with self._step(f"measure {name}"):
+            tokenizer = self.causal_lm.preprocessor.tokenizer
+            stage = self._state.stage(len(self.stages), name, records, tokenizer)
+            if stage is None:
+                responses = answer(records)
+                nats = self._perplexity() if perplexity else None
+                stage = Stage(name, records, responses, nats)
+                self._state.keep_stages([*self.stages, stage])
+            self.stages.append(stage)
+
+    def _most_likely(self, records: Records) -> list[str]:
+        return self._answering.generate(
+            [record["prompt"] for record in self.task.prompts(records)],
+            self.task.decoder(),
+            batch_size=self.config.batch_size,
+            jit_compile=self.config.jit_compile,
+        )
+
+    def _best(self, records: Records) -> list[str]:
         config = self.config
-        records = self.held_out[: config.best_of_prompts]
-        with _Timer(self.seconds, f"measure {name}"):
-            found = best_of_n(
-                self._answering,
-                self.task.rewards(),
-                self.task.prompts(records),
-                config.best_of,
-                self.task.sampler(temperature=config.temperature),
-                batch_size=max(1, config.batch_size // config.best_of),
-                seed=config.seed,
-                jit_compile=config.jit_compile,
-            )
-        self.stages.append(Stage(name, records, found.winners))
+        return best_of_n(
+            self._answering,
+            self.task.rewards(),
+            self.task.prompts(records),
+            config.best_of,
+            self.task.sampler(temperature=config.temperature),
+            batch_size=max(1, config.batch_size // config.best_of),
+            seed=config.seed,
+            jit_compile=config.jit_compile,
+        ).winners
 
     def _perplexity(self) -> float:
         """Returns the perplexity of texts that are not of the task."""
@@ -160,10 +217,31 @@ class TaskRun:
             ),
             jit_compile=config.jit_compile,
         )
-        with _Timer(self.seconds, "fine-tuning"):
+
+        def fit() -> None:
             # The dataset shuffles itself.
             lm.fit(demonstrations, epochs=config.sft_epochs, shuffle=False, verbose=self.verbose)
+
+        self.train("fine-tuning", lm, fit)
         self._tuned = [(v, keras.ops.convert_to_numpy(v)) for v in lm.trainable_variables]
+
+    def train(self, name: str, model: keras.Model, fit: Callable[[], Any]) -> None:
+        """Trains a model with a function, and keeps its weights.
+
+        Args:
+            name: str, of the step.
+            model: `keras.Model`, built the same way in a run that is resumed.
+            fit: function that changes variables of the model. It is not called if the run that is
+                resumed has done so: its variables are loaded then.
+
+        Raises:
+            ValueError: If the state is damaged, or is of a model with other variables.
+        """
+        with self._step(name) as step:
+            if not self._state.load(step, model):
+                before = run_state.checksums(model)
+                fit()
+                self._state.keep(step, model, before)
 
     def reinforce(
         self, records: Records, algorithm: str = "ppo", **options: Any
@@ -171,12 +249,16 @@ class TaskRun:
         """Trains the fine-tuned model with reinforcement learning, and returns the trainer.
 
         Each call starts from the weights after `fine_tune`, so that algorithms can be compared. An
-        iteration has as many responses with each.
+        iteration has as many responses with each. If the run that is resumed has reached this step,
+        its iterations are passed over.
 
         Args:
             records: list of dict to prompt with.
             algorithm: `"ppo"` or `"grpo"`. Defaults to `"ppo"`.
             **options: of the trainer.
+
+        Raises:
+            ValueError: If the run that is resumed had other options, rewards or prompts.
         """
         config = self.config
         require_choice("algorithm", algorithm, ("ppo", "grpo"))
@@ -199,14 +281,16 @@ class TaskRun:
             )
             for part, shuffle in ((learned[: config.max_prompts], True), (watched, False))
         )
-        with _Timer(self.seconds, algorithm):
+        with self._step(algorithm) as step:
+            resume = Resume(self._folder / "state" / step, every=config.save_every)
+            curves = TensorBoard(self._folder / "logs" / step, samples=config.samples)
             trainer.fit(
                 prompts.repeat(),
                 steps_per_epoch=config.validate_every,
                 epochs=config.iterations // config.validate_every,
                 validation_data=validation,
                 shuffle=False,  # the dataset shuffles itself
-                callbacks=[TensorBoard(config.output / "logs" / algorithm, samples=config.samples)],
+                callbacks=[resume, curves],
                 verbose=self.verbose,
             )
         return trainer
@@ -237,6 +321,18 @@ class TaskRun:
         )
         return trainer
 
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[str]:
+        """Times a step, and yields its name, with a number if there was one of that name."""
+        self._state.begin()
+        self._counts[name] += 1
+        count = self._counts[name]
+        step = name if count == 1 else f"{name}-{count}"
+        start = time.perf_counter()
+        yield step
+        self.seconds[step] = time.perf_counter() - start
+        keras.utils.set_random_seed(zlib.crc32(f"{self.config.seed} {step}".encode()))
+
     # Results.
 
     def table(self) -> Table:
@@ -246,7 +342,7 @@ class TaskRun:
     def finish(self) -> dict[str, Any]:
         """Saves the model, prints the table and samples, and returns the report."""
         table = self.table()
-        self.causal_lm.save_to_preset(str(self.config.output / "model"))
+        self.causal_lm.save_to_preset(str(self._folder / "model"))
         report = {
             "config": dataclasses.asdict(self.config),
             **table.report(self.config.samples),
@@ -296,19 +392,6 @@ def read_records(
             "after leaving out those that the task does not use. Expected one and two at least."
         )
     return learned, held_out
-
-
-class _Timer:
-    """Adds the seconds of a block to a dict."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self.seconds[self.name] = time.perf_counter() - self._start
 
 
 def pieces(texts: list[str], count: int, words: int) -> list[str]:

@@ -183,7 +183,8 @@ class Resume(iterations.IterationCallback):
         }
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {f"{i:05d}": _array(v) for i, v in enumerate(_variables(self.trainer))}
+        variables = _variables(self.trainer)
+        arrays = {f"{i:05d}": state_files.as_array(v) for i, v in enumerate(variables)}
         if self.trainer.memory is not None:
             arrays |= {_MEMORY + name: x for name, x in self.trainer.memory.arrays().items()}
         return arrays
@@ -291,12 +292,6 @@ def _chosen(model: OnPolicyTrainer, changed: dict[str, Any]) -> list[keras.Varia
     if {"kl.class", "kl.coef"} & set(changed):
         chosen.append(model.kl.coef)
     return chosen
-
-
-def _array(variable: keras.Variable) -> np.ndarray:
-    """Returns the value; small floats as float32, which is exact and which NumPy can write."""
-    array = keras.ops.convert_to_numpy(variable)
-    return array if array.dtype.kind in "biuf" else array.astype("float32")
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

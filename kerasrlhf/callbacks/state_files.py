@@ -11,6 +11,7 @@ import uuid
 import warnings
 from typing import Any
 
+import keras
 import numpy as np
 
 from kerasrlhf import files
@@ -190,6 +191,20 @@ class _Damage(Exception):
             f"The state of the run in {str(path)!r} is damaged: {what}. Put the file back from a "
             "copy, or start over in another directory."
         )
+
+
+def as_array(variable: keras.Variable) -> np.ndarray:
+    """Returns the value; small floats as float32, which is exact and which NumPy can write.
+
+    Args:
+        variable: `keras.Variable`.
+
+    Example:
+        >>> as_array(keras.Variable([1.5], dtype="bfloat16"))
+        array([1.5], dtype=float32)
+    """
+    array = keras.ops.convert_to_numpy(variable)
+    return array if array.dtype.kind in "biuf" else array.astype("float32")
 
 
 def _signed(state: dict[str, Any]) -> dict[str, Any]:

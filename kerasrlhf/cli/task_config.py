@@ -22,6 +22,7 @@ class TaskConfig:
         texts: Texts whose perplexity is measured, records with text; none for stories.
         model: A keras-hub preset, a folder of one, or a Hugging Face folder.
         output: A folder for the results.
+        resume: Continue from the state in output.
         overwrite: Remove the results of an earlier run in output.
         held_out: Records to measure on.
         demonstrations: Records to fine-tune on; none for all.
@@ -33,6 +34,7 @@ class TaskConfig:
         batch_size: Prompts of an iteration.
         validate_every: Iterations between validations; divides iterations.
         validation: Prompts of a validation; a multiple of batch_size.
+        save_every: Iterations between states.
         learning_rate: Of reinforcement, of Adam at the start; falls linearly to 0.
         kl_coef: Score units per nat of KL from the fine-tuned model.
         update_epochs: Passes over the responses of an iteration.
@@ -53,6 +55,7 @@ class TaskConfig:
     texts: str | None = None
     model: str = models.TINY_STORIES
     output: pathlib.Path = pathlib.Path("runs/task")
+    resume: bool = False
     overwrite: bool = False
     held_out: int = 8
     demonstrations: int | None = None
@@ -64,6 +67,7 @@ class TaskConfig:
     batch_size: int = 8
     validate_every: int = 20
     validation: int = 8
+    save_every: int = 5
     learning_rate: float = 3e-4
     kl_coef: float = 0.05
     update_epochs: int = 2
@@ -129,6 +133,7 @@ SMOKE: dict[str, Any] = {
     "batch_size": 4,
     "validate_every": 1,
     "validation": 4,
+    "save_every": 1,
     "update_epochs": 1,
     "num_minibatches": 1,
     "best_of": 2,

@@ -334,6 +334,8 @@ class Collector:
         return masking.masked_sum(logprobs, inside, axis=-1) / tf.maximum(count, 1.0)
 
     def _read_in_parts(self, responses: Responses, temperature: Tensor) -> Readings:
+        if self.parts == 1:
+            return self._read(responses, temperature)
         # Parts of equal size share one compiled function; the last is filled up with copies.
         count = responses.token_ids.shape[0]
         filled = shares.padded(responses, self.parts)
