@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasrlhf.callbacks import iterations, state_files
 from kerasrlhf.trainers import settings
@@ -157,7 +158,9 @@ class Resume(iterations.IterationCallback):
             )
 
     def _is_saved(self) -> bool:
-        return self._saved == int(self.trainer.iteration.numpy())
+        # A signal may arrive while a graph is traced, where variables have no values.
+        with tf.init_scope():
+            return self._saved == int(self.trainer.iteration.numpy())
 
     def _save_last(self) -> str:
         """Saves what is not saved yet, and says where the state is."""

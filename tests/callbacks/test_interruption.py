@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 
+import helpers
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import Crash, CrashIn
 from ppo_runs import letters
 
@@ -191,3 +193,15 @@ def test_ctrl_c_ends_a_script_with_its_status_and_no_traceback():
     code = f"import runpy; raise runpy.run_path({str(path)!r})['InterruptedRun'](130)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_whether_a_run_is_saved_is_known_while_a_graph_is_traced(tmp_path):
+    """A signal may arrive then, and its handler asks; also with a variable on two devices."""
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        made = helpers.ppo(update_epochs=1)
+        made.compile(jit_compile=False)
+        resume, found = rlhf.callbacks.Resume(tmp_path), []
+        prompts = tf.data.Dataset.from_tensors(helpers.prompts([1, 2]))
+        made.fit(prompts, callbacks=[resume], verbose=0)
+    tf.function(lambda: found.append(resume._is_saved()))()
+    assert found == [True]
