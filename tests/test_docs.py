@@ -121,7 +121,7 @@ def check_rewards(names, folder):
 
 
 def check_reading_a_run(names, folder):
-    """The table lists the statistics of an iteration; the others that it has are of options or dtypes."""
+    """The table lists the statistics of an iteration; others are of options and dtypes."""
     logged = set(names["ppo"].statistics)
     listed = set(re.findall(r"^\| `(\w+/\w+)` \|", TAG_TABLE, re.MULTILINE))
     of_validation = {name for name in listed if name.startswith("val/")}
