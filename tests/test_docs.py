@@ -121,7 +121,7 @@ def check_rewards(names, folder):
 
 
 def check_reading_a_run(names, folder):
-    """The table lists the statistics of an iteration; the others that it has are of options."""
+    """The table lists the statistics of an iteration; others are of options and dtypes."""
     logged = set(names["ppo"].statistics)
     listed = set(re.findall(r"^\| `(\w+/\w+)` \|", TAG_TABLE, re.MULTILINE))
     of_validation = {name for name in listed if name.startswith("val/")}
@@ -131,6 +131,7 @@ def check_reading_a_run(names, folder):
         "objective/score_spread",
         "objective/unscored",
         "policy/accuracy",
+        "policy/loss_scale",
         "loss/kl",
         "loss/ptx",
         "loss/lm",
