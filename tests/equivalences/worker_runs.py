@@ -104,11 +104,11 @@ def half(reward, folder):
 
 # By name: what makes the trainer, whether with XLA, epochs, and the iteration that kills a worker.
 CASES = {
-    "ppo": (ppo, False, 3, None),
-    "everything": (everything, True, 3, None),
-    "grpo": (grpo, False, 3, None),
+    "ppo": (ppo, False, 5, None),
+    "everything": (everything, True, 5, None),
+    "grpo": (grpo, False, 5, None),
     "half": (half, False, 2, None),
-    "killed": (ppo, False, 3, 2),
+    "killed": (ppo, False, 5, 2),
 }
 
 
